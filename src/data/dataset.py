@@ -1,0 +1,103 @@
+"""Tokenized examples in flat arrays, written once and mapped into memory by every rank."""
+
+import json
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from src.data.tokenization import IGNORE_INDEX, TokenizedExample
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """What the tokenizer made of a file."""
+
+    examples: int = 0
+    tokens: int = 0
+    learned_tokens: int = 0
+    cut_examples: int = 0
+    cut_tokens: int = 0
+
+
+class TokenDataset:
+    """Examples laid end to end: `offsets[i]` to `offsets[i + 1]` is example i."""
+
+    def __init__(self, folder: Path) -> None:
+        self.counts = DataCounts(**json.loads((folder / "counts.json").read_text()))
+        self.input_ids = _load(folder, "input_ids")
+        self.labels = _load(folder, "labels")
+        self.completion_mask = _load(folder, "completion_mask")
+        self.offsets = _load(folder, "offsets")
+        self.line_numbers = _load(folder, "line_numbers")
+
+    def __len__(self) -> int:
+        return len(self.line_numbers)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example."""
+        return np.diff(self.offsets)
+
+
+def _load(folder: Path, name: str) -> np.ndarray:
+    path = folder / f"{name}.npy"
+    # An empty file cannot be mapped.
+    return np.load(path, mmap_mode="r") if path.stat().st_size > 128 else np.load(path)
+
+
+class DatasetWriter:
+    """Collects tokenized examples and writes them as one data set."""
+
+    def __init__(self) -> None:
+        self.input_ids = array("i")
+        self.labels = array("i")
+        self.completion_mask = array("b")
+        self.offsets = array("q", [0])
+        self.line_numbers = array("q")
+        self.cut_examples = 0
+        self.cut_tokens = 0
+
+    def add(self, line_number: int, example: TokenizedExample) -> None:
+        """Add one example."""
+        self.input_ids.extend(example.input_ids)
+        self.labels.extend(example.labels)
+        self.completion_mask.extend(example.completion_mask)
+        self.offsets.append(len(self.input_ids))
+        self.line_numbers.append(line_number)
+        self.cut_examples += example.num_cut > 0
+        self.cut_tokens += example.num_cut
+
+    def write(self, folder: Path, *, rows: slice) -> None:
+        """Write the examples numbered `rows` as a data set of their own."""
+        folder.mkdir(parents=True)
+        start, stop, _ = rows.indices(len(self.line_numbers))
+        offsets = np.array(self.offsets, dtype=np.int64)[start : stop + 1]
+        if len(offsets) == 0:
+            offsets = np.zeros(1, dtype=np.int64)
+        tokens = slice(offsets[0], offsets[-1])
+        mask = np.frombuffer(self.completion_mask, dtype=np.int8)[tokens].astype(bool)
+        labels = np.frombuffer(self.labels, dtype=np.int32)[tokens]
+        counts = {
+            "examples": stop - start,
+            "tokens": int(offsets[-1] - offsets[0]),
+            "learned_tokens": int((mask & (labels != IGNORE_INDEX)).sum()),
+            "cut_examples": self.cut_examples,
+            "cut_tokens": self.cut_tokens,
+        }
+        np.save(folder / "input_ids.npy", np.frombuffer(self.input_ids, dtype=np.int32)[tokens])
+        np.save(folder / "labels.npy", labels)
+        np.save(folder / "completion_mask.npy", mask)
+        np.save(folder / "offsets.npy", offsets - offsets[0])
+        np.save(folder / "line_numbers.npy", np.array(self.line_numbers, np.int64)[start:stop])
+        (folder / "counts.json").write_text(json.dumps(counts))
+
+
+def collect(examples: Iterable[tuple[int, TokenizedExample]]) -> DatasetWriter:
+    """Return a writer that holds all examples."""
+    writer = DatasetWriter()
+    for line_number, example in examples:
+        writer.add(line_number, example)
+    return writer

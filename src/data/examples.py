@@ -1,0 +1,226 @@
+"""The user's file, line by line, as examples; a bad line is named with what was found and expected."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.data.lines import read_lines
+from src.errors import UserError
+from src.prompts import Turn
+
+MAX_LISTED_ERRORS = 10
+
+
+@dataclass(frozen=True)
+class TextExample:
+    """Every token is learned."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CompletionExample:
+    """The completion is learned."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class ChatExample:
+    """Every assistant turn is learned."""
+
+    turns: tuple[Turn, ...]
+    system: str | None
+
+
+Example = TextExample | CompletionExample | ChatExample
+
+KINDS = '{"text"}, {"prompt", "completion"} or {"messages"}'
+
+
+class _BadLineError(Exception):
+    """What is wrong with one line."""
+
+
+class ExampleFile:
+    """The examples of one file; `unknown_keys` counts what was ignored while they were read."""
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self.path = path
+        self.name = name or path.name
+        self.unknown_keys: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[tuple[int, Example]]:
+        """Yield (line number, example); the first bad line raises UserError."""
+        for number, line in read_lines(self.path, self.name):
+            try:
+                yield number, self._read(line)
+            except _BadLineError as error:
+                raise UserError(f"{self.name}, line {number}: {error}") from None
+
+    def check(self) -> int:
+        """Read the whole file and return the number of examples.
+
+        Raises UserError that lists the first bad lines with the number of all of them.
+        """
+        num_examples = num_bad = 0
+        listed: list[str] = []
+        for number, line in read_lines(self.path, self.name):
+            try:
+                self._read(line)
+                num_examples += 1
+            except _BadLineError as error:
+                num_bad += 1
+                if num_bad <= MAX_LISTED_ERRORS:
+                    listed.append(f"{self.name}, line {number}: {error}")
+        if num_bad == 1:
+            raise UserError(listed[0])
+        if num_bad:
+            head = f"{self.name}: {num_bad:,} bad lines"
+            if num_bad > MAX_LISTED_ERRORS:
+                head += f", the first {MAX_LISTED_ERRORS} are"
+            raise UserError("\n".join([f"{head}:", *listed]))
+        if num_examples == 0:
+            raise UserError(
+                f"{self.name}: the file holds no examples; expected one JSON object a line: {KINDS}"
+            )
+        return num_examples
+
+    def _read(self, line: bytes) -> Example:
+        record = _parse(line)
+        if not isinstance(record, dict):
+            raise _BadLineError(f"expected a JSON object {KINDS}, found {_describe(record)}")
+        kinds = [kind for kind in (("text",), ("prompt", "completion"), ("messages",))
+                 if any(key in record for key in kind)]
+        if len(kinds) != 1:
+            raise _BadLineError(f"expected one of {KINDS}, found the keys {_keys(record)}")
+        for key in record.keys() - set(kinds[0]):
+            self._count_unknown(key)
+        if kinds[0] == ("text",):
+            return TextExample(_text(record, "text", may_be_empty=False))
+        if kinds[0] == ("messages",):
+            return self._chat(record["messages"])
+        return CompletionExample(
+            _text(record, "prompt"), _text(record, "completion", may_be_empty=False)
+        )
+
+    def _chat(self, messages: Any) -> ChatExample:
+        if not isinstance(messages, list) or not messages:
+            raise _BadLineError(f'"messages": expected a list of messages, found {_describe(messages)}')
+        system, contents = None, []
+        expected = ("system", "user")
+        for number, message in enumerate(messages):
+            where = f"messages[{number}]"
+            if not isinstance(message, dict):
+                raise _BadLineError(
+                    f'"{where}": expected an object {{"role", "content"}}, found {_describe(message)}'
+                )
+            role = message.get("role")
+            if role not in expected:
+                names = " or ".join(f'"{name}"' for name in expected)
+                raise _BadLineError(f'"{where}.role": expected {names}, found {_describe(role)}')
+            content = _text(message, "content", where=f"{where}.", may_be_empty=role != "assistant")
+            for key in message.keys() - {"role", "content"}:
+                self._count_unknown(f"messages[].{key}")
+            if role == "system":
+                system = content
+            else:
+                contents.append(content)
+            expected = ("assistant",) if role == "user" else ("user",)
+        if len(contents) % 2 or not contents:
+            raise _BadLineError(
+                '"messages": expected the last message to be the assistant\'s, found the '
+                f'{messages[-1]["role"]}\'s'
+            )
+        turns = tuple(Turn(*pair) for pair in zip(contents[::2], contents[1::2], strict=True))
+        return ChatExample(turns, system)
+
+    def _count_unknown(self, key: str) -> None:
+        # A file with ever new keys must not fill the memory.
+        if key in self.unknown_keys or len(self.unknown_keys) < 100:
+            self.unknown_keys[key] += 1
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = line[error.start : error.start + 1].hex()
+        raise _BadLineError(
+            f"expected UTF-8, found the byte 0x{found} at column {error.start + 1}"
+        ) from None
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+    except json.JSONDecodeError as error:
+        if text.startswith("[") and len(text) < 3:
+            hint = "a JSON array over several lines; expected one JSON object a line"
+        elif error.msg == "Extra data":
+            hint = "more than one JSON value on the line; expected one JSON object a line"
+        else:
+            hint = f"{_excerpt(text)} ({error.msg} at column {error.colno})"
+        raise _BadLineError(f"expected a JSON object {KINDS}, found {hint}") from None
+    except RecursionError:
+        raise _BadLineError("expected a JSON object, found brackets nested too deep") from None
+    except ValueError as error:  # numbers with thousands of digits
+        raise _BadLineError(f"expected a JSON object, found {str(error)[:80]}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
+        raise _BadLineError(f"expected each key once, found {_excerpt(twice)} twice")
+    return record
+
+
+def _constant(name: str) -> Any:
+    raise _BadLineError(f"expected JSON, found {name}")
+
+
+def _text(record: dict[str, Any], key: str, *, where: str = "", may_be_empty: bool = True) -> str:
+    label = f'"{where}{key}"'
+    if key not in record:
+        raise _BadLineError(f"expected the key {label}, found only {_keys(record)}")
+    value = record[key]
+    if not isinstance(value, str):
+        raise _BadLineError(f"{label}: expected text, found {_describe(value)}")
+    if not value and not may_be_empty:
+        raise _BadLineError(f"{label}: expected text, found an empty string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _BadLineError(
+            f"{label}: expected Unicode text, found half of a surrogate pair "
+            f"(\\u{ord(value[error.start]):04x})"
+        ) from None
+    return value
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "an empty list" if not value else "a list"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, str):
+        return f"the text {_excerpt(value)}"
+    return f"the number {str(value)[:40]}"
+
+
+def _keys(record: dict[str, Any]) -> str:
+    shown = ", ".join(_excerpt(key) for key in sorted(record)[:8])
+    return f"{shown}, ..." if len(record) > 8 else shown or "none"
+
+
+def _excerpt(text: str) -> str:
+    """Return the start of a stranger's text as one printable line."""
+    shown = text[:40].encode("ascii", "backslashreplace").decode() if not text[:40].isprintable() else text[:40]
+    return f'"{shown}{"..." if len(text) > 40 else ""}"'

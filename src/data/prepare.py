@@ -1,0 +1,93 @@
+"""From the user's files to the data sets that the ranks read."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from src.data.dataset import DatasetWriter, collect
+from src.data.examples import ExampleFile
+from src.data.packing import Sequence, one_by_one, pack, wrap
+from src.data.dataset import TokenDataset
+from src.data.tokenization import TokenizedExample, cut, tokenize
+from src.errors import UserError
+from src.settings import TrainSettings
+from src.text.formats import Speech
+from src.text.tokenizer import Tokenizer
+
+
+def num_held_out(num_examples: int, settings: TrainSettings) -> int:
+    """Return how many examples the validation takes from the tail of the training data."""
+    if not settings.run_validation or settings.validation_data or num_examples < 2:
+        return 0
+    return min(settings.num_validation_samples, max(1, num_examples // 5))
+
+
+def prepare_data(
+    settings: TrainSettings,
+    tokenizer: Tokenizer,
+    speech: Speech,
+    *,
+    context: int,
+    folder: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Tokenize the files into `folder/train` and `folder/validation`, and say what was decided."""
+    limit = context
+    if settings.pack_sequences:
+        limit = min(settings.chunk_size, context)
+        if limit < settings.chunk_size:
+            say(f"warning: chunk_size {settings.chunk_size} is over the base model's context; "
+                f"it is taken as {limit}")
+        if settings.wrap_packed_sequences:
+            limit = 2**62  # the stream is cut later
+    elif settings.wrap_packed_sequences or settings.chunk_size != 2048:
+        say("warning: wrap_packed_sequences and chunk_size have no effect without pack_sequences")
+
+    def read(path: str, name: str | None, max_length: int) -> DatasetWriter:
+        file = ExampleFile(Path(path), name)
+
+        def tokenized() -> Iterator[tuple[int, TokenizedExample]]:
+            for line_number, example in file:
+                whole = tokenize(example, tokenizer, speech)
+                yield line_number, cut(whole, max_length=max_length, eos_id=tokenizer.eos_id)
+
+        writer = collect(tokenized())
+        for key, count in file.unknown_keys.most_common(10):
+            say(f"warning: {file.name}: the key {key[:40]!r} is not used ({count:,} times)")
+        if writer.cut_examples:
+            say(f"warning: {file.name}: {writer.cut_examples:,} examples were cut to "
+                f"{max_length:,} tokens, {writer.cut_tokens:,} tokens are left out")
+        return writer
+
+    train = read(settings.train_data, settings.train_data_name, limit)
+    num_examples = len(train.line_numbers)
+    num_validation = num_held_out(num_examples, settings)
+    if settings.run_validation and settings.validation_data is not None:
+        validation = read(settings.validation_data, settings.validation_data_name, context)
+        num_validation = min(settings.num_validation_samples, len(validation.line_numbers))
+        say(f"validation: the first {num_validation:,} of {len(validation.line_numbers):,} "
+            f"examples of {settings.validation_data_name}")
+        validation.write(folder / "validation", rows=slice(0, num_validation))
+        train.write(folder / "train", rows=slice(None))
+    else:
+        num_train = num_examples - num_validation
+        if settings.run_validation:
+            asked = settings.num_validation_samples
+            note = "" if num_validation == asked else f" ({asked:,} asked for, at most a fifth)"
+            say(f"validation: the last {num_validation:,} of {num_examples:,} examples{note}")
+        train.write(folder / "train", rows=slice(0, num_train))
+        train.write(folder / "validation", rows=slice(num_train, num_examples))
+    if TokenDataset(folder / "train").counts.learned_tokens == 0:
+        raise UserError(
+            f"{settings.train_data_name}: nothing is left to learn after cutting the examples to "
+            f"{limit:,} tokens; expected a larger chunk_size or shorter prompts"
+        )
+
+
+def build_sequences(dataset: TokenDataset, settings: TrainSettings, *, context: int) -> list[Sequence]:
+    """Return the training sequences in the order of the file, or packed."""
+    chunk_size = min(settings.chunk_size, context)
+    if not settings.pack_sequences:
+        return one_by_one(dataset.offsets)
+    if settings.wrap_packed_sequences:
+        return wrap(dataset.offsets, chunk_size=chunk_size)
+    return pack(dataset.offsets, chunk_size=chunk_size)

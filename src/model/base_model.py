@@ -1,0 +1,77 @@
+"""The base model in memory, in the precision of the hardware or in 4-bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from src.errors import UserError
+from src.model.attention import ISOLATED, ISOLATED_MODEL_TYPES
+
+
+def training_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the hardware has it, else float32."""
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def is_isolated(model_type: str) -> bool:
+    """Whether our own attention serves this architecture."""
+    return model_type in ISOLATED_MODEL_TYPES
+
+
+def load_base_model(
+    folder: Path, *, dtype: torch.dtype, device: torch.device | None, in_4bit: bool = False
+) -> Any:
+    """Load the base model with all its parameters frozen; `device` None leaves placing to DeepSpeed."""
+    model_type = read_config(folder).get("model_type", "")
+    options: dict[str, Any] = {}
+    if in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if device is not None:
+        options["device_map"] = {"": device}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=ISOLATED if is_isolated(model_type) else "sdpa",
+        local_files_only=True,
+        **options,
+    )
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    model.generation_config.do_sample = False
+    model.generation_config.temperature = None
+    model.generation_config.top_p = None
+    return model
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the base model's config.json."""
+    return json.loads((folder / "config.json").read_text())
+
+
+def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the linear layers of the base model by name, 4-bit ones too."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+
+
+def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return (out_features, in_features) of every linear layer; a 4-bit one tells its real shape."""
+    modules: Any = linear_modules(model)
+    return {name: (m.out_features, m.in_features) for name, m in modules.items()}
+
+
+def context_length(folder: Path, *, known: int | None = None) -> int:
+    """Return the longest sequence that the base model reads, in tokens."""
+    limit = read_config(folder).get("max_position_embeddings")
+    if limit is None and known is None:
+        raise UserError(f"{folder.name}/config.json: expected max_position_embeddings, found none")
+    return min(limit or known, known or limit)

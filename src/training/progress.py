@@ -1,0 +1,98 @@
+"""The lines and numbers that tell how a run goes."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as people say it, such as 45 s, 12 min or 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Progress:
+    """Prints one line per logged step and validation, and keeps the same numbers as JSON lines."""
+
+    def __init__(self, path: Path | None, *, num_steps: int) -> None:
+        """Without a path, as on all ranks but one, nothing is printed or kept."""
+        self.path = path
+        self.num_steps = num_steps
+        self.log_every = max(1, num_steps // 500)
+        self.started = self.last_logged = time.monotonic()
+        self.loss_sum = self.weight_sum = 0.0
+        self.tokens = 0
+
+    def start(self) -> None:
+        """Start the clock, when the first step is about to begin."""
+        self.started = self.last_logged = time.monotonic()
+
+    def step(
+        self,
+        *,
+        step: int,
+        epoch: float,
+        loss_sum: float,
+        weight_sum: float,
+        tokens: int,
+        learning_rate: float,
+        gradient_norm: float,
+    ) -> None:
+        """Record one optimizer step; logged ones tell the mean since the one before."""
+        self.loss_sum += loss_sum
+        self.weight_sum += weight_sum
+        self.tokens += tokens
+        if step % self.log_every and step != self.num_steps and step != 1:
+            return
+        now = time.monotonic()
+        loss = self.loss_sum / self.weight_sum
+        tokens_per_second = self.tokens / max(now - self.last_logged, 1e-9)
+        left = (now - self.started) / step * (self.num_steps - step)
+        self._say(
+            f"step {step}/{self.num_steps} | loss {loss:.4f} | learning rate {learning_rate:.2e} | "
+            f"{tokens_per_second:,.0f} tokens/s | {format_duration(left)} left",
+        )
+        self._write(
+            step=step,
+            epoch=round(epoch, 4),
+            loss=loss,
+            learning_rate=learning_rate,
+            gradient_norm=gradient_norm,
+            tokens_per_second=round(tokens_per_second, 1),
+        )
+        self.last_logged, self.loss_sum, self.weight_sum, self.tokens = now, 0.0, 0.0, 0
+
+    def validation(self, *, step: int, epoch: float, loss: float, sample: str | None) -> None:
+        """Record one validation."""
+        self._say(
+            f"validation at step {step}/{self.num_steps} | loss {loss:.4f} | "
+            f"perplexity {math.exp(min(loss, 700)):.2f}",
+        )
+        record: dict[str, object] = {"step": step, "epoch": round(epoch, 4), "eval_loss": loss}
+        if sample is not None:
+            record["sample"] = sample
+        self._write(**record)
+        if sample is not None:
+            self._say(f"validation sample at step {step}: {sample!r}")
+
+    def sample(self, *, step: int, epoch: float, sample: str) -> None:
+        """Record a validation that is only a sample, because there are no examples for it."""
+        self._say(f"validation sample at step {step}: {sample!r}")
+        self._write(step=step, epoch=round(epoch, 4), sample=sample)
+
+    def resume_clock(self, seconds: float) -> None:
+        """Leave the time of a validation out of the steps' speed."""
+        self.started += seconds
+        self.last_logged += seconds
+
+    def _write(self, **record: object) -> None:
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def _say(self, line: str) -> None:
+        if self.path is not None:
+            print(line, flush=True)

@@ -1,0 +1,94 @@
+"""One training from its inputs to the weights archive."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from src.data.batch_plan import plan_batches
+from src.data.examples import ExampleFile
+from src.errors import UserError
+from src.settings import TrainSettings
+from src.training.launcher import count_devices, run_workers
+from src.weights.archive import write_archive
+from src.weights.base_model import find_base_model
+
+RecordMetric = Callable[..., None]
+
+
+def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> Path:
+    """Check everything that can be checked, train, and return the archive of the adapter."""
+    files = {name: _local_file(inputs[name], name) for name in ("train_data", "validation_data")}
+    assert files["train_data"] is not None
+    for path in files.values():
+        if path is not None:
+            ExampleFile(path).check()
+    base_model = find_base_model(os.environ)
+    options = {name: value for name, value in inputs.items() if name not in files}
+    settings = TrainSettings(
+        base_model=base_model.name,
+        base_model_dir=str(base_model.folder),
+        base_model_revision=base_model.revision,
+        train_data=str(files["train_data"]),
+        train_data_name=files["train_data"].name,
+        validation_data=None if files["validation_data"] is None else str(files["validation_data"]),
+        validation_data_name=files["validation_data"] and files["validation_data"].name,
+        **_as_declared(options),
+    )
+    num_devices, on_gpus = count_devices()
+    plan = plan_batches(
+        train_batch_size=settings.train_batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        num_devices=num_devices,
+    )
+    if plan.world_size < num_devices:
+        kind = "GPUs" if on_gpus else "CPU processes"
+        print(
+            f"train_batch_size {settings.train_batch_size} cannot be split over {num_devices} "
+            f"{kind}: {plan.world_size} are used",
+            flush=True,
+        )
+    run_dir = Path(tempfile.mkdtemp(prefix="training-"))
+    try:
+        output = run_workers(
+            settings,
+            run_dir,
+            num_processes=plan.world_size,
+            on_gpus=on_gpus,
+            on_metric=lambda record: _record(record, record_metric),
+        )
+        # The archive outlives the run's folder: Cog reads it after this function has returned.
+        archive = Path(tempfile.mkdtemp(prefix="weights-")) / "weights.tar"
+        write_archive(output, archive)
+    finally:
+        shutil.rmtree(run_dir, ignore_errors=True)
+    return archive
+
+
+def _local_file(value: Any, name: str) -> Path | None:
+    if value is None:
+        return None
+    # Cog turns a URL into a file; any other text reaches us as it is, and names a file of the server.
+    if isinstance(value, str):
+        raise UserError(f"{name}: expected a file or an http(s) address, found the text {value[:80]!r}")
+    if not Path(value).is_file():
+        raise UserError(f"{name}: there is no file {Path(value).name}")
+    return Path(value)
+
+
+def _as_declared(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options in the types of the settings: Cog lets 3.0 pass for an integer."""
+    annotations = TrainSettings.__annotations__
+    return {
+        name: int(value) if isinstance(value, float) and annotations[name] in (int, int | None) else value
+        for name, value in options.items()
+    }
+
+
+def _record(record: Mapping[str, Any], record_metric: RecordMetric) -> None:
+    for name, value in record.items():
+        if isinstance(value, int | float) and name != "step":
+            record_metric(f"train.{name}", value, mode="append")
+    record_metric("train.step", record["step"], mode="replace")

@@ -1,0 +1,199 @@
+"""Fetch one URL into a file: whole and bounded, or not at all."""
+
+import base64
+import binascii
+import os
+import re
+import secrets
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+
+import requests
+from urllib3.exceptions import HTTPError, ProtocolError, SSLError
+from urllib3.exceptions import TimeoutError as ReadTimeout
+
+from src.errors import UserError
+from src.weights.printable import printable
+
+MAX_REDIRECTS = 10
+CONNECT_SECONDS = 15
+READ_SECONDS = 30
+BLOCK_BYTES = 1 << 20
+
+
+class HttpError(UserError):
+    """The server answered, and not with the file."""
+
+    def __init__(self, url: str, status: int) -> None:
+        super().__init__(f"could not download {printable_url(url)}: HTTP {status}")
+        self.status = status
+
+
+def fetch(
+    url: str,
+    path: Path,
+    *,
+    max_bytes: int,
+    timeout_seconds: float = 600,
+    headers: dict[str, str] | None = None,
+) -> None:
+    """Put what an http(s) or data URL names into a file, which appears only when it is whole."""
+    deadline = time.monotonic() + timeout_seconds
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("xb") as file:
+            if url[:5].lower() == "data:":
+                file.write(_decode_data_url(url, max_bytes))
+            else:
+                _fetch_http(url, file, max_bytes=max_bytes, deadline=deadline, headers=headers)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_url(url: str) -> None:
+    """Refuse an address that must not be asked; every redirect passes here too."""
+    # The one place where private addresses will be refused.
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise UserError(f"not a valid URL: {printable_url(url)}") from None
+    if parts.scheme.lower() not in ("http", "https"):
+        raise UserError(
+            f"cannot download {printable_url(url)}: expected an http, https or data URL, "
+            f"found {printable(parts.scheme, 20) or 'no'} scheme"
+        )
+    # Spaces, control characters and backslashes are where two URL parsers disagree about the host.
+    if not host or port == 0 or re.search(r"[\x00-\x20\x7f\\]", url):
+        raise UserError(f"not a valid URL: {printable_url(url)}")
+    if "@" in parts.netloc:
+        raise UserError(
+            f"cannot download {printable_url(url)}: a URL with a user name or password is not taken"
+        )
+
+
+def printable_url(url: str) -> str:
+    """Return scheme, host and path: a query may hold a signature, a user part a password."""
+    if url[:5].lower() == "data:":
+        return "the data: URL"
+    bare = re.split(r"[?#]", url, maxsplit=1)[0]
+    return printable(re.sub(r"^([^/]*//)[^/]*@", r"\1", bare), 200)
+
+
+def _fetch_http(
+    url: str,
+    file: BinaryIO,
+    *,
+    max_bytes: int,
+    deadline: float,
+    headers: dict[str, str] | None,
+) -> None:
+    name = printable_url(url)
+    with requests.Session() as session:
+        # A stranger's URL must not make us send what ~/.netrc holds.
+        session.auth = _no_credentials
+        try:
+            with closing(_open(session, url, headers, deadline)) as response:
+                _copy_body(response, file, name, max_bytes, deadline)
+        except (requests.RequestException, HTTPError, UnicodeError) as error:
+            # The error's own text would repeat the URL with its query.
+            raise UserError(f"could not download {name}: {_reason(error)}") from None
+
+
+def _open(
+    session: requests.Session, url: str, headers: dict[str, str] | None, deadline: float
+) -> requests.Response:
+    """Return the first answer that is not a redirect."""
+    origin = urlsplit(url)[:2]
+    name = printable_url(url)
+    for _ in range(MAX_REDIRECTS + 1):
+        check_url(url)
+        seconds = _seconds_left(deadline, name)
+        # Headers may hold a token: it is for the host that the caller named.
+        own = (headers or {}) if urlsplit(url)[:2] == origin else {}
+        response = session.get(
+            url,
+            headers={**own, "Accept-Encoding": "identity"},
+            stream=True,
+            allow_redirects=False,
+            timeout=(min(CONNECT_SECONDS, seconds), min(READ_SECONDS, seconds)),
+        )
+        if not response.is_redirect:
+            return response
+        response.close()
+        url = urljoin(url, response.headers["Location"])
+    raise UserError(f"could not download {name}: more than {MAX_REDIRECTS} redirects")
+
+
+def _copy_body(
+    response: requests.Response, file: BinaryIO, name: str, max_bytes: int, deadline: float
+) -> None:
+    if response.status_code != 200:
+        raise HttpError(name, response.status_code)
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise UserError(
+            f"could not download {name}: expected the file as it is, "
+            f"found Content-Encoding {printable(response.headers['Content-Encoding'], 20)}"
+        )
+    stated = response.headers.get("Content-Length", "")
+    expected = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
+    received = 0
+    while max(received, expected or 0) <= max_bytes:
+        _seconds_left(deadline, name)
+        # One read of the socket: to wait for a full block would let a slow drip pass the deadline.
+        block = response.raw.read1(BLOCK_BYTES)
+        if not block:
+            break
+        received += len(block)
+        file.write(block)
+    if max(received, expected or 0) > max_bytes:
+        raise UserError(f"could not download {name}: it is larger than {max_bytes:,} bytes")
+    if expected is not None and received != expected:
+        raise UserError(
+            f"could not download {name}: expected {expected:,} bytes, found {received:,}"
+        )
+
+
+def _seconds_left(deadline: float, name: str) -> float:
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise UserError(f"could not download {name}: it took too long")
+    return seconds
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, requests.Timeout | ReadTimeout):
+        return "the server did not answer in time"
+    if isinstance(error, requests.exceptions.SSLError | SSLError):
+        return "no secure connection"
+    if isinstance(error, ProtocolError):
+        return "the connection ended before the whole file had arrived"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection to the server"
+    return f"the answer could not be read ({type(error).__name__})"
+
+
+def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _decode_data_url(url: str, max_bytes: int) -> bytes:
+    """Return the content of a data URL."""
+    head, comma, body = url.partition(",")
+    if not comma:
+        raise UserError("not a valid data: URL: expected a comma before the data")
+    data = unquote_to_bytes(body)
+    if head.lower().endswith(";base64"):
+        try:
+            data = base64.b64decode(data, validate=True)
+        except binascii.Error:
+            raise UserError("not a valid data: URL: its base64 text is damaged") from None
+    if len(data) > max_bytes:
+        raise UserError(f"the data: URL holds more than {max_bytes:,} bytes")
+    return data
