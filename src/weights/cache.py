@@ -1,0 +1,134 @@
+"""Fine-tuned weights on disk, unpacked once and known by their content."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.errors import UserError
+from src.weights.archive import MEMBERS, read_archive
+from src.weights.download import fetch
+from src.weights.printable import printable
+
+
+@dataclass(frozen=True)
+class Weights:
+    """An unpacked archive; `key` is the SHA-256 of what was packed."""
+
+    key: str
+    folder: Path
+
+
+class WeightsCache:
+    """Unpacks each archive once; the least recently used ones make room for new ones."""
+
+    def __init__(
+        self, folder: Path, *, max_archive_bytes: int, max_bytes: int = 50 * 2**30
+    ) -> None:
+        self._folder = folder
+        self._max_archive_bytes = max_archive_bytes
+        self._max_bytes = max_bytes
+        self._key_of_url: dict[str, str] = {}
+        self._lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, source: str, *, local_root: Path | None = None) -> Weights:
+        """Return the weights that a URL or path names, unpacked.
+
+        With `local_root`, a path must lie below it; without, any path is taken. Raises UserError
+        for weights that cannot be had; nothing of them is kept.
+        """
+        with self._lock:
+            if source[:5].lower() == "data:" or "://" in source:
+                return self._of_url(source)
+            return self._of_path(find_local(source, local_root))
+
+    def _of_url(self, url: str) -> Weights:
+        key = self._key_of_url.get(url)
+        if key is not None and (self._folder / key).is_dir():
+            return self._use(key)
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".download-") as folder:
+            archive = Path(folder) / "weights"
+            fetch(url, archive, max_bytes=self._max_archive_bytes)
+            weights = self._of_archive(archive)
+        self._key_of_url[url] = weights.key
+        return weights
+
+    def _of_path(self, path: Path) -> Weights:
+        if not path.is_dir():
+            return self._of_archive(path)
+        # A folder may be written to while it is served, so its files are copied too.
+        files = sorted(f for f in path.iterdir() if f.name in MEMBERS and f.is_file())
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            digest.update(_sha256(file).encode())
+        key = digest.hexdigest()
+        if not (self._folder / key).is_dir():
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=".copy-") as folder:
+                for file in files:
+                    shutil.copyfile(file, Path(folder) / file.name)
+                self._keep(Path(folder), key)
+        return self._use(key)
+
+    def _of_archive(self, path: Path) -> Weights:
+        key = _sha256(path)
+        if not (self._folder / key).is_dir():
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=".unpack-") as folder:
+                read_archive(path, Path(folder), max_bytes=self._max_archive_bytes)
+                self._keep(Path(folder), key)
+        return self._use(key)
+
+    def _keep(self, folder: Path, key: str) -> None:
+        whole = folder / "whole"
+        whole.mkdir()
+        for file in list(folder.iterdir()):
+            if file != whole:
+                file.rename(whole / file.name)
+        whole.rename(self._folder / key)
+
+    def _use(self, key: str) -> Weights:
+        os.utime(self._folder / key)
+        self._make_room(keep=key)
+        return Weights(key, self._folder / key)
+
+    def _make_room(self, *, keep: str) -> None:
+        entries = [e for e in self._folder.iterdir() if e.is_dir() and not e.name.startswith(".")]
+        sizes = {entry: sum(f.stat().st_size for f in entry.iterdir()) for entry in entries}
+        total = sum(sizes.values())
+        for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime):
+            if total <= self._max_bytes:
+                return
+            if entry.name != keep:
+                shutil.rmtree(entry)
+                total -= sizes[entry]
+
+
+def find_local(source: str, local_root: Path | None) -> Path:
+    """Return the file or folder that a path names, below `local_root` if one is given.
+
+    Raises UserError if there is none, or if it lies elsewhere.
+    """
+    if "\0" in source:
+        raise UserError("weights: expected a path, found a NUL character in it")
+    path = Path(source)
+    if local_root is not None:
+        root = local_root.resolve()
+        path = (root / path).resolve()
+        if not path.is_relative_to(root):
+            raise UserError(f"weights: {printable(source)!r} lies outside of WEIGHTS_DIR")
+    try:
+        exists = path.exists()
+    except OSError:  # a name longer than the file system takes
+        exists = False
+    if not exists:
+        raise UserError(f"weights: there is no file or folder {printable(source)!r}")
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
