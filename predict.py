@@ -1,5 +1,7 @@
 """The inputs of a prediction: from a prompt to a stream of text."""
 
+from typing import Any
+
 from cog import BasePredictor, ConcatenateIterator, Input, current_scope, streaming
 
 from src.serving.predictor import TextPredictor
@@ -8,16 +10,19 @@ from src.serving.predictor import TextPredictor
 class Predictor(BasePredictor):
     """Answers prompts with the base model and, per request, a fine-tuned adapter."""
 
-    def setup(self, weights: str | None = None) -> None:
+    def setup(self, weights: str | None = None) -> None:  # type: ignore[override]
         """Load the base model, and the container's own fine-tuned weights if it has any."""
         self.predictor = TextPredictor(weights)
 
     @streaming
     def predict(
         self,
-        prompt: str = Input(description="Plain text, or a dialogue with its user turns in [INST] tags"),
+        prompt: str = Input(
+            description="Plain text, or a dialogue with its user turns in [INST] tags"
+        ),
         system_prompt: str | None = Input(
-            description="System prompt, by default that of the weights or of the base model", default=None
+            description="System prompt, by default that of the weights or of the base model",
+            default=None,
         ),
         prompt_template: str | None = Input(
             description="Text with {prompt} and {system_prompt}, by default that of the weights or of the base model",
@@ -31,23 +36,34 @@ class Predictor(BasePredictor):
             description="Randomness of the text, 0 is greedy", default=0.7, ge=0, le=5
         ),
         top_p: float = Input(
-            description="Sample from the most likely tokens that make up this share", default=0.95, ge=0, le=1
+            description="Sample from the most likely tokens that make up this share",
+            default=0.95,
+            ge=0,
+            le=1,
         ),
         top_k: int = Input(
             description="Sample from this many most likely tokens, -1 is off", default=-1, ge=-1
         ),
         repetition_penalty: float = Input(
-            description="Above 1 makes tokens less likely that were seen before, 1 is off", default=1.15, ge=0
+            description="Above 1 makes tokens less likely that were seen before, 1 is off",
+            default=1.15,
+            ge=0,
         ),
         stop_sequences: str | None = Input(
             description="Where to stop: comma-separated, or a JSON list of strings", default=None
         ),
-        seed: int | None = Input(description="Random seed, by default drawn at random", default=None),
-        debug: bool = Input(description="Log the formatted prompt, timings and memory", default=False),
-        replicate_weights: str | None = Input(
-            description="Fine-tuned weights for this request: a URL, or a path below WEIGHTS_DIR", default=None
+        seed: int | None = Input(
+            description="Random seed, by default drawn at random", default=None
         ),
-    ) -> ConcatenateIterator[str]:
+        debug: bool = Input(
+            description="Log the formatted prompt, timings and memory", default=False
+        ),
+        replicate_weights: str | None = Input(
+            description="Fine-tuned weights for this request: a URL, or a path below WEIGHTS_DIR",
+            default=None,
+        ),
+    ) -> ConcatenateIterator[str]:  # type: ignore[misc]
         """Stream the answer to the prompt."""
         request = {name: value for name, value in locals().items() if name != "self"}
-        yield from self.predictor.stream(request, record_metric=current_scope().record_metric)
+        scope: Any = current_scope()
+        yield from self.predictor.stream(request, record_metric=scope.record_metric)  # type: ignore[misc]

@@ -32,7 +32,5 @@ KNOWN_MODELS = {
     **_llama_2("13b"),
     **_llama_2("70b"),
     "mistral-7b-v0.1": KnownModel("mistralai/Mistral-7B-v0.1", "plain", 32768),
-    "mistral-7b-instruct-v0.2": KnownModel(
-        "mistralai/Mistral-7B-Instruct-v0.2", "mistral", 32768
-    ),
+    "mistral-7b-instruct-v0.2": KnownModel("mistralai/Mistral-7B-Instruct-v0.2", "mistral", 32768),
 }

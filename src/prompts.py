@@ -1,4 +1,4 @@
-"""How a dialogue becomes the pieces of text that the model reads, in training and in serving alike."""
+"""How a dialogue becomes the pieces of text that the model reads, in training and in serving."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -52,9 +52,15 @@ class Dialogue:
 class PromptFormat(Protocol):
     """The way one base model is spoken to."""
 
-    answer_prefix: str
-    """What stands between prompt and answer and belongs to neither."""
-    uses_inst_tags: bool
+    @property
+    def answer_prefix(self) -> str:
+        """What stands between prompt and answer and belongs to neither."""
+        ...
+
+    @property
+    def uses_inst_tags(self) -> bool:
+        """Whether a prompt may be a ready dialogue in [INST] tags."""
+        ...
 
     def pieces(self, dialogue: Dialogue, *, num_learned: int = 0) -> list[Piece]:
         """Return the dialogue as pieces; the last `num_learned` answers are what is learned."""
@@ -147,9 +153,7 @@ def with_template(base: PromptFormat, template: str) -> TagFormat:
     is_tagged = template.endswith("[/INST]")
     own = TagFormat(template, answer_prefix=" " if is_tagged else "")
     if is_tagged and isinstance(base, TagFormat):
-        own = replace(
-            own, answer_suffix=base.answer_suffix, bos_each_turn=base.bos_each_turn
-        )
+        own = replace(own, answer_suffix=base.answer_suffix, bos_each_turn=base.bos_each_turn)
     return own
 
 
@@ -218,7 +222,7 @@ class ChatTemplateFormat:
         ]
 
     def _rendered(self, dialogue: Dialogue) -> tuple[str, list[tuple[re.Match[str], str, bool]]]:
-        """Render with place holders for what people wrote, so that none of it meets the template."""
+        """Render with place holders, so that nothing people wrote meets the template."""
         contents: list[tuple[str, bool]] = []
 
         def hold(content: str, *, is_answer: bool) -> str:
@@ -231,9 +235,7 @@ class ChatTemplateFormat:
         for turn in dialogue.turns:
             messages.append({"role": "user", "content": hold(turn.user, is_answer=False)})
             if turn.answer is not None:
-                messages.append(
-                    {"role": "assistant", "content": hold(turn.answer, is_answer=True)}
-                )
+                messages.append({"role": "assistant", "content": hold(turn.answer, is_answer=True)})
         text = self.render(messages, dialogue.turns[-1].answer is None)
         found = list(re.finditer("( ?)\ue000(\\d+)\ue001( ?)", text))
         if [int(match[2]) for match in found] != list(range(len(contents))):
@@ -271,7 +273,7 @@ _TURN_START = re.compile(r"\s*(?:</s>)?\s*(?:<s>)?\s*\[INST\]")
 
 
 def read_dialogue(prompt: str) -> Dialogue | None:
-    """Read a ready dialogue, whose user turns stand between [INST] and [/INST]; None if it is none."""
+    """Read a ready dialogue with its user turns in [INST] tags; None if it is none."""
     start = _TURN_START.match(prompt)
     if start is None:
         return None

@@ -56,7 +56,9 @@ class TrainSettings:
             if not 0 <= value <= 1:
                 raise UserError(f"{name}: expected a number from 0 to 1, got {value}")
         if self.lora_dropout == 1:
-            raise UserError("lora_dropout: expected a number below 1, got 1 (nothing would be learned)")
+            raise UserError(
+                "lora_dropout: expected a number below 1, got 1 (nothing would be learned)"
+            )
         if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
             raise UserError(
                 "prompt_template: expected a text that holds {prompt}, got "

@@ -55,13 +55,16 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
-        tensors = (self.input_ids, self.position_ids, self.labels, self.label_weights)
-        return Batch(*(t.to(device, non_blocking=True) for t in tensors), self.boundaries)
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.label_weights.to(device, non_blocking=True),
+            self.boundaries,
+        )
 
 
-def collate(
-    micro_batch: MicroBatch, dataset: TokenDataset, *, prompt_loss_weight: float
-) -> Batch:
+def collate(micro_batch: MicroBatch, dataset: TokenDataset, *, prompt_loss_weight: float) -> Batch:
     """Return the tensors of a micro-batch; an empty one becomes a row with nothing to learn."""
     spans = [span for sequence in micro_batch for span in sequence]
     if not spans:

@@ -1,4 +1,4 @@
-"""The user's file, line by line, as examples; a bad line is named with what was found and expected."""
+"""The user's file, line by line, as examples; a bad line is named with what is wrong."""
 
 import json
 from collections import Counter
@@ -94,8 +94,11 @@ class ExampleFile:
         record = _parse(line)
         if not isinstance(record, dict):
             raise _BadLineError(f"expected a JSON object {KINDS}, found {_describe(record)}")
-        kinds = [kind for kind in (("text",), ("prompt", "completion"), ("messages",))
-                 if any(key in record for key in kind)]
+        kinds = [
+            kind
+            for kind in (("text",), ("prompt", "completion"), ("messages",))
+            if any(key in record for key in kind)
+        ]
         if len(kinds) != 1:
             raise _BadLineError(f"expected one of {KINDS}, found the keys {_keys(record)}")
         for key in record.keys() - set(kinds[0]):
@@ -110,14 +113,16 @@ class ExampleFile:
 
     def _chat(self, messages: Any) -> ChatExample:
         if not isinstance(messages, list) or not messages:
-            raise _BadLineError(f'"messages": expected a list of messages, found {_describe(messages)}')
+            raise _BadLineError(
+                f'"messages": expected a list of messages, found {_describe(messages)}'
+            )
         system, contents = None, []
         expected = ("system", "user")
         for number, message in enumerate(messages):
             where = f"messages[{number}]"
             if not isinstance(message, dict):
                 raise _BadLineError(
-                    f'"{where}": expected an object {{"role", "content"}}, found {_describe(message)}'
+                    f'"{where}": expected {{"role", "content"}}, found {_describe(message)}'
                 )
             role = message.get("role")
             if role not in expected:
@@ -134,7 +139,7 @@ class ExampleFile:
         if len(contents) % 2 or not contents:
             raise _BadLineError(
                 '"messages": expected the last message to be the assistant\'s, found the '
-                f'{messages[-1]["role"]}\'s'
+                f"{messages[-1]['role']}'s"
             )
         turns = tuple(Turn(*pair) for pair in zip(contents[::2], contents[1::2], strict=True))
         return ChatExample(turns, system)
@@ -222,5 +227,9 @@ def _keys(record: dict[str, Any]) -> str:
 
 def _excerpt(text: str) -> str:
     """Return the start of a stranger's text as one printable line."""
-    shown = text[:40].encode("ascii", "backslashreplace").decode() if not text[:40].isprintable() else text[:40]
+    shown = (
+        text[:40].encode("ascii", "backslashreplace").decode()
+        if not text[:40].isprintable()
+        else text[:40]
+    )
     return f'"{shown}{"..." if len(text) > 40 else ""}"'

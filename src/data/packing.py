@@ -1,7 +1,8 @@
-"""Examples as sequences: each alone, several packed into one, or the token stream cut into chunks."""
+"""Examples as sequences: each alone, several packed into one, or the stream cut into chunks."""
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def count_tokens(sequence: Sequence) -> int:
 def one_by_one(offsets: np.ndarray) -> list[Sequence]:
     """Return each example as a sequence of its own."""
     bounds = offsets.tolist()
-    return [(Span(a, b),) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [(Span(a, b),) for a, b in pairwise(bounds)]
 
 
 def pack(offsets: np.ndarray, *, chunk_size: int) -> list[Sequence]:
@@ -58,7 +59,7 @@ def wrap(offsets: np.ndarray, *, chunk_size: int) -> list[Sequence]:
     bounds = offsets.tolist()
     num_tokens = bounds[-1]
     cuts = sorted({*bounds, *range(0, num_tokens, chunk_size)})
-    spans = [Span(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    spans = [Span(a, b) for a, b in pairwise(cuts)]
     chunks: list[list[Span]] = [[] for _ in range(-(-num_tokens // chunk_size))]
     for span in spans:
         chunks[span.start // chunk_size].append(span)

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from src.data.dataset import DatasetWriter, collect
+from src.data.dataset import DatasetWriter, TokenDataset, collect
 from src.data.examples import ExampleFile
 from src.data.packing import Sequence, one_by_one, pack, wrap
-from src.data.dataset import TokenDataset
 from src.data.tokenization import TokenizedExample, cut, tokenize
 from src.errors import UserError
 from src.settings import TrainSettings
@@ -35,8 +34,10 @@ def prepare_data(
     if settings.pack_sequences:
         limit = min(settings.chunk_size, context)
         if limit < settings.chunk_size:
-            say(f"warning: chunk_size {settings.chunk_size} is over the base model's context; "
-                f"it is taken as {limit}")
+            say(
+                f"warning: chunk_size {settings.chunk_size} is over the base model's context; "
+                f"it is taken as {limit}"
+            )
         if settings.wrap_packed_sequences:
             limit = 2**62  # the stream is cut later
     elif settings.wrap_packed_sequences or settings.chunk_size != 2048:
@@ -54,8 +55,10 @@ def prepare_data(
         for key, count in file.unknown_keys.most_common(10):
             say(f"warning: {file.name}: the key {key[:40]!r} is not used ({count:,} times)")
         if writer.cut_examples:
-            say(f"warning: {file.name}: {writer.cut_examples:,} examples were cut to "
-                f"{max_length:,} tokens, {writer.cut_tokens:,} tokens are left out")
+            say(
+                f"warning: {file.name}: {writer.cut_examples:,} examples were cut to "
+                f"{max_length:,} tokens, {writer.cut_tokens:,} tokens are left out"
+            )
         return writer
 
     train = read(settings.train_data, settings.train_data_name, limit)
@@ -64,8 +67,10 @@ def prepare_data(
     if settings.run_validation and settings.validation_data is not None:
         validation = read(settings.validation_data, settings.validation_data_name, context)
         num_validation = min(settings.num_validation_samples, len(validation.line_numbers))
-        say(f"validation: the first {num_validation:,} of {len(validation.line_numbers):,} "
-            f"examples of {settings.validation_data_name}")
+        say(
+            f"validation: the first {num_validation:,} of {len(validation.line_numbers):,} "
+            f"examples of {settings.validation_data_name}"
+        )
         validation.write(folder / "validation", rows=slice(0, num_validation))
         train.write(folder / "train", rows=slice(None))
     else:
@@ -83,7 +88,9 @@ def prepare_data(
         )
 
 
-def build_sequences(dataset: TokenDataset, settings: TrainSettings, *, context: int) -> list[Sequence]:
+def build_sequences(
+    dataset: TokenDataset, settings: TrainSettings, *, context: int
+) -> list[Sequence]:
     """Return the training sequences in the order of the file, or packed."""
     chunk_size = min(settings.chunk_size, context)
     if not settings.pack_sequences:

@@ -24,7 +24,9 @@ def make_base_model(
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     backend = Tokenizer(models.BPE())
@@ -50,8 +52,8 @@ def make_base_model(
         num_key_value_heads=num_key_value_heads,
         max_position_embeddings=context,
         initializer_range=0.1,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=backend.token_to_id("<s>"),
+        eos_token_id=backend.token_to_id("</s>"),
     )
     LlamaForCausalLM(config).save_pretrained(partial)
     tokenizer.save_pretrained(partial)

@@ -34,7 +34,7 @@ def resolve_target_modules(model: nn.Module, asked: str) -> list[str]:
 def attach_adapter(
     model: nn.Module, *, target_modules: list[str], rank: int, alpha: int, dropout: float, seed: int
 ) -> None:
-    """Put new LoRA matrices beside the targeted layers; they change nothing until they are trained."""
+    """Put new LoRA matrices beside the targeted layers; untrained, they change nothing."""
     from peft import LoraConfig, inject_adapter_in_model
 
     torch.manual_seed(seed)

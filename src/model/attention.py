@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def isolated_attention(
         return output, None
     is_grouped = key.shape[1] != query.shape[1]
     outputs = []
-    for start, stop in zip(span_boundaries[:-1], span_boundaries[1:], strict=True):
+    for start, stop in pairwise(span_boundaries):
         span = slice(start, stop)
         mask = _window_mask(stop - start, sliding_window, query.device)
         outputs.append(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.utils.logging import disable_progress_bar
 
 from src.errors import UserError
 from src.model.attention import ISOLATED, ISOLATED_MODEL_TYPES
@@ -26,7 +27,8 @@ def is_isolated(model_type: str) -> bool:
 def load_base_model(
     folder: Path, *, dtype: torch.dtype, device: torch.device | None, in_4bit: bool = False
 ) -> Any:
-    """Load the base model with all its parameters frozen; `device` None leaves placing to DeepSpeed."""
+    """Load the base model, all frozen; with no device, DeepSpeed places it."""
+    disable_progress_bar()
     model_type = read_config(folder).get("model_type", "")
     options: dict[str, Any] = {}
     if in_4bit:
@@ -64,14 +66,14 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return (out_features, in_features) of every linear layer; a 4-bit one tells its real shape."""
+    """Return (out_features, in_features) of every linear layer, 4-bit ones too."""
     modules: Any = linear_modules(model)
     return {name: (m.out_features, m.in_features) for name, m in modules.items()}
 
 
 def context_length(folder: Path, *, known: int | None = None) -> int:
     """Return the longest sequence that the base model reads, in tokens."""
-    limit = read_config(folder).get("max_position_embeddings")
-    if limit is None and known is None:
+    limits = [read_config(folder).get("max_position_embeddings"), known]
+    if limits == [None, None]:
         raise UserError(f"{folder.name}/config.json: expected max_position_embeddings, found none")
-    return min(limit or known, known or limit)
+    return min(limit for limit in limits if limit)

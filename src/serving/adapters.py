@@ -69,4 +69,3 @@ class AdapterSlot:
 def adapter_bytes_limit(shapes: Mapping[str, tuple[int, int]]) -> int:
     """Return the most bytes that an adapter of this base model may have, in float32 at rank 512."""
     return 2**20 + sum(4 * 512 * (out + in_) for out, in_ in shapes.values())
-

@@ -72,9 +72,7 @@ class Engine:
         """Return the scores after the last token, with this adapter and no other."""
         self._slot.activate(adapter)
         try:
-            output = self.model(
-                input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            output = self.model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         finally:
             self._slot.activate(None)
         return output.logits[0, -1]

@@ -70,6 +70,7 @@ class TextPredictor:
         seed = request["seed"]
         if seed is None:
             seed = secrets.randbelow(2**31)
+            print(f"seed {seed}", flush=True)
         settings = SamplingSettings(
             **{name: request[name] for name in SamplingSettings.__annotations__ if name != "seed"},
             seed=int(seed),
@@ -78,7 +79,6 @@ class TextPredictor:
         adapter = self._requested(request["replicate_weights"])
         speech = self._speech(request, adapter)
         prompt_ids = self._prompt_ids(request, speech)
-        print(f"seed {seed}", flush=True)
         if request["debug"]:
             self._log_prompt(prompt_ids)
         answer = _Answer(self._engine, prompt_ids, settings, stop_sequences, adapter.loaded)
@@ -135,7 +135,7 @@ class TextPredictor:
             self._base_model,
             self._engine.tokenizer,
             template=template,
-            system_prompt=own_system or None,
+            system_prompt=own_system,
         )
 
     def _prompt_ids(self, request: Mapping[str, Any], speech: Speech) -> list[int]:
@@ -143,7 +143,9 @@ class TextPredictor:
         for name in ("prompt", "system_prompt", "prompt_template"):
             text = request[name] or ""
             if len(text) > limit:
-                raise UserError(f"{name}: expected at most {limit:,} characters, found {len(text):,}")
+                raise UserError(
+                    f"{name}: expected at most {limit:,} characters, found {len(text):,}"
+                )
             try:
                 text.encode()
             except UnicodeEncodeError:

@@ -35,7 +35,9 @@ class SamplingSettings:
         for name, (lowest, highest) in limits.items():
             value = getattr(self, name)
             if not lowest <= value <= highest:
-                raise UserError(f"{name}: expected a number from {lowest} to {highest}, got {value}")
+                raise UserError(
+                    f"{name}: expected a number from {lowest} to {highest}, got {value}"
+                )
 
 
 class Sampler:

@@ -55,7 +55,7 @@ def build_speech(
     template: str | None = None,
     system_prompt: str | None = None,
 ) -> Speech:
-    """Return how to speak to the base model, with the user's template and system prompt if given."""
+    """Return how to speak to the base model, with the user's own wishes where there are any."""
     own = base_format(base_model, tokenizer)
     prompt_format = own if template is None else with_template(own, template)
     if system_prompt is None:

@@ -68,7 +68,7 @@ class Tokenizer:
         return [] if control_id is None else [control_id]
 
     def end_id(self, following: Piece | None) -> int:
-        """Return the token that ends an answer: the control token after it, else end-of-sequence."""
+        """Return what ends an answer: the control token after it, else end-of-sequence."""
         if isinstance(following, Control):
             control_id = self.control_id(following.token)
             if control_id is not None:

@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _RETURN_CODE = re.compile(r"exits with return code = (-?\d+)")
 # What DeepSpeed's launcher says of itself on every start.
-_NOISE = re.compile(r"\[INFO\]|\[WARNING\] \[runner|Setting ds_accelerator|^\s*$|\[config_cpu_affinity")
+_NOISE = re.compile(
+    r"\[INFO\]|\[WARNING\] \[runner|Setting ds_accelerator|^\s*$|\[config_cpu_affinity"
+)
 
 
 class TrainingError(RuntimeError):
@@ -117,7 +119,12 @@ def _environment(num_processes: int, *, on_gpus: bool) -> dict[str, str]:
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(ROOT), environment.get("PYTHONPATH")])
     )
-    environment.update(PYTHONUNBUFFERED="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+    environment.update(
+        PYTHONUNBUFFERED="1",
+        PYTHONWARNINGS="ignore::FutureWarning",  # of torch, about what DeepSpeed calls
+        TOKENIZERS_PARALLELISM="false",
+        HF_HUB_OFFLINE="1",
+    )
     # Secrets are for fetching the base model, which is done.
     environment.pop("HF_TOKEN", None)
     if not on_gpus:
@@ -130,7 +137,7 @@ def _environment(num_processes: int, *, on_gpus: bool) -> dict[str, str]:
 
 
 class _LogPump:
-    """Prints the workers' lines as they come: in Cog, only what this process prints is in the log."""
+    """Prints the workers' lines as they come: Cog logs only what this process prints."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.return_code: int | None = None

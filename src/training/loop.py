@@ -151,7 +151,7 @@ def forward(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def try_longest(model: Any, run: Run) -> None:
-    """Run the longest micro-batch once and throw its gradients away: memory runs out now or never."""
+    """Run the longest micro-batch once, for nothing: memory runs out now or never."""
     micro_batches = [
         micro_batch
         for step in split_steps(
@@ -184,7 +184,9 @@ def validate(
         loss_sum, weight_sum = _sum_over_ranks(sums.to(run.device)).tolist()
         loss = loss_sum / weight_sum if weight_sum else None
         if loss is not None and not math.isfinite(loss):
-            raise FloatingPointError(f"the validation loss after step {step} is not finite ({loss})")
+            raise FloatingPointError(
+                f"the validation loss after step {step} is not finite ({loss})"
+            )
     sample = run.sample()
     model_engine.train()
     if loss is not None:

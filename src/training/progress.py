@@ -21,7 +21,7 @@ class Progress:
         """Without a path, as on all ranks but one, nothing is printed or kept."""
         self.path = path
         self.num_steps = num_steps
-        self.log_every = max(1, num_steps // 500)
+        self.log_every = max(1, num_steps // 100)
         self.started = self.last_logged = time.monotonic()
         self.loss_sum = self.weight_sum = 0.0
         self.tokens = 0

@@ -9,9 +9,11 @@ from typing import Any
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 860, 340, 56, 36, 16
 
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:900px;margin:2rem auto;padding:0 1rem;color:#1c2430}
+body{font:15px/1.5 system-ui,sans-serif;
+max-width:900px;margin:2rem auto;padding:0 1rem;color:#1c2430}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
-table{border-collapse:collapse;width:100%}td,th{padding:.25rem .6rem;border-bottom:1px solid #dde2ea;
+table{border-collapse:collapse;width:100%}
+td,th{padding:.25rem .6rem;border-bottom:1px solid #dde2ea;
 text-align:left;vertical-align:top}td:first-child{color:#566;white-space:nowrap}
 pre{white-space:pre-wrap;background:#f5f7fa;padding:.6rem;margin:0}
 svg text{font:12px system-ui,sans-serif;fill:#566}

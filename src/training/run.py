@@ -1,6 +1,7 @@
 """One training from its inputs to the weights archive."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> P
     assert files["train_data"] is not None
     for path in files.values():
         if path is not None:
-            ExampleFile(path).check()
+            ExampleFile(path, _shown_name(path)).check()
     base_model = find_base_model(os.environ)
     options = {name: value for name, value in inputs.items() if name not in files}
     settings = TrainSettings(
@@ -32,9 +33,9 @@ def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> P
         base_model_dir=str(base_model.folder),
         base_model_revision=base_model.revision,
         train_data=str(files["train_data"]),
-        train_data_name=files["train_data"].name,
+        train_data_name=_shown_name(files["train_data"]),
         validation_data=None if files["validation_data"] is None else str(files["validation_data"]),
-        validation_data_name=files["validation_data"] and files["validation_data"].name,
+        validation_data_name=files["validation_data"] and _shown_name(files["validation_data"]),
         **_as_declared(options),
     )
     num_devices, on_gpus = count_devices()
@@ -70,19 +71,29 @@ def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> P
 def _local_file(value: Any, name: str) -> Path | None:
     if value is None:
         return None
-    # Cog turns a URL into a file; any other text reaches us as it is, and names a file of the server.
+    # Cog turns a URL into a file; any other text would name a file of the server.
     if isinstance(value, str):
-        raise UserError(f"{name}: expected a file or an http(s) address, found the text {value[:80]!r}")
+        raise UserError(
+            f"{name}: expected a file or an http(s) address, found the text {value[:80]!r}"
+        )
     if not Path(value).is_file():
         raise UserError(f"{name}: there is no file {Path(value).name}")
     return Path(value)
+
+
+def _shown_name(path: Path) -> str:
+    """Return the name that the user gave the file: Cog's copy has a random beginning."""
+    name = re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", path.name)
+    return "".join(c if c.isprintable() else "?" for c in name)[:100]
 
 
 def _as_declared(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options in the types of the settings: Cog lets 3.0 pass for an integer."""
     annotations = TrainSettings.__annotations__
     return {
-        name: int(value) if isinstance(value, float) and annotations[name] in (int, int | None) else value
+        name: int(value)
+        if isinstance(value, float) and annotations[name] in (int, int | None)
+        else value
         for name, value in options.items()
     }
 

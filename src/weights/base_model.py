@@ -88,13 +88,14 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _fetch_whole(
-    folder: Path, environ: Mapping[str, str], *, mirror: str, repository: str
-) -> None:
+def _fetch_whole(folder: Path, environ: Mapping[str, str], *, mirror: str, repository: str) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir(exist_ok=True)
     started = time.monotonic()
-    print(f"fetching the base model from {printable_url(mirror) if mirror else repository}", flush=True)
+    print(
+        f"fetching the base model from {printable_url(mirror) if mirror else repository}",
+        flush=True,
+    )
     try:
         if mirror:
             _fetch_from_mirror(mirror.rstrip("/"), partial)
@@ -108,9 +109,7 @@ def _fetch_whole(
         raise
     partial.rename(folder)
     num_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    print(
-        f"fetched {num_bytes / 1e9:.2f} GB in {time.monotonic() - started:.0f} s", flush=True
-    )
+    print(f"fetched {num_bytes / 1e9:.2f} GB in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def _fetch_from_mirror(address: str, folder: Path) -> None:
@@ -182,7 +181,8 @@ def check_complete(folder: Path) -> None:
         raise UserError(f"base model {folder.name}: config.json is not valid JSON") from None
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
-            f"base model {folder.name}: expected a tokenizer ({' or '.join(TOKENIZER_FILES)}), found none"
+            f"base model {folder.name}: expected a tokenizer "
+            f"({' or '.join(TOKENIZER_FILES)}), found none"
         )
     if (folder / "model.safetensors.index.json").is_file():
         names = _shards(folder)
@@ -208,7 +208,8 @@ def _shards(folder: Path) -> list[str]:
     for name in names:
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
             raise UserError(
-                f"base model {folder.name}: the index names {printable(name)!r}, no safetensors file"
+                f"base model {folder.name}: the index names {printable(name)!r}, "
+                "which is no safetensors file"
             )
     return names
 

@@ -1,0 +1,56 @@
+"""`-i name=value` on a command line, as the inputs of a request."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from src.errors import UserError
+
+
+def parse_inputs(pairs: Sequence[str], properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs with the types of the schema; a file is a `Path`.
+
+    Raises UserError for a name that does not exist and a value that is no such type.
+    """
+    inputs: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator:
+            raise UserError(f"-i {pair}: expected name=value")
+        if name not in properties:
+            close = difflib.get_close_matches(name, properties, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(properties)}"
+            raise UserError(f"-i {name}: there is no such input; {hint}")
+        inputs[name] = _value(name, text, properties[name])
+    return inputs
+
+
+def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
+    kind = schema.get("type", "string")
+    try:
+        match kind:
+            case "integer":
+                return int(text)
+            case "number":
+                return float(text)
+            case "boolean":
+                return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    except (ValueError, KeyError):
+        expected = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
+        raise UserError(f"-i {name}: expected {expected[kind]}, found {text!r}") from None
+    if schema.get("format") == "uri":
+        if text.startswith(("http://", "https://", "data:")):
+            return text
+        return existing_file(text.removeprefix("@"), f"-i {name}")
+    if text.startswith("@"):
+        return existing_file(text[1:], f"-i {name}").read_text()
+    return text
+
+
+def existing_file(name: str, where: str) -> Path:
+    """Return the path of a file; raises UserError if there is none."""
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"{where}: there is no file {name}")
+    return path

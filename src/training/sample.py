@@ -1,0 +1,35 @@
+"""The reply to the validation prompt, generated greedily while training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from src.text.formats import Speech
+from src.text.tokenizer import Tokenizer
+
+MAX_NEW_TOKENS = 128
+
+
+def build_sampler(
+    prompt: str | None, *, speech: Speech, tokenizer: Tokenizer, model: Any, device: torch.device
+) -> Callable[[], str | None]:
+    """Return what generates the reply; under ZeRO-3 all ranks call it together."""
+    if prompt is None:
+        return lambda: None
+    ids = tokenizer.encode_pieces(speech.prompt_format.pieces(speech.of_prompt(prompt)))
+    input_ids = torch.tensor([ids], device=device)
+
+    def sample() -> str:
+        output = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=MAX_NEW_TOKENS,
+            use_cache=True,
+            eos_token_id=sorted(tokenizer.end_ids),
+            pad_token_id=tokenizer.eos_id,
+        )
+        reply = tokenizer.decode(output[0].tolist())[len(tokenizer.decode(ids)) :]
+        return reply.removeprefix(speech.prompt_format.answer_prefix)
+
+    return sample
