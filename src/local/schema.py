@@ -120,7 +120,7 @@ class _Field:
                 f"{self.name}: expected one of {', '.join(_TYPES)}, found {annotation}"
             )
         self.options: dict[str, Any] = {}
-        if isinstance(default, ast.Call):
+        if isinstance(default, ast.Call) and ast.unparse(default.func) == "Input":
             for keyword in default.keywords:
                 if not _is_plain(source, keyword.value):
                     raise ValueError(

@@ -47,6 +47,10 @@ def load_base_model(
         local_files_only=True,
         **options,
     )
+    for module in model.modules():
+        # On some CPUs, 4-bit layers repack their weights for inference and take only some shapes.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     model.config.use_cache = False
     model.generation_config.do_sample = False

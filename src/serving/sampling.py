@@ -57,7 +57,7 @@ class Sampler:
         self._generator = torch.Generator(device).manual_seed(settings.seed % 2**63)
         # As in the paper (CTRL, Keskar et al. 2019) and in transformers, the prompt counts as seen.
         self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self._seen[torch.tensor(prompt_ids, device=device)] = True
+        self._seen[torch.tensor(prompt_ids, dtype=torch.long, device=device)] = True
         self._num_drawn = 0
 
     def draw(self, logits: torch.Tensor) -> int:

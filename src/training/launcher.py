@@ -243,7 +243,7 @@ class _MetricsTail:
                 while (line := file.readline()).endswith("\n"):
                     self._position = file.tell()
                     self._on_metric(json.loads(line))
-        except FileNotFoundError:  # not begun yet, or already moved to the output
+        except FileNotFoundError:  # not begun yet
             return
 
 

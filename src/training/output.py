@@ -1,6 +1,7 @@
 """What a finished run leaves: the adapter, its manifest, the metrics and a report."""
 
 import json
+import shutil
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -63,6 +64,6 @@ def save_output(
         **losses,
     }
     (folder / "training.json").write_text(json.dumps(manifest, indent=2))
-    (run_dir / "metrics.jsonl").rename(folder / "metrics.jsonl")
+    shutil.copyfile(run_dir / "metrics.jsonl", folder / "metrics.jsonl")
     write_report(folder / "report.html", manifest, folder / "metrics.jsonl")
     folder.rename(run_dir / "output")

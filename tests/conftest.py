@@ -1,0 +1,81 @@
+"""The tiny base model and the real runs that tests share."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from src.local.tiny_model import make_base_model
+from src.settings import TrainSettings
+from src.text.tokenizer import Tokenizer
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+ROWS = [
+    {"prompt": f"What is the colour of number {number}?", "completion": f"It is {colour}{mark}"}
+    for number, (colour, mark) in enumerate(
+        zip(
+            ["red", "green", "blue", "grey", "pink", "black", "white", "brown"] * 3,
+            ["", ".", "!", " or so", ", I think", "\nsurely"] * 4,
+            strict=True,
+        )
+    )
+]
+
+
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama small enough to train on a CPU in seconds, in Hugging Face layout."""
+    folder = tmp_path_factory.mktemp("base") / "tiny-llama"
+    texts = [f"{row['prompt']}\n{row['completion']}" for row in ROWS] * 4
+    make_base_model(
+        folder, texts, vocab_size=400, hidden_size=64, num_layers=2, num_heads=4,
+        num_key_value_heads=2, context=256,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(base_dir: Path) -> Tokenizer:
+    return Tokenizer(base_dir)
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path):
+    """Return a function that writes rows as a JSONL file."""
+
+    def write(rows: list[object], name: str = "data.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_settings(base_dir: Path, write_rows):
+    """Return a function that builds the settings of a run on the tiny base model."""
+
+    def make(rows: list[object] | None = None, **values) -> TrainSettings:
+        return TrainSettings(
+            **{
+                "base_model": str(base_dir),
+                "base_model_dir": str(base_dir),
+                "train_data": str(write_rows(ROWS if rows is None else rows)),
+                "train_data_name": "data.jsonl",
+                "lora_dropout": 0.0,
+                **values,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _no_leftover_environment() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

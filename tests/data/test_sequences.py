@@ -1,0 +1,149 @@
+"""Packing, batching and cutting keep every token, once, where it belongs."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from src.data.batch_plan import plan_batches
+from src.data.batches import collate, shuffle_epoch, split_micro_batches, split_steps
+from src.data.dataset import TokenDataset, collect
+from src.data.examples import ChatExample, CompletionExample, TextExample
+from src.data.packing import count_tokens, one_by_one, pack, wrap
+from src.data.tokenization import IGNORE_INDEX, TokenizedExample, cut, tokenize
+from src.prompts import Turn
+from src.text.formats import build_train_speech
+
+OFFSETS = np.cumsum([0, 5, 9, 1, 30, 12, 12, 3, 17, 2, 2, 2])
+
+
+def all_tokens(sequences):
+    return sorted(t for s in sequences for span in s for t in range(span.start, span.stop))
+
+
+def test_packing_keeps_every_token_and_fills_the_chunks():
+    packs = pack(OFFSETS, chunk_size=30)
+    assert all_tokens(packs) == list(range(OFFSETS[-1]))
+    assert max(map(count_tokens, packs)) == 30
+    assert len(packs) == 4  # 95 tokens cannot go into 3 sequences of 30
+    assert {span for p in packs for span in p} == {s for (s,) in one_by_one(OFFSETS)}
+
+
+def test_packing_is_best_fit():
+    rng = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(1, 200, 5000))])
+    packs = pack(offsets, chunk_size=512)
+    assert all_tokens(packs) == list(range(offsets[-1]))
+    assert len(packs) <= 1.01 * offsets[-1] / 512 + 1
+
+
+def test_wrapping_cuts_the_stream_into_exact_chunks():
+    chunks = wrap(OFFSETS, chunk_size=20)
+    assert [count_tokens(chunk) for chunk in chunks] == [20, 20, 20, 20, 15]
+    stream = [t for chunk in chunks for span in chunk for t in range(span.start, span.stop)]
+    assert stream == list(range(95))
+    bounds = set(OFFSETS.tolist())
+    for chunk in chunks:
+        for before, after in pairwise(chunk):
+            assert after.start in bounds
+            assert before.stop == after.start
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 8])
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 4])
+@pytest.mark.parametrize("train_batch_size", [1, 4, 6, 7, 12])
+def test_the_global_batch_is_exact(train_batch_size, micro_batch_size, num_devices):
+    plan = plan_batches(
+        train_batch_size=train_batch_size,
+        micro_batch_size=micro_batch_size,
+        num_devices=num_devices,
+    )
+    assert plan.global_batch_size == train_batch_size
+    assert plan.world_size <= num_devices
+    assert plan.micro_batch_size <= micro_batch_size
+    sequences = one_by_one(OFFSETS)
+    seen = []
+    for step in split_steps(sequences, plan.global_batch_size):
+        ranks = split_micro_batches(step, plan)
+        assert len({len(rank) for rank in ranks}) == 1
+        flat = [s for rank in ranks for micro in rank for s in micro]
+        assert sorted(flat, key=lambda s: s[0].start) == step
+        assert all(len(micro) <= plan.micro_batch_size for rank in ranks for micro in rank)
+        seen += flat
+    assert len(seen) == len(sequences)
+
+
+def test_every_epoch_has_its_own_order_and_all_sequences():
+    sequences = one_by_one(OFFSETS)
+    first = shuffle_epoch(sequences, seed=1, epoch=0)
+    assert first == shuffle_epoch(sequences, seed=1, epoch=0)
+    assert first != shuffle_epoch(sequences, seed=1, epoch=1)
+    assert sorted(first, key=lambda s: s[0].start) == sequences
+
+
+@pytest.fixture
+def dataset(tmp_path, tokenizer, base_dir) -> TokenDataset:
+    speech = build_train_speech(str(base_dir), tokenizer)
+    examples = [
+        CompletionExample("What is it?", "It is red."),
+        TextExample("red"),
+        CompletionExample("What?", "It is the colour of number 1."),
+    ]
+    tokenized = [(i + 1, tokenize(e, tokenizer, speech)) for i, e in enumerate(examples)]
+    collect(tokenized).write(tmp_path / "data", rows=slice(None))
+    return TokenDataset(tmp_path / "data")
+
+
+def test_a_batch_lies_end_to_end(dataset: TokenDataset):
+    batch = collate(tuple(one_by_one(dataset.offsets)), dataset, prompt_loss_weight=0.0)
+    assert batch.boundaries == tuple(dataset.offsets)
+    assert batch.input_ids[0].tolist() == dataset.input_ids.tolist()
+    for start, stop in pairwise(batch.boundaries):
+        assert batch.position_ids[0, start:stop].tolist() == list(range(stop - start))
+    assert batch.label_weights.sum() == dataset.counts.learned_tokens
+    weighted = collate(tuple(one_by_one(dataset.offsets)), dataset, prompt_loss_weight=0.25)
+    extra = float(weighted.label_weights.sum() - batch.label_weights.sum())
+    assert extra == 0.25 * (len(dataset.input_ids) - 3 - dataset.counts.learned_tokens)
+
+
+def test_an_empty_micro_batch_teaches_nothing(dataset: TokenDataset):
+    batch = collate((), dataset, prompt_loss_weight=0.5)
+    assert batch.label_weights.sum() == 0
+    assert set(batch.labels.tolist()) == {IGNORE_INDEX}
+
+
+def test_only_the_completion_is_learned_and_it_ends(tokenizer, base_dir):
+    speech = build_train_speech(str(base_dir), tokenizer)
+    example = tokenize(CompletionExample("What is it?", "It is red."), tokenizer, speech)
+    learned = [t for t, m in zip(example.labels, example.completion_mask, strict=True) if m]
+    assert learned == [*tokenizer.encode("It is red."), tokenizer.eos_id]
+    prompt = tokenizer.encode_pieces(speech.prompt_format.pieces(speech.of_prompt("What is it?")))
+    assert example.input_ids[: len(prompt)] == prompt
+    assert tokenizer.decode(prompt) == "What is it?\n"
+
+
+def test_every_assistant_turn_is_learned_and_ends_at_once(tokenizer):
+    """In Llama 2's format a blank stands before </s>; the model must not have to write it."""
+    speech = build_train_speech("llama-2-7b-chat", tokenizer)
+    turns = (Turn("What is it?", "It is red."), Turn("Sure?", "I think."))
+    example = tokenize(ChatExample(turns, None), tokenizer, speech)
+    learned = [t for t, m in zip(example.labels, example.completion_mask, strict=True) if m]
+    ends = [*tokenizer.encode(" It is red."), tokenizer.eos_id]
+    assert learned == [*ends, *tokenizer.encode(" I think."), tokenizer.eos_id]
+    blank = tokenizer.encode(" ")
+    first_end = example.input_ids.index(tokenizer.eos_id)
+    assert example.input_ids[first_end - 1 : first_end] == blank
+
+
+@pytest.mark.parametrize("first_learned", [2, 50])
+def test_cutting_keeps_something_to_learn_and_the_end(first_learned: int):
+    ids = list(range(100, 160))
+    mask = [i >= first_learned for i in range(60)]
+    labels = [*ids[1:], 2]
+    example = cut(TokenizedExample(ids, labels, mask), max_length=20, eos_id=2)
+    assert len(example.input_ids) == len(example.labels) == len(example.completion_mask) == 20
+    assert example.input_ids[0] == 100
+    assert any(example.completion_mask)
+    assert example.num_cut == 40
+    ends = [label for label, m in zip(example.labels, example.completion_mask, strict=True) if m]
+    assert ends[-1] == 2

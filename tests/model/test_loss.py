@@ -1,0 +1,178 @@
+"""How the work is laid out changes neither the loss nor a gradient."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+
+from src.data.batches import Batch
+from src.data.tokenization import IGNORE_INDEX
+from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
+from src.model.base_model import linear_shapes, load_base_model
+from src.model.loss import SummedLoss
+
+CPU = torch.device("cpu")
+
+
+def build_model(base_dir: Path, *, in_4bit: bool = False) -> SummedLoss:
+    model = load_base_model(base_dir, dtype=torch.float32, device=CPU, in_4bit=in_4bit)
+    names = resolve_target_modules(model, "all-linear")
+    attach_adapter(model, target_modules=names, rank=4, alpha=8, dropout=0.0, seed=0)
+    torch.manual_seed(1)
+    for name, parameter in adapter_parameters(model):
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return SummedLoss(model)
+
+
+def make_batch(*lengths: int) -> Batch:
+    torch.manual_seed(2)
+    num_tokens = sum(lengths)
+    ids = torch.randint(3, 250, (num_tokens + 1,))
+    labels = ids[1:].clone()
+    labels[::3] = IGNORE_INDEX
+    weights = (labels != IGNORE_INDEX).float()
+    weights[1::3] = 0.5 * weights[1::3]
+    return Batch(
+        ids[None, :-1],
+        torch.cat([torch.arange(n) for n in lengths])[None],
+        labels,
+        weights,
+        (0, *torch.tensor(lengths).cumsum(0).tolist()),
+    )
+
+
+def cut(batch: Batch) -> list[Batch]:
+    return [
+        Batch(
+            batch.input_ids[:, a:b],
+            batch.position_ids[:, a:b],
+            batch.labels[a:b],
+            batch.label_weights[a:b],
+            (0, b - a),
+        )
+        for a, b in pairwise(batch.boundaries)
+    ]
+
+
+def gradients(module: SummedLoss, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+    module.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = run(module, batch)
+        loss.backward()
+        total += float(loss)
+    named = adapter_parameters(module.model)
+    return total, {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def run(module: SummedLoss, batch: Batch) -> torch.Tensor:
+    return module(
+        batch.input_ids, batch.position_ids, batch.labels, batch.label_weights, batch.boundaries
+    )
+
+
+def assert_same(one: tuple, other: tuple) -> None:
+    assert one[0] == pytest.approx(other[0], rel=1e-5)
+    assert one[1].keys() == other[1].keys()
+    for name, gradient in one[1].items():
+        torch.testing.assert_close(gradient, other[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_packed_is_unpacked(base_dir: Path):
+    module = build_model(base_dir)
+    batch = make_batch(5, 19, 1, 33)
+    packed, unpacked = gradients(module, [batch]), gradients(module, cut(batch))
+    assert len(packed[1]) == 2 * 7 * 2
+    assert_same(packed, unpacked)
+
+
+def test_the_comparison_would_notice_a_leak(base_dir: Path):
+    module = build_model(base_dir)
+    batch = make_batch(5, 19, 1, 33)
+    leaking = Batch(*[getattr(batch, name) for name in list(vars(batch))[:4]], (0, 58))
+    assert float(run(module, batch)) != pytest.approx(float(run(module, leaking)), rel=1e-4)
+
+
+def test_isolated_attention_is_transformers_own(base_dir: Path):
+    """The plain path: each example alone through the whole model, all logits, torch's own loss."""
+    module = build_model(base_dir)
+    batch = make_batch(7, 12, 30)
+    plain = 0.0
+    module.model.set_attn_implementation("sdpa")
+    for part in cut(batch):
+        logits = module.model(part.input_ids).logits[0]
+        nll = torch.nn.functional.cross_entropy(
+            logits, part.labels, reduction="none", ignore_index=IGNORE_INDEX
+        )
+        plain += float((nll * part.label_weights).sum())
+    module.model.set_attn_implementation("isolated")
+    assert float(run(module, batch)) == pytest.approx(plain, rel=1e-5)
+
+
+def test_other_architectures_are_kept_apart_by_position_ids(base_dir: Path):
+    module = build_model(base_dir)
+    batch = make_batch(7, 12, 30)
+    own = gradients(module, [batch])
+    module.model.set_attn_implementation("sdpa")
+    module.is_isolated = False
+    assert_same(own, gradients(module, [batch]))
+
+
+def test_a_sliding_window_is_kept(tmp_path: Path):
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=8, initializer_range=0.1,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path / "mistral")
+    module = build_model(tmp_path / "mistral")
+    batch = make_batch(20, 6, 31)
+    own = gradients(module, [batch])
+    module.model.set_attn_implementation("eager")
+    module.is_isolated = False
+    assert_same(own, gradients(module, cut(batch)))
+
+
+def test_nothing_to_learn_is_no_loss_and_no_gradient(base_dir: Path):
+    module = build_model(base_dir)
+    batch = make_batch(5)
+    empty = Batch(
+        batch.input_ids,
+        batch.position_ids,
+        torch.full_like(batch.labels, IGNORE_INDEX),
+        torch.zeros_like(batch.label_weights),
+        batch.boundaries,
+    )
+    loss, named = gradients(module, [empty])
+    assert loss == 0
+    assert len(named) == 2 * 7 * 2
+    assert not any(gradient.any() for gradient in named.values())
+
+
+def test_only_the_adapter_is_trained_and_new_it_changes_nothing(base_dir: Path):
+    plain = AutoModelForCausalLM.from_pretrained(base_dir)
+    model = load_base_model(base_dir, dtype=torch.float32, device=CPU)
+    names = resolve_target_modules(model, "all-linear")
+    assert names == [
+        "down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj",
+    ]  # fmt: skip
+    attach_adapter(model, target_modules=names, rank=4, alpha=8, dropout=0.0, seed=0)
+    assert all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
+    ids = torch.randint(3, 250, (1, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, plain(ids).logits)
+
+
+def test_a_4_bit_base_model_learns(base_dir: Path):
+    module = build_model(base_dir, in_4bit=True)
+    plain = load_base_model(base_dir, dtype=torch.float32, device=CPU)
+    assert linear_shapes(module.model.get_decoder().layers[0].self_attn.q_proj.base_layer)
+    assert {"Linear4bit"} == {
+        type(m.base_layer).__name__ for m in module.model.modules() if hasattr(m, "base_layer")
+    }
+    batch = make_batch(5, 19)
+    assert_same(gradients(module, [batch]), gradients(module, cut(batch)))
+    assert linear_shapes(plain).keys()

@@ -1,0 +1,102 @@
+"""The engine says what transformers and PEFT say, and no adapter ever touches the base model."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from src.errors import UserError
+from src.serving.engine import Engine
+from src.serving.sampling import SamplingSettings
+from src.weights.adapter import read_adapter
+
+GREEDY = SamplingSettings(max_new_tokens=48, temperature=0, repetition_penalty=1.0, top_p=1.0)
+
+
+@pytest.fixture(scope="module")
+def engine(base_dir: Path) -> Engine:
+    return Engine(base_dir)
+
+
+def save_random_adapter(base_dir: Path, folder: Path, *, seed: int, **options) -> Path:
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base_dir),
+        LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options}),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    return [
+        save_random_adapter(base_dir, root / "all", seed=1),
+        save_random_adapter(base_dir, root / "few", seed=2, target_modules=["q_proj", "v_proj"]),
+        save_random_adapter(base_dir, root / "rslora", seed=3, r=8, use_rslora=True),
+        save_random_adapter(
+            base_dir, root / "patterns", seed=4, rank_pattern={"q_proj": 2},
+            alpha_pattern={"up_proj": 32},
+        ),
+    ]  # fmt: skip
+
+
+def reference(base_dir: Path, adapter: Path | None, ids: list[int]) -> list[int]:
+    from peft import PeftModel
+
+    model = AutoModelForCausalLM.from_pretrained(base_dir)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    output = model.generate(
+        input_ids=torch.tensor([ids]), max_new_tokens=48, do_sample=False, pad_token_id=0
+    )
+    return output[0, len(ids) :].tolist()
+
+
+def base_hash(engine: Engine) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(engine.model.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_greedy_answers_are_those_of_transformers_and_peft(engine, base_dir, adapters):
+    before = base_hash(engine)
+    prompts = [engine.tokenizer.encode(text) for text in ("What is it?\n", "It", "number 7" * 9)]
+    loaded = {None: None} | {
+        path: engine.load_adapter(read_adapter(path, engine.linear_shapes)) for path in adapters
+    }
+    answers = set()
+    for ids in prompts:
+        for path in (None, *adapters, None):
+            answer = list(engine.generate(ids, GREEDY, adapter=loaded[path]))
+            assert answer == reference(base_dir, path, ids), path
+            answers.add(tuple(answer))
+    assert len(answers) == len(prompts) * (1 + len(adapters))
+    assert base_hash(engine) == before
+
+
+def test_requests_that_take_turns_do_not_mix(engine, adapters):
+    """Two generators at once, a token each in turn, with different adapters."""
+    ids = engine.tokenizer.encode("What is it?\n")
+    one, two = (
+        engine.load_adapter(read_adapter(path, engine.linear_shapes)) for path in adapters[:2]
+    )
+    expected = [list(engine.generate(ids, GREEDY, adapter=adapter)) for adapter in (one, two)]
+    streams = [engine.generate(ids, GREEDY, adapter=adapter) for adapter in (one, two)]
+    found = list(zip(*streams, strict=False))
+    assert [token for token, _ in found] == expected[0][: len(found)]
+    assert [token for _, token in found] == expected[1][: len(found)]
+
+
+def test_a_prompt_that_fills_the_context_is_refused(engine):
+    with pytest.raises(UserError, match="prompt: expected fewer than 256 tokens"):
+        next(engine.generate([5] * 256, GREEDY, adapter=None))
+    assert len(list(engine.generate([5] * 255, GREEDY, adapter=None))) == 1

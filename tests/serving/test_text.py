@@ -1,0 +1,93 @@
+"""Stop sequences never leak and never swallow; tokens become text with nothing lost."""
+
+import random
+
+import pytest
+
+from src.errors import UserError
+from src.serving.detokenizer import Detokenizer
+from src.serving.stopping import StopBuffer, parse_stop_sequences
+
+
+def stopped(text: str, sequences: list[str]) -> str:
+    """Return what should be shown, letter by letter: the slow and obvious way."""
+    for end in range(1, len(text) + 1):
+        found = [s for s in sequences if text[:end].endswith(s)]
+        if found:
+            return text[: end - max(map(len, found))]
+    return text
+
+
+def test_stopping_is_exact_however_the_text_comes():
+    rng = random.Random(0)
+    num_stopped = 0
+    for _ in range(20_000):
+        sequences = ["".join(rng.choices("ab<", k=rng.randint(1, 4))) for _ in range(3)]
+        text = "".join(rng.choices("ab<c", k=rng.randint(0, 14)))
+        buffer, shown, position, is_stopped = StopBuffer(sequences), "", 0, False
+        while position < len(text) and not is_stopped:
+            size = rng.randint(1, 5)
+            piece, is_stopped = buffer.push(text[position : position + size])
+            position += size
+            shown += piece
+            assert stopped(text, sequences).startswith(shown)
+        if not is_stopped:
+            shown += buffer.flush()
+        assert shown == stopped(text, sequences)
+        num_stopped += is_stopped
+    assert num_stopped > 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, ()),
+        ("", ()),
+        ("a,b", ("a", "b")),
+        ("a,,b,", ("a", "b")),
+        ("a, b", ("a", " b")),
+        ('["a,b", "c"]', ("a,b", "c")),
+        ("[INST],x", ("[INST]", "x")),
+        ("[]", ()),
+        ('["", "\\n"]', ("\n",)),
+    ],
+)
+def test_stop_sequences_are_a_list_with_commas_or_json(text, expected):
+    assert parse_stop_sequences(text) == expected
+
+
+@pytest.mark.parametrize("text", ["[1]", ",".join(["a"] * 500_000), "a" * 2000, '[["a"]]'])
+def test_what_is_no_such_list_is_refused(text):
+    with pytest.raises(UserError, match="stop_sequences: expected"):
+        parse_stop_sequences(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It is red.",
+        " two  blanks ",
+        "👩‍👩‍👧 emoji 🍎",
+        "漢字\n\tcode()",
+        "a\ufffdb",
+        "\ufffd",
+        "é" * 9,
+    ],
+)
+def test_pieces_joined_are_the_text(tokenizer, text):
+    prompt = tokenizer.encode("What is it?\n")
+    ids = tokenizer.encode(text)
+    detokenizer = Detokenizer(tokenizer, prompt)
+    pieces = [detokenizer.push(token) for token in ids]
+    assert "".join(pieces) + detokenizer.flush() == text
+    assert detokenizer.flush() == ""
+
+
+def test_no_piece_holds_a_broken_character(tokenizer):
+    detokenizer = Detokenizer(tokenizer, tokenizer.encode("x"))
+    ids = tokenizer.encode("🍎")
+    assert len(ids) > 1
+    assert [detokenizer.push(token) for token in ids] == [""] * (len(ids) - 1) + ["🍎"]
+    detokenizer = Detokenizer(tokenizer, tokenizer.encode("x"))
+    assert detokenizer.push(ids[0]) == ""
+    assert detokenizer.flush() == "\ufffd"

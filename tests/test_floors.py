@@ -1,0 +1,67 @@
+"""Imports point down: a floor may use the floors below it and nothing else."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[1] / "src"
+FLOORS = [
+    {"errors", "settings", "prompts", "base_models"},
+    {"weights", "text"},
+    {"data", "model"},
+    {"training", "serving"},
+    {"local"},
+]
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+ONE_DOOR = {
+    "deepspeed": {"training/rank.py"},
+    "peft": {"model/adapter.py"},
+    "bitsandbytes": set(),
+    "cog": set(),
+}
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_imports_point_down():
+    num_checked = 0
+    for path in SRC.rglob("*.py"):
+        name = path.relative_to(SRC).parts[0].removesuffix(".py")
+        if name == "__init__":
+            continue
+        for module in imported_modules(path):
+            if not module.startswith("src."):
+                continue
+            target = module.split(".")[1]
+            if name == "errors" or FLOOR_OF[name] == 0:
+                assert FLOOR_OF[target] == 0, f"{path}: {module}"
+            else:
+                assert target == name or FLOOR_OF[target] < FLOOR_OF[name], f"{path}: {module}"
+            num_checked += 1
+    assert num_checked > 50
+
+
+@pytest.mark.parametrize("package", ONE_DOOR)
+def test_a_package_has_one_door(package: str):
+    users = {
+        path.relative_to(SRC).as_posix()
+        for path in SRC.rglob("*.py")
+        if any(module.split(".")[0] == package for module in imported_modules(path))
+    }
+    assert users == ONE_DOOR[package]
+
+
+@pytest.mark.parametrize("module", ["src.training.run", "src.local.client", "src.weights.cache"])
+def test_the_supervisor_leaves_torch_unloaded(module: str):
+    check = f"import sys, {module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=SRC.parent)

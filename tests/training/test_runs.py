@@ -1,0 +1,248 @@
+"""Real runs on CPU processes through DeepSpeed's launcher: one curve, however it is arranged."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from src.errors import UserError
+from src.training.launcher import TrainingError, run_workers
+from tests.conftest import ROWS
+
+
+@pytest.fixture
+def train(tmp_path: Path, make_settings):
+    """Return a function that trains for real and returns the output folder."""
+    numbers = iter(range(100))
+
+    def run(*, num_processes: int = 1, on_metric=lambda record: None, rows=None, **values) -> Path:
+        run_dir = tmp_path / f"run-{next(numbers)}"
+        run_dir.mkdir()
+        return run_workers(
+            make_settings(rows, **values),
+            run_dir,
+            num_processes=num_processes,
+            on_gpus=False,
+            on_metric=on_metric,
+        )
+
+    return run
+
+
+def losses(output: Path) -> list[float]:
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if "loss" in record]
+
+
+CURVE = {"learning_rate": 3e-3, "train_batch_size": 8, "num_train_epochs": 4, "warmup_ratio": 0.1}
+
+
+def test_the_arrangement_does_not_change_the_curve(train):
+    """Ranks, micro-batches, accumulation and the stage of ZeRO only share out the work."""
+    alone = train(**CURVE, micro_batch_size=4)
+    plain = losses(alone)
+    assert len(plain) == 12
+    assert plain[-1] < 0.75 * plain[0]
+    assert losses(train(**CURVE, micro_batch_size=1)) == pytest.approx(plain, abs=1e-4)
+    assert losses(train(**CURVE, num_processes=2)) == pytest.approx(plain, abs=1e-4)
+    os.environ["ZERO_STAGE"] = "3"
+    shared = train(**CURVE, num_processes=2)
+    assert losses(shared) == pytest.approx(plain, abs=1e-4)
+    expected, found = (load_file(o / "adapter_model.safetensors") for o in (alone, shared))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-3, msg=name)
+
+
+def test_packing_does_not_change_the_curve(train):
+    """One sequence holds what was a global batch, so even the order is the same."""
+    rows = ROWS[:8]
+    options = {**CURVE, "run_validation": False}
+    unpacked = losses(train(rows=rows, **options))
+    packing = {"pack_sequences": True, "chunk_size": 250}
+    output = train(rows=rows, **{**options, "train_batch_size": 1}, **packing)
+    manifest = json.loads((output / "training.json").read_text())
+    assert manifest["data"]["sequences"] == 1
+    assert losses(output) == pytest.approx(unpacked, abs=1e-4)
+
+
+def test_the_curve_is_that_of_a_plain_peft_loop(train, base_dir: Path):
+    """Thirty lines of torch and PEFT alone, over the same rows in the same order."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from src.data.batches import shuffle_epoch
+
+    options = {**CURVE, "train_batch_size": 4, "num_train_epochs": 5, "run_validation": False}
+    ours = losses(train(**options, num_processes=2, learning_rate_schedule="constant"))
+
+    tokenizer = AutoTokenizer.from_pretrained(base_dir)
+    torch.manual_seed(42)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_dir), config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 3e-3,
+                                  weight_decay=0.0)  # fmt: skip
+    theirs = []
+    for epoch in range(5):
+        order = shuffle_epoch([(row,) for row in ROWS], seed=42, epoch=epoch)
+        for start in range(0, len(ROWS), 4):
+            total, count = torch.zeros(()), 0
+            for (row,) in order[start : start + 4]:
+                prompt = [tokenizer.bos_token_id, *tokenizer.encode(row["prompt"] + "\n")]
+                reply = [*tokenizer.encode(row["completion"]), tokenizer.eos_token_id]
+                logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
+                total = total + torch.nn.functional.cross_entropy(
+                    logits, torch.tensor(reply), reduction="sum"
+                )
+                count += len(reply)
+            for group in optimizer.param_groups:
+                group["lr"] = 3e-3 * min(1, (len(theirs) + 1) / 3)
+            (total / count).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            theirs.append(float(total) / count)
+    assert len(theirs) == 30
+    assert ours == pytest.approx(theirs, rel=0.01)
+
+
+def test_qlora_trains_on_two_processes(train, base_dir: Path, capfd):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    output = train(
+        **CURVE, peft_method="qlora", num_processes=2, validation_prompt=ROWS[0]["prompt"]
+    )
+    curve = losses(output)
+    assert curve[-1] < 0.8 * curve[0]
+    assert "validation sample at step 12: " in capfd.readouterr().out
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_dir), output)
+
+
+def test_zero_3_generates_a_sample_on_all_ranks(train, capfd):
+    os.environ["ZERO_STAGE"] = "3"
+    train(**CURVE, num_processes=2, max_steps=1, rows=ROWS[:9], validation_prompt="What?")
+    assert capfd.readouterr().out.count("validation sample at step") == 2
+
+
+def test_same_seed_same_adapter(train):
+    outputs = [train(**CURVE, max_steps=2, lora_dropout=0.1) for _ in range(2)]
+    first, second = [(o / "adapter_model.safetensors").read_bytes() for o in outputs]
+    assert first == second
+
+
+def test_every_validation_example_counts_once(train):
+    """Seven examples on two ranks in groups of two: the same mean as one by one on one rank."""
+    options = {**CURVE, "max_steps": 1, "train_batch_size": 2}
+    validation = {"num_validation_samples": 7}
+
+    def loss_before(**values) -> float:
+        records = []
+        train(on_metric=records.append, rows=ROWS * 2, **options, **validation, **values)
+        return next(r["eval_loss"] for r in records if "eval_loss" in r)
+
+    alone = loss_before()
+    assert loss_before(num_processes=2, validation_batch_size=2) == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 5])
+def test_small_data_works(train, num_rows: int, capfd):
+    output = train(rows=ROWS[:num_rows], max_steps=2)
+    data = json.loads((output / "training.json").read_text())["data"]
+    held_out = 0 if num_rows == 1 else 1
+    assert data["validation"]["examples"] == held_out
+    assert data["train"]["examples"] == num_rows - held_out
+    assert f"the last {held_out} of {num_rows} examples" in capfd.readouterr().out
+
+
+def test_other_loss_rules(train):
+    """Prompt weight, wrapped chunks, text rows, a given template: all train and all come down."""
+    rows = [{"text": f"{row['prompt']} {row['completion']}"} for row in ROWS[:12]] + ROWS[12:]
+    output = train(
+        **CURVE,
+        rows=rows,
+        prompt_loss_weight=0.1,
+        pack_sequences=True,
+        wrap_packed_sequences=True,
+        chunk_size=64,
+        prompt_template="Q: {prompt}\nA: ",
+        learning_rate_schedule="linear",
+    )
+    manifest = json.loads((output / "training.json").read_text())
+    assert manifest["prompt_template"] == "Q: {prompt}\nA: "
+    curve = losses(output)
+    assert curve[-1] < curve[0]
+
+
+def test_a_user_error_in_a_rank_is_one_sentence(train, capfd):
+    with pytest.raises(UserError, match="lora_target_modules: expected all-linear or some of"):
+        train(lora_target_modules="q_proj,nope", num_processes=2)
+    assert "Traceback" not in capfd.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(train):
+    with pytest.raises(TrainingError, match=r"of step \d+ is not finite"):
+        train(**{**CURVE, "learning_rate": 1e30, "warmup_ratio": 0.0}, num_processes=2)
+
+
+def session_processes(marker: str) -> list[int]:
+    """Return the processes whose command line or environment holds the marker."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (folder / "cmdline").read_bytes()
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if marker.encode() in text and state != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_named_and_none_is_left(train, tmp_path: Path, rank: int):
+    def kill_at_step_3() -> None:
+        path = tmp_path / "run-0" / "ranks" / f"{rank}.json"
+        while True:
+            time.sleep(0.02)
+            if path.is_file() and (status := json.loads(path.read_text()))["step"] >= 3:
+                os.kill(status["pid"], signal.SIGKILL)
+                return
+
+    threading.Thread(target=kill_at_step_3, daemon=True).start()
+    with pytest.raises(TrainingError, match=rf"rank {rank} ended .*after step \d+: killed by SIG"):
+        train(**{**CURVE, "num_train_epochs": 500}, num_processes=2)
+    assert session_processes(str(tmp_path)) == []
+
+
+def test_the_death_of_the_supervisor_leaves_none(tmp_path: Path, make_settings):
+    settings = make_settings(**{**CURVE, "num_train_epochs": 500})
+    settings.save(tmp_path / "asked.json")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    code = (
+        "from pathlib import Path; from src.settings import TrainSettings;"
+        "from src.training.launcher import run_workers;"
+        f"run_workers(TrainSettings.load(Path({str(tmp_path / 'asked.json')!r})),"
+        f"Path({str(run_dir)!r}), num_processes=2, on_gpus=False, on_metric=print)"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    ranks = run_dir / "ranks" / "1.json"
+    while not (ranks.is_file() and json.loads(ranks.read_text())["step"] >= 2):
+        assert supervisor.poll() is None
+        time.sleep(0.1)
+    assert len(session_processes(str(run_dir))) >= 4
+    supervisor.kill()
+    supervisor.wait()
+    deadline = time.monotonic() + 2
+    while session_processes(str(run_dir)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert session_processes(str(run_dir)) == []
