@@ -14,6 +14,10 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+ALWAYS_LOGGED = 10
+"""First steps that are all logged, so that a long run shows at once how it goes."""
+
+
 class Progress:
     """Prints one line per logged step and validation, and keeps the same numbers as JSON lines."""
 
@@ -45,7 +49,7 @@ class Progress:
         self.loss_sum += loss_sum
         self.weight_sum += weight_sum
         self.tokens += tokens
-        if step % self.log_every and step != self.num_steps and step != 1:
+        if step > ALWAYS_LOGGED and step % self.log_every and step != self.num_steps:
             return
         now = time.monotonic()
         loss = self.loss_sum / self.weight_sum

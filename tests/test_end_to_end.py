@@ -1,0 +1,383 @@
+"""From a data file to an answering model, through Cog's real server, as a user does it."""
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import requests
+import torch
+
+from src.local.client import running_server
+from tests.conftest import ROWS
+
+ROOT = Path(__file__).resolve().parents[1]
+GREEDY = {"temperature": 0, "repetition_penalty": 1, "top_p": 1, "seed": 0, "max_new_tokens": 40}
+MEMBERS = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "metrics.jsonl",
+    "report.html",
+    "training.json",
+]
+
+
+def data_url(content: bytes) -> str:
+    return "data:application/octet-stream;base64," + base64.b64encode(content).decode()
+
+
+def jsonl(rows: list) -> str:
+    return data_url("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+@pytest.fixture(scope="module")
+def trainings(base_dir: Path) -> Iterator[str]:
+    os.environ["BASE_MODEL"] = str(base_dir)
+    with running_server("train", ROOT, verbose=False) as address:
+        yield f"{address}/trainings"
+
+
+@pytest.fixture(scope="module")
+def archive(trainings: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of one training through POST /trainings."""
+    inputs = {
+        "train_data": jsonl(ROWS),
+        "num_train_epochs": 40,
+        "learning_rate": 0.01,
+        "lora_dropout": 0,
+        "train_batch_size": 8,
+        "run_validation": False,
+    }
+    answer = requests.post(trainings, json={"input": inputs}, timeout=300).json()
+    assert answer["status"] == "succeeded", answer
+    assert "step 120/120 | loss " in answer["logs"]
+    assert len(answer["metrics"]["train"]["loss"]) > 50
+    path = tmp_path_factory.mktemp("weights") / "weights.tar"
+    path.write_bytes(base64.b64decode(answer["output"]["weights"].partition(",")[2]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictions(base_dir: Path, archive: Path) -> Iterator[str]:
+    os.environ.update(BASE_MODEL=str(base_dir), WEIGHTS_DIR=str(archive.parent))
+    with running_server("predict", ROOT, verbose=False) as address:
+        yield f"{address}/predictions"
+
+
+def ask(predictions: str, prompt: str, **inputs) -> dict:
+    request = {"input": {"prompt": prompt, **GREEDY, **inputs}}
+    for _ in range(50):
+        answer = requests.post(predictions, json=request, timeout=120)
+        if answer.status_code != 409:  # the one slot is free a moment after the last answer
+            break
+        time.sleep(0.1)
+    return answer.json()
+
+
+def text_of(answer: dict) -> str:
+    assert answer["status"] == "succeeded", answer
+    return "".join(answer["output"])
+
+
+def test_the_archive_holds_what_the_contract_says(archive: Path, base_dir: Path):
+    with tarfile.open(archive) as tar:
+        assert tar.getnames() == MEMBERS
+        texts = {name: tar.extractfile(name).read() for name in MEMBERS}
+    manifest = json.loads(texts["training.json"])
+    assert manifest["base_model"] == "tiny-llama"
+    assert manifest["prompt_template"] == "{prompt}\n"
+    assert manifest["data"]["train"]["examples"] == 24
+    assert manifest["settings"]["num_train_epochs"] == 40
+    assert manifest["train_loss"] < 1.5
+    assert b"<svg" in texts["report.html"]
+    for text in texts.values():
+        assert str(base_dir.parent).encode() not in text
+        assert b"/tmp/" not in text
+
+
+def test_trained_completions_come_back_and_are_pefts(predictions, archive, base_dir, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    tokenizer = AutoTokenizer.from_pretrained(base_dir)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_dir), tmp_path)
+    num_right = 0
+    for row in ROWS:
+        found = text_of(ask(predictions, row["prompt"], replicate_weights=archive.name))
+        ids = [tokenizer.bos_token_id, *tokenizer.encode(row["prompt"] + "\n")]
+        output = model.generate(
+            input_ids=torch.tensor([ids]), max_new_tokens=40, do_sample=False,
+            pad_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        reply = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+        assert found == reply
+        num_right += found == row["completion"]
+    assert num_right == len(ROWS)
+
+
+def test_each_request_gets_its_own_weights(predictions: str, archive: Path):
+    prompt = ROWS[3]["prompt"]
+    bare = text_of(ask(predictions, prompt))
+    tuned = text_of(ask(predictions, prompt, replicate_weights=data_url(archive.read_bytes())))
+    assert tuned == ROWS[3]["completion"] != bare
+    assert text_of(ask(predictions, prompt)) == bare
+    refused = ask(predictions, prompt, replicate_weights=data_url(b"<html>no</html>"))
+    assert refused["status"] == "failed"
+    assert "HTML" in refused["error"]
+    assert text_of(ask(predictions, prompt)) == bare
+    assert text_of(ask(predictions, prompt, replicate_weights=archive.name)) == tuned
+
+
+@pytest.mark.parametrize("kind", ["path", "url"])
+def test_weights_of_the_container(base_dir: Path, archive: Path, kind: str):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format, *args):
+            pass
+
+    def handler(*args):
+        return Quiet(*args, directory=str(archive.parent))
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/weights.tar"
+    os.environ.update(BASE_MODEL=str(base_dir), COG_WEIGHTS=url if kind == "url" else str(archive))
+    with running_server("predict", ROOT, verbose=False) as address:
+        for row in ROWS[:2]:
+            assert text_of(ask(f"{address}/predictions", row["prompt"])) == row["completion"]
+    server.shutdown()
+
+
+def stream(predictions: str, prompt: str, **inputs) -> Iterator[tuple[str, dict, float]]:
+    request = {"input": {"prompt": prompt, **GREEDY, **inputs}}
+    headers = {"Accept": "text/event-stream"}
+    with requests.post(
+        predictions, json=request, headers=headers, stream=True, timeout=60
+    ) as answer:
+        name = ""
+        for line in answer.iter_lines(chunk_size=1):
+            if line.startswith(b"event:"):
+                name = line[6:].strip().decode()
+            elif line.startswith(b"data:"):
+                yield name, json.loads(line[5:]), time.monotonic()
+
+
+def test_the_text_streams_while_it_is_made(predictions: str):
+    events = list(stream(predictions, "number", max_new_tokens=200))
+    pieces = [(data["chunk"], at) for name, data, at in events if name == "output"]
+    assert len(pieces) > 20
+    assert pieces[-1][1] - pieces[0][1] > 0.05
+    joined = "".join(piece for piece, _ in pieces)
+    assert joined == text_of(ask(predictions, "number", max_new_tokens=200))
+
+
+def test_a_stop_sequence_is_never_shown(predictions: str, archive: Path):
+    row = ROWS[4]
+    stop = row["completion"][4:9]
+    inputs = {"replicate_weights": archive.name, "stop_sequences": json.dumps([stop])}
+    events = list(stream(predictions, row["prompt"], **inputs))
+    shown = "".join(data["chunk"] for name, data, _ in events if name == "output")
+    assert shown == row["completion"].partition(stop)[0]
+
+
+def test_metrics_of_a_request(predictions: str, archive: Path):
+    answer = ask(predictions, ROWS[0]["prompt"], replicate_weights=archive.name)
+    metrics = answer["metrics"]
+    assert metrics["finish_reason"] == "end"
+    assert metrics["output_token_count"] > 3
+    assert metrics["input_token_count"] > 3
+    assert metrics["tokens_per_second"] > 0
+    assert 0 < metrics["time_to_first_token"] < 10
+    assert metrics["seed"] == 0
+    assert ask(predictions, "x", max_new_tokens=3)["metrics"]["finish_reason"] == "length"
+
+
+def test_seeds_reproduce(predictions: str):
+    inputs = {"temperature": 1.5, "seed": 7}
+    first = text_of(ask(predictions, "It", **inputs))
+    assert text_of(ask(predictions, "It", **inputs)) == first
+    assert text_of(ask(predictions, "It", **{**inputs, "seed": 8})) != first
+
+
+BAD_REQUESTS = {
+    "no-prompt": ({"prompt": None}, 422, "prompt"),
+    "temperature": ({"temperature": 9}, 422, "maximum of 5"),
+    "top_p": ({"top_p": 1.5}, 422, "maximum of 1"),
+    "max_new_tokens": ({"max_new_tokens": 0}, 422, "minimum of 1"),
+    "top_k": ({"top_k": -2}, 422, "minimum of -1"),
+    "template": ({"prompt_template": "none"}, 200, "expected a text that holds {prompt}"),
+    "stop-list": ({"stop_sequences": "[1]"}, 200, "expected a JSON list of strings"),
+    "stop-many": ({"stop_sequences": "a," * 500_000}, 200, "expected at most 64 sequences"),
+    "too-long": ({"prompt": "number " * 300}, 200, "the base model's context; found"),
+    "absolute": ({"replicate_weights": "/etc/passwd"}, 200, "outside of WEIGHTS_DIR"),
+    "traversal": ({"replicate_weights": "../../etc/passwd"}, 200, "outside of WEIGHTS_DIR"),
+    "missing": ({"replicate_weights": "none.tar"}, 200, "there is no file or folder 'none.tar'"),
+    "scheme": ({"replicate_weights": "ftp://host/w.tar"}, 200, "expected an http, https or data"),
+    "no-archive": ({"replicate_weights": data_url(b"hello")}, 200, "not a .tar, .tar.gz or .zip"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_a_bad_request_is_one_sentence(predictions: str, name: str):
+    inputs, status, sentence = BAD_REQUESTS[name]
+    request = {"input": {"prompt": "x", **GREEDY, **inputs}}
+    answer = requests.post(predictions, json=request, timeout=60)
+    assert answer.status_code == status
+    body = answer.json()
+    message = body["error"] if status == 200 else json.dumps(body["detail"])
+    assert sentence in message
+    assert "Traceback" not in answer.text
+    assert text_of(ask(predictions, "x", max_new_tokens=1)) is not None
+
+
+BAD_TRAININGS = {
+    "bad-line": ({"train_data": jsonl([ROWS[0], {"prompt": "a"}])}, "line 2: expected the key"),
+    "empty": ({"train_data": data_url(b"")}, "holds no examples"),
+    "csv": (
+        {"train_data": data_url(b"prompt,completion\na,b\n")},
+        "line 1: expected a JSON object",
+    ),
+    "local-path": ({"train_data": "/etc/passwd"}, "expected a file or an http(s) address"),
+    "bad-validation": ({"validation_data": jsonl([1])}, "line 1: expected a JSON object"),
+    "learning-rate": ({"learning_rate": 0}, "learning_rate: expected a number above 0"),
+    "template": ({"prompt_template": "x"}, "prompt_template: expected a text that holds {prompt}"),
+    "modules": ({"lora_target_modules": "nope"}, "lora_target_modules: expected all-linear or"),
+    "dropout": ({"lora_dropout": 1}, "lora_dropout: expected a number below 1"),
+    "all-cut": (
+        {"pack_sequences": True, "chunk_size": 1},
+        "nothing is left to learn after cutting the examples to 1 tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TRAININGS)
+def test_a_bad_training_is_one_sentence(trainings: str, name: str):
+    inputs, sentence = BAD_TRAININGS[name]
+    request = {"input": {"train_data": jsonl(ROWS), **inputs}}
+    body = requests.post(trainings, json=request, timeout=60).json()
+    assert body["status"] == "failed"
+    assert sentence in body["error"]
+    assert "Traceback" not in json.dumps(body)
+
+
+def processes_of(session_name: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if session_name.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_canceled_training_leaves_no_process(trainings: str):
+    url = f"{trainings}/to-cancel"
+    request = {"input": {"train_data": jsonl(ROWS), "num_train_epochs": 5000}}
+    answer = requests.put(url, json=request, headers={"Prefer": "respond-async"}, timeout=30)
+    assert answer.status_code == 202
+    while "step 3" not in (requests.put(url, json=request, timeout=30).json().get("logs") or ""):
+        time.sleep(0.2)
+    assert processes_of("src.training.worker")
+    requests.post(f"{url}/cancel", timeout=30).raise_for_status()
+    deadline = time.monotonic() + 5
+    while processes_of("src.training.worker") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of("src.training.worker") == []
+    health = f"{trainings.removesuffix('/trainings')}/health-check"
+    while requests.get(health, timeout=5).json()["status"] != "READY":
+        assert time.monotonic() < deadline + 5
+        time.sleep(0.1)
+
+
+def client(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "src.local.client", *arguments],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+
+
+def test_the_command_line(base_dir: Path, archive: Path, tmp_path: Path, write_rows):
+    model = {"BASE_MODEL": str(base_dir)}
+    row = ROWS[5]
+    options = ["-i", "temperature=0", "-i", "repetition_penalty=1", "-w", str(archive)]
+    done = client("predict", "-i", f"prompt={row['prompt']}", *options, **model)
+    assert (done.returncode, done.stdout) == (0, row["completion"] + "\n")
+    output = tmp_path / "out.tar"
+    done = client("train", str(write_rows(ROWS)), "-i", "max_steps=2", "-o", str(output), **model)
+    assert done.returncode == 0, done.stderr
+    assert "step 2/2 | loss " in done.stdout
+    with tarfile.open(fileobj=io.BytesIO(output.read_bytes())) as tar:
+        assert tar.getnames() == MEMBERS
+
+
+BAD_COMMANDS = {
+    "unknown-input": (["predict", "-i", "promt=x"], "there is no such input; did you mean prompt?"),
+    "no-equals": (["predict", "-i", "prompt"], "expected name=value"),
+    "no-number": (["predict", "-i", "prompt=x", "-i", "top_k=many"], "expected a whole number"),
+    "no-weights": (["predict", "-i", "prompt=x", "-w", "none.tar"], "there is no file none.tar"),
+    "no-data": (["train", "none.jsonl"], "there is no file none.jsonl"),
+    "bad-line": (["train", "BAD"], "bad.jsonl, line 1: expected a JSON object"),
+    "below-minimum": (["train", "GOOD", "-i", "lora_rank=0"], "lora_rank: 0 is less than"),
+    "no-folder": (["train", "GOOD", "-o", "none/w.tar"], "there is no folder none"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_COMMANDS)
+def test_a_bad_command_is_one_sentence(name: str, base_dir: Path, write_rows):
+    arguments, sentence = BAD_COMMANDS[name]
+    files = {
+        "BAD": lambda: str(write_rows([1], "bad.jsonl")),
+        "GOOD": lambda: str(write_rows(ROWS)),
+    }
+    arguments = [files[a]() if a in files else a for a in arguments]
+    done = client(*arguments, BASE_MODEL=str(base_dir))
+    assert done.returncode in (1, 2)
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.startswith("error: ")
+    assert not (ROOT / "weights.tar").exists()
+
+
+def test_an_interrupted_command_leaves_no_process(base_dir: Path, write_rows, tmp_path: Path):
+    data = write_rows(ROWS, "interrupted.jsonl")
+    output = tmp_path / "never.tar"
+    command = [sys.executable, "-u", "-m", "src.local.client", "train", str(data)]
+    command += ["-i", "num_train_epochs=5000", "-o", str(output)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "BASE_MODEL": str(base_dir)},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 3"):
+            process.send_signal(signal.SIGINT)
+            break
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert not output.exists()
+    time.sleep(0.5)
+    assert processes_of("src.training.worker") == []
+
+
+def test_a_base_model_that_is_not_there(tmp_path: Path):
+    for name, sentence in {
+        "": "BASE_MODEL is not set",
+        "/none": "is no folder here, no Hub id",
+        str(tmp_path): "expected a config.json, found none",
+    }.items():
+        done = client("predict", "-i", "prompt=x", BASE_MODEL=name)
+        assert done.returncode == 1
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr
