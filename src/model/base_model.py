@@ -47,6 +47,7 @@ def load_base_model(
         local_files_only=True,
         **options,
     )
+    module: Any
     for module in model.modules():
         # On some CPUs, 4-bit layers repack their weights for inference and take only some shapes.
         if hasattr(module, "support_avx512bf16_for_cpu"):
