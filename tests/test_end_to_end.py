@@ -75,13 +75,17 @@ def predictions(base_dir: Path, archive: Path) -> Iterator[str]:
 
 
 def ask(predictions: str, prompt: str, **inputs) -> dict:
-    request = {"input": {"prompt": prompt, **GREEDY, **inputs}}
-    for _ in range(50):
-        answer = requests.post(predictions, json=request, timeout=120)
-        if answer.status_code != 409:  # the one slot is free a moment after the last answer
-            break
+    return post(predictions, {"prompt": prompt, **GREEDY, **inputs}).json()
+
+
+def post(url: str, inputs: dict, **options) -> requests.Response:
+    """Send a request; Cog's one slot is free only a moment after the last answer."""
+    for _ in range(100):
+        answer = requests.post(url, json={"input": inputs}, timeout=120, **options)
+        if answer.status_code != 409:
+            return answer
         time.sleep(0.1)
-    return answer.json()
+    raise TimeoutError("the slot stays busy")
 
 
 def text_of(answer: dict) -> str:
@@ -160,11 +164,9 @@ def test_weights_of_the_container(base_dir: Path, archive: Path, kind: str):
 
 
 def stream(predictions: str, prompt: str, **inputs) -> Iterator[tuple[str, dict, float]]:
-    request = {"input": {"prompt": prompt, **GREEDY, **inputs}}
     headers = {"Accept": "text/event-stream"}
-    with requests.post(
-        predictions, json=request, headers=headers, stream=True, timeout=60
-    ) as answer:
+    inputs = {"prompt": prompt, **GREEDY, **inputs}
+    with post(predictions, inputs, headers=headers, stream=True) as answer:
         name = ""
         for line in answer.iter_lines(chunk_size=1):
             if line.startswith(b"event:"):
@@ -231,8 +233,7 @@ BAD_REQUESTS = {
 @pytest.mark.parametrize("name", BAD_REQUESTS)
 def test_a_bad_request_is_one_sentence(predictions: str, name: str):
     inputs, status, sentence = BAD_REQUESTS[name]
-    request = {"input": {"prompt": "x", **GREEDY, **inputs}}
-    answer = requests.post(predictions, json=request, timeout=60)
+    answer = post(predictions, {"prompt": "x", **GREEDY, **inputs})
     assert answer.status_code == status
     body = answer.json()
     message = body["error"] if status == 200 else json.dumps(body["detail"])
@@ -264,8 +265,7 @@ BAD_TRAININGS = {
 @pytest.mark.parametrize("name", BAD_TRAININGS)
 def test_a_bad_training_is_one_sentence(trainings: str, name: str):
     inputs, sentence = BAD_TRAININGS[name]
-    request = {"input": {"train_data": jsonl(ROWS), **inputs}}
-    body = requests.post(trainings, json=request, timeout=60).json()
+    body = post(trainings, {"train_data": jsonl(ROWS), **inputs}).json()
     assert body["status"] == "failed"
     assert sentence in body["error"]
     assert "Traceback" not in json.dumps(body)
