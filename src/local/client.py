@@ -212,6 +212,7 @@ def running_server(mode: str, root: Path, *, verbose: bool) -> Iterator[str]:
     log_dir = Path(tempfile.mkdtemp(prefix="serve-"))
     log_path = log_dir / "log"
     with log_path.open("wb") as log:
+        write_schema(root)
         process = subprocess.Popen(
             server_command(mode, HOST),
             cwd=root,

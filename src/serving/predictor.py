@@ -71,9 +71,12 @@ class TextPredictor:
         if seed is None:
             seed = secrets.randbelow(2**31)
             print(f"seed {seed}", flush=True)
+        # Cog lets 3.0 pass for an integer.
         settings = SamplingSettings(
-            **{name: request[name] for name in SamplingSettings.__annotations__ if name != "seed"},
-            seed=int(seed),
+            **{
+                name: kind(seed if name == "seed" else request[name])
+                for name, kind in SamplingSettings.__annotations__.items()
+            }
         )
         stop_sequences = parse_stop_sequences(request["stop_sequences"])
         adapter = self._requested(request["replicate_weights"])

@@ -184,7 +184,7 @@ class _RankWatch:
             if error["is_user_error"]:
                 return UserError(error["error"])
         silent = [rank for rank in self._ended_first if rank not in errors]
-        if silent and not any(rank in errors for rank in self._ended_first if rank < 0):
+        if silent:
             rank = silent[0]
             step = self._read(rank).get("step", 0)
             return TrainingError(
@@ -220,13 +220,12 @@ def _place(step: int) -> str:
 
 
 def _reason(return_code: int | None) -> str:
-    if return_code is None:
-        return "its process is gone"
-    if return_code < 0:
-        name = signal.Signals(-return_code).name
-        hint = " (often: the machine ran out of memory)" if -return_code == signal.SIGKILL else ""
-        return f"killed by {name}{hint}"
-    return f"exit code {return_code}"
+    # The launcher tells the code of whichever rank it saw first; only a signal says something.
+    if return_code is None or return_code >= 0:
+        return "its process was killed or crashed (often: the machine ran out of memory)"
+    name = signal.Signals(-return_code).name
+    hint = " (often: the machine ran out of memory)" if -return_code == signal.SIGKILL else ""
+    return f"killed by {name}{hint}"
 
 
 class _MetricsTail:

@@ -100,3 +100,40 @@ def test_a_prompt_that_fills_the_context_is_refused(engine):
     with pytest.raises(UserError, match="prompt: expected fewer than 256 tokens"):
         next(engine.generate([5] * 256, GREEDY, adapter=None))
     assert len(list(engine.generate([5] * 255, GREEDY, adapter=None))) == 1
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "tied", "gpt-neox"])
+def test_other_layouts_answer_as_in_transformers(base_dir: Path, tmp_path: Path, kind: str):
+    """A short sliding window, biases, a tied head, and a stranger to our attention."""
+    import shutil
+
+    from transformers import (
+        AutoModelForCausalLM,
+        GPTNeoXConfig,
+        LlamaConfig,
+        MistralConfig,
+        Qwen2Config,
+    )
+
+    sizes = {
+        "vocab_size": Engine(base_dir).model.config.vocab_size,
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.2,
+        "eos_token_id": 2,
+    }  # fmt: skip
+    config = {
+        "mistral": lambda: MistralConfig(num_key_value_heads=2, sliding_window=8, **sizes),
+        "qwen2": lambda: Qwen2Config(num_key_value_heads=2, **sizes),
+        "tied": lambda: LlamaConfig(num_key_value_heads=1, tie_word_embeddings=True, **sizes),
+        "gpt-neox": lambda: GPTNeoXConfig(**sizes),
+    }[kind]()
+    torch.manual_seed(5)
+    folder = tmp_path / kind
+    shutil.copytree(base_dir, folder, ignore=shutil.ignore_patterns("model*", "config.json"))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    engine = Engine(folder)
+    for prompt in ("What is it?", "What is the colour of number 7? " * 3):
+        ids = engine.tokenizer.encode(prompt)
+        answer = list(engine.generate(ids, GREEDY, adapter=None))
+        assert answer == reference(folder, None, ids)
+        assert len(set(answer)) > 1
