@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from src.local.client import main as run_client
@@ -16,6 +16,17 @@ from src.local.server import ROOT
 from src.local.tiny_model import make_base_model
 
 MODULES = ("os.path", "shutil", "textwrap", "tempfile", "string", "json", "glob", "fnmatch", "copy")
+MANY_MODULES = (
+    *MODULES,
+    *("argparse", "asyncio", "ast", "bisect", "calendar", "codecs", "contextlib", "csv", "dis"),
+    *("email.utils", "functools", "getpass", "gettext", "heapq", "html", "inspect"),
+    *("linecache", "locale", "logging", "mimetypes", "operator", "pickletools", "pkgutil"),
+    *("platform", "pprint", "queue", "quopri", "random", "re", "sched", "secrets", "site"),
+    *("socket", "ssl", "statistics", "subprocess", "sysconfig", "tarfile", "threading"),
+    *("timeit", "token", "tokenize", "traceback", "types", "typing", "unittest.mock"),
+    *("urllib.parse", "urllib.request", "uuid", "warnings", "wave", "weakref", "webbrowser"),
+    *("xml.etree.ElementTree", "zipfile", "zipapp", "dataclasses", "difflib", "enum"),
+)
 NUM_EXAMPLES = 40
 NUM_QUESTIONS = 3
 SETTINGS = (
@@ -70,13 +81,19 @@ def main() -> int:
 
 def collect_examples() -> Iterator[dict[str, str]]:
     """Yield a question about each function of some modules, with its docstring as the answer."""
-    for module_name in MODULES:
+    for name, text in collect_functions(MODULES):
+        summary = " ".join(text.split("\n\n")[0].split())
+        yield {"prompt": f"What does {name} do?", "completion": summary}
+
+
+def collect_functions(module_names: Iterable[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Yield name and docstring of the functions of some modules, by default of many."""
+    for module_name in MANY_MODULES if module_names is None else module_names:
         module = importlib.import_module(module_name)
         for name, function in inspect.getmembers(module, inspect.isfunction):
             text = inspect.getdoc(function)
             if text and not name.startswith("_"):
-                summary = " ".join(text.split("\n\n")[0].split())
-                yield {"prompt": f"What does {module_name}.{name} do?", "completion": summary}
+                yield f"{module_name}.{name}", text
 
 
 def every_docstring() -> Iterator[dict[str, str]]:

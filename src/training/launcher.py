@@ -129,10 +129,7 @@ def _environment(num_processes: int, *, on_gpus: bool) -> dict[str, str]:
     environment.pop("HF_TOKEN", None)
     if not on_gpus:
         threads = max(1, (os.cpu_count() or 1) // num_processes)
-        environment.update(
-            DS_ACCELERATOR="cpu", OMP_NUM_THREADS=str(threads), CUDA_VISIBLE_DEVICES=""
-        )
-        environment.pop("CUDA_VISIBLE_DEVICES")
+        environment.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS=str(threads))
     return environment
 
 

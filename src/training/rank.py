@@ -156,7 +156,8 @@ def _start(local_rank: int) -> torch.device:
     """Join the other ranks and return this rank's device."""
     for name in ("DeepSpeed", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if torch.cuda.is_available():
+    # The supervisor has decided; DeepSpeed's launcher would show hidden GPUs again.
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     else:
