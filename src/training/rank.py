@@ -20,6 +20,7 @@ from src.data.dataset import TokenDataset
 from src.data.prepare import build_sequences, prepare_data
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
 from src.model.base_model import context_length, load_base_model, training_dtype
+from src.model.fused_lora import fuse_lora
 from src.model.loss import SummedLoss
 from src.settings import TrainSettings
 from src.text.formats import build_train_speech
@@ -82,6 +83,10 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         dropout=settings.lora_dropout,
         seed=settings.seed,
     )
+    # Under ZeRO-3 a layer's weights are there only while its own forward runs.
+    unfused = "ZeRO-3 shares out the weights" if zero_stage == 3 else fuse_lora(model)
+    if unfused:
+        say(f"fused LoRA is off: {unfused}")
     if device.type == "cuda":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()

@@ -11,6 +11,7 @@ from src.data.batches import Batch
 from src.data.tokenization import IGNORE_INDEX
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
 from src.model.base_model import linear_shapes, load_base_model
+from src.model.fused_lora import fuse_lora
 from src.model.loss import SummedLoss
 
 CPU = torch.device("cpu")
@@ -164,6 +165,40 @@ def test_only_the_adapter_is_trained_and_new_it_changes_nothing(base_dir: Path):
     ids = torch.randint(3, 250, (1, 20))
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, plain(ids).logits)
+
+
+def test_fused_lora_is_pefts(base_dir: Path):
+    module = build_model(base_dir)
+    batch = make_batch(5, 19, 1, 33)
+    plain = gradients(module, [batch])
+    assert fuse_lora(module.model) is None
+    assert_same(plain, gradients(module, [batch]))
+
+
+def test_fused_dropout_is_dropout_of_the_adapters_input():
+    """With the same mask, the fused step is the sum of its parts, forward and backward."""
+    from src.model.fused_lora import _FusedLora
+
+    torch.manual_seed(0)
+    x, weight, lora_A, lora_B = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((7, 6), (5, 6), (2, 6), (5, 2))
+    )
+    mask = (torch.rand(7, 6) > 0.5).double() * 2
+    bias = torch.randn(5, dtype=torch.float64)
+    inputs = (x, lora_A, lora_B)
+    fused = _FusedLora.apply(x, weight, bias, lora_A, lora_B, 1.5, mask)
+    plain = x @ weight.T + bias + 1.5 * ((x * mask) @ lora_A.T @ lora_B.T)
+    torch.testing.assert_close(fused, plain)
+    upstream = torch.randn_like(plain)
+    found = torch.autograd.grad(fused, inputs, upstream)
+    torch.testing.assert_close(found, torch.autograd.grad(plain, inputs, upstream))
+    without = torch.autograd.grad(x @ lora_A.T @ lora_B.T, inputs, upstream)
+    assert not torch.allclose(found[1], without[1])
+
+
+def test_4_bit_layers_are_not_fused(base_dir: Path):
+    assert fuse_lora(build_model(base_dir, in_4bit=True).model) == "the base layers are Linear4bit"
 
 
 def test_a_4_bit_base_model_learns(base_dir: Path):
