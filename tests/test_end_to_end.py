@@ -326,6 +326,8 @@ BAD_COMMANDS = {
     "unknown-input": (["predict", "-i", "promt=x"], "there is no such input; did you mean prompt?"),
     "no-equals": (["predict", "-i", "prompt"], "expected name=value"),
     "no-number": (["predict", "-i", "prompt=x", "-i", "top_k=many"], "expected a whole number"),
+    "not-finite": (["predict", "-i", "prompt=x", "-i", "top_p=nan"], "expected a number"),
+    "no-text": (["predict", "-i", "prompt=@BINARY"], "expected a text file in UTF-8"),
     "no-weights": (["predict", "-i", "prompt=x", "-w", "none.tar"], "there is no file none.tar"),
     "no-data": (["train", "none.jsonl"], "there is no file none.jsonl"),
     "bad-line": (["train", "BAD"], "bad.jsonl, line 1: expected a JSON object"),
@@ -342,6 +344,9 @@ def test_a_bad_command_is_one_sentence(name: str, base_dir: Path, write_rows):
         "GOOD": lambda: str(write_rows(ROWS)),
     }
     arguments = [files[a]() if a in files else a for a in arguments]
+    binary = write_rows([], "binary")
+    binary.write_bytes(b"\xff\xfe\x00")
+    arguments = [a.replace("BINARY", str(binary)) for a in arguments]
     done = client(*arguments, BASE_MODEL=str(base_dir))
     assert done.returncode in (1, 2)
     assert sentence in done.stderr
@@ -369,6 +374,33 @@ def test_an_interrupted_command_leaves_no_process(base_dir: Path, write_rows, tm
     assert not output.exists()
     time.sleep(0.5)
     assert processes_of("src.training.worker") == []
+
+
+def test_a_killed_server_ends_the_command(base_dir: Path, write_rows):
+    """Through a proxy that nothing listens on: loopback must not go there."""
+    data = write_rows(ROWS, "killed.jsonl")
+    command = [sys.executable, "-u", "-m", "src.local.client", "train", str(data)]
+    process = subprocess.Popen(
+        [*command, "-i", "num_train_epochs=5000"], cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "BASE_MODEL": str(base_dir), "http_proxy": "http://127.0.0.1:9"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            break
+    for pid in children_of(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert errors == "error: the server is gone (often: the machine ran out of memory)\n"
+    time.sleep(1)
+    assert processes_of("src.training.worker") == []
+
+
+def children_of(parent: int) -> list[int]:
+    text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+    return [int(pid) for pid in text.split()]
 
 
 def test_a_base_model_that_is_not_there(tmp_path: Path):

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 from typing import Any
 from urllib.parse import quote
 
@@ -33,6 +33,7 @@ from src.local.schema import write_schema
 from src.local.server import ROOT, server_command, server_environment
 
 HOST = "127.0.0.1"
+SILENT_SECONDS = 2.0
 _WRAPPING = re.compile(
     r"^(?:(?:Prediction|Training) failed: |Generator iteration error: "
     r"|(?:UserError|ValueError|TrainingError|RuntimeError): )+"
@@ -64,10 +65,20 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except requests.RequestException:
+        print("error: the server is gone (often: the machine ran out of memory)", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("canceled", file=sys.stderr)
         return 130
     return 0
+
+
+def _http() -> requests.Session:
+    """Return a session that goes straight to loopback, whatever proxy the environment names."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
 
 
 def _weights_source(name: str) -> str:
@@ -120,18 +131,22 @@ def _follow_training(
 ) -> dict[str, Any]:
     """Start the training, print its log as it grows, and return how it ended."""
     url = f"{address}/trainings/local"
-    answer = requests.put(url, json=request, headers={"Prefer": "respond-async"}, timeout=60)
+    answer = _http().put(url, json=request, headers={"Prefer": "respond-async"}, timeout=60)
     _check_answer(answer)
     num_shown = 0
     is_canceled = False
     while True:
         try:
-            event = events.get()
+            event = events.get(timeout=SILENT_SECONDS)
+        except Empty:
+            # Without a word for so long: an answer of any kind shows that the server lives.
+            _http().get(address, timeout=30)
+            continue
         except KeyboardInterrupt:
             if is_canceled:
                 raise
             is_canceled = True
-            requests.post(f"{url}/cancel", timeout=30)
+            _http().post(f"{url}/cancel", timeout=30)
             continue
         log = event.get("logs") or ""
         print(log[num_shown:], end="", flush=True)
@@ -164,7 +179,7 @@ def _predict(inputs: dict[str, Any], root: Path, *, verbose: bool) -> None:
 
 def stream_answer(address: str, inputs: dict[str, Any]) -> Iterator[str]:
     """Yield the answer of a server as it comes; its log goes to standard error."""
-    answer = requests.post(
+    answer = _http().post(
         f"{address}/predictions",
         json={"input": inputs},
         headers={"Accept": "text/event-stream"},
@@ -234,7 +249,7 @@ def running_server(mode: str, root: Path, *, verbose: bool) -> Iterator[str]:
 def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log_path: Path) -> None:
     while process.poll() is None:
         try:
-            health: dict[str, Any] = requests.get(f"{address}/health-check", timeout=5).json()
+            health: dict[str, Any] = _http().get(f"{address}/health-check", timeout=5).json()
         except requests.RequestException:
             health = {"status": "STARTING"}
         if health["status"] in ("READY", "BUSY"):

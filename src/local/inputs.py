@@ -1,6 +1,7 @@
 """`-i name=value` on a command line, as the inputs of a request."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
             case "integer":
                 return int(text)
             case "number":
-                return float(text)
+                number = float(text)
+                if math.isfinite(number):  # JSON has no other numbers
+                    return number
+                raise ValueError
             case "boolean":
                 return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     except (ValueError, KeyError):
@@ -44,7 +48,10 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
             return text
         return existing_file(text.removeprefix("@"), f"-i {name}")
     if text.startswith("@"):
-        return existing_file(text[1:], f"-i {name}").read_text()
+        try:
+            return existing_file(text[1:], f"-i {name}").read_text("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"-i {name}: expected a text file in UTF-8, found {text[1:]}") from None
     return text
 
 

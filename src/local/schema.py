@@ -132,9 +132,7 @@ class _Field:
 
     @property
     def is_required(self) -> bool:
-        if self.is_nullable:
-            return "default" not in self.options
-        return self.options.get("default") is None
+        return not self.is_nullable and self.options.get("default") is None
 
     def schema(self, order: int, enums: dict[str, Any]) -> dict[str, Any]:
         schema: dict[str, Any] = {"x-order": order}

@@ -22,6 +22,9 @@ def server_environment(root: Path, port: int) -> dict[str, str]:
     # Cog's server starts its worker as `python`.
     bin_dir = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join([bin_dir, environment.get("PATH", "")])
+    # Cog fetches local files and sends its webhooks over loopback, never through a proxy.
+    for name in ("no_proxy", "NO_PROXY"):
+        environment[name] = ",".join(filter(None, ["127.0.0.1", environment.get(name)]))
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(root), environment.get("PYTHONPATH")])
     )

@@ -222,6 +222,9 @@ def _read_zip(file: BinaryIO, members: MemberWriter) -> None:
         with zipfile.ZipFile(file) as archive:
             left = members.total_bytes
             for entry in archive.infolist():
+                # zipfile itself stumbles over these two.
+                if not entry.filename or entry.header_offset < 0:
+                    raise UserError("weights archive: the zip is damaged")
                 if entry.is_dir():
                     continue
                 _check_zip_entry(entry)

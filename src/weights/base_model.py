@@ -141,8 +141,8 @@ def _fetch_from_hub(repository: str, folder: Path, environ: Mapping[str, str]) -
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
+        HFValidationError,
+        HTTPError,
         RepositoryNotFoundError,
     )
 
@@ -160,7 +160,7 @@ def _fetch_from_hub(repository: str, folder: Path, environ: Mapping[str, str]) -
         raise UserError(
             f"{repository} is not on the Hub, or is private: check BASE_MODEL and HF_TOKEN"
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         reason = printable(str(error).partition("\n")[0], 200)
         raise UserError(f"{repository} could not be fetched from the Hub: {reason}") from None
     shutil.rmtree(folder / ".cache", ignore_errors=True)
@@ -177,7 +177,7 @@ def check_complete(folder: Path) -> None:
         raise UserError(f"base model {folder.name}: expected a config.json, found none")
     try:
         json.loads(config.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"base model {folder.name}: config.json is not valid JSON") from None
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
@@ -201,7 +201,9 @@ def _shards(folder: Path) -> list[str]:
     try:
         index = json.loads((folder / "model.safetensors.index.json").read_text())
         names = sorted(set(index["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"base model {folder.name}: model.safetensors.index.json is not a valid index"
         ) from None
@@ -225,11 +227,11 @@ def _check_size(path: Path) -> None:
                 raise ValueError
             header = json.loads(file.read(header_size))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
-        except (ValueError, KeyError, TypeError):
+            expected = 8 + header_size + max(ends, default=0)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise UserError(
                 f"base model {path.parent.name}: {path.name} is damaged or cut off"
             ) from None
-    expected = 8 + header_size + max(ends, default=0)
     if size != expected:
         raise UserError(
             f"base model {path.parent.name}: {path.name} is cut off or damaged: "

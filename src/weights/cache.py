@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import UserError
-from src.weights.archive import MEMBERS, read_archive
+from src.weights.archive import MEMBERS, REQUIRED, read_archive
 from src.weights.download import fetch
 from src.weights.printable import printable
 
@@ -62,6 +62,11 @@ class WeightsCache:
             return self._of_archive(path)
         # A folder may be written to while it is served, so its files are copied too.
         files = sorted(f for f in path.iterdir() if f.name in MEMBERS and f.is_file())
+        for name in REQUIRED:
+            if name not in {file.name for file in files}:
+                raise UserError(
+                    f"weights: {name} is missing in the folder {printable(path.name)!r}"
+                )
         digest = hashlib.sha256()
         for file in files:
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
@@ -115,14 +120,16 @@ def find_local(source: str, local_root: Path | None) -> Path:
     if "\0" in source:
         raise UserError("weights: expected a path, found a NUL character in it")
     path = Path(source)
-    if local_root is not None:
-        root = local_root.resolve()
-        path = (root / path).resolve()
-        if not path.is_relative_to(root):
-            raise UserError(f"weights: {printable(source)!r} lies outside of WEIGHTS_DIR")
     try:
-        exists = path.exists()
-    except OSError:  # a name longer than the file system takes
+        if local_root is not None:
+            root = local_root.resolve()
+            path = (root / path).resolve()
+            inside = [path, *(path / name for name in MEMBERS)]  # these may be links themselves
+            if not all(place.resolve().is_relative_to(root) for place in inside):
+                raise UserError(f"weights: {printable(source)!r} lies outside of WEIGHTS_DIR")
+        exists = path.is_file() or path.is_dir()  # a pipe would be waited for without end
+    # A name longer than the file system takes, a loop of links, half of a surrogate pair.
+    except (OSError, RuntimeError, UnicodeError):
         exists = False
     if not exists:
         raise UserError(f"weights: there is no file or folder {printable(source)!r}")

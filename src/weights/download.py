@@ -127,7 +127,10 @@ def _open(
         if not response.is_redirect:
             return response
         response.close()
-        url = urljoin(url, response.headers["Location"])
+        try:
+            url = urljoin(url, response.headers["Location"])
+        except ValueError:
+            raise UserError(f"could not download {name}: it redirects to no valid URL") from None
     raise UserError(f"could not download {name}: more than {MAX_REDIRECTS} redirects")
 
 
@@ -188,7 +191,10 @@ def _decode_data_url(url: str, max_bytes: int) -> bytes:
     head, comma, body = url.partition(",")
     if not comma:
         raise UserError("not a valid data: URL: expected a comma before the data")
-    data = unquote_to_bytes(body)
+    try:
+        data = unquote_to_bytes(body)
+    except UnicodeEncodeError:
+        raise UserError("not a valid data: URL: it is not valid Unicode text") from None
     if head.lower().endswith(";base64"):
         try:
             data = base64.b64decode(data, validate=True)

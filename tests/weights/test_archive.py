@@ -5,9 +5,12 @@ import gzip
 import io
 import lzma
 import os
+import shutil
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -71,6 +74,19 @@ GOOD = {
 }
 
 
+GLOBAL_PAX = tarfile.TarInfo.create_pax_global_header({"comment": "0123abcd"})
+LONG_NAME = make_tar(member("deep/" * 40 + "notes.txt"), tar_format=tarfile.GNU_FORMAT)
+MAC = [member(f"out/._{name}", b"\0\5\x16\7") for name in FILES]
+GOOD |= {
+    "gnu-long-name": LONG_NAME,
+    "git-archive": GLOBAL_PAX + make_tar(prefix="out/"),
+    "mac": make_tar(*MAC, prefix="out/"),
+    "zip-mac": make_zip(prefix="out/", extra=[("__MACOSX/out/._training.json", b"\0\5\x16\7")]),
+    "gzip-padded": gzip.compress(make_tar()) + b"\0" * 512,
+    "nested-same-name": make_tar(member("out/old/adapter_config.json"), prefix="out/"),
+}
+
+
 @pytest.mark.parametrize("name", GOOD)
 def test_good_archives_are_read(tmp_path: Path, name: str):
     (tmp_path / "weights").write_bytes(GOOD[name])
@@ -94,6 +110,32 @@ def test_the_same_files_make_the_same_archive(tmp_path: Path):
     assert archives[0] == archives[1]
     with tarfile.open(fileobj=io.BytesIO(archives[0])) as tar:
         assert tar.getnames() == sorted(FILES)
+
+
+def test_what_is_written_can_be_read(tmp_path: Path):
+    folder, copy = tmp_path / "folder", tmp_path / "copy"
+    folder.mkdir()
+    copy.mkdir()
+    for name, data in FILES.items():
+        (folder / name).write_bytes(data)
+    (folder / "link").symlink_to("/etc/hostname")
+    (folder / "checkpoint").mkdir()
+    write_archive(folder, tmp_path / "weights.tar")
+    read_archive(tmp_path / "weights.tar", copy, max_bytes=MAX_BYTES)
+    assert {p.name: p.read_bytes() for p in copy.iterdir()} == FILES
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "folder", "weights.tar"]
+
+
+def test_a_file_that_is_there_is_never_replaced(tmp_path: Path):
+    (tmp_path / "weights").write_bytes(make_tar())
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "adapter_config.json").symlink_to(tmp_path / "victim")
+    (tmp_path / "victim").write_text("mine")
+    with pytest.raises(FileExistsError):
+        read_archive(tmp_path / "weights", folder, max_bytes=MAX_BYTES)
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert [p.name for p in folder.iterdir()] == ["adapter_config.json"]
 
 
 CONFIG = "adapter_config.json"
@@ -180,6 +222,102 @@ HOSTILE = {
 }
 
 
+def raw(name: str, kind: bytes, data: bytes, *, rest: bytes | None = None) -> bytes:
+    """Return one member of any type with data, and a good archive behind it."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(data)
+    header = info.tobuf(tarfile.GNU_FORMAT)
+    return header + data + b"\0" * (-len(data) % 512) + (make_tar() if rest is None else rest)
+
+
+def with_prefix(prefix: bytes) -> bytes:
+    return patched(make_tar(), 345, prefix)
+
+
+def zip_patched(signature: bytes, offset: int, value: bytes, **values) -> bytes:
+    data = bytearray(make_zip(**values))
+    at = data.rindex(signature) + offset
+    data[at : at + len(value)] = value
+    return bytes(data)
+
+
+def zip_device() -> bytes:
+    info = zipfile.ZipInfo("tty")
+    info.external_attr = 0o020666 << 16
+    return make_zip(extra=[(info, b"")])
+
+
+DIRECTORY, END = b"PK\x01\x02", b"PK\x05\x06"
+STORED = {"compression": zipfile.ZIP_STORED}
+HUGE = 100 << 20
+HOSTILE |= {
+    # CVE-2025-4517 and CVE-2026-11940: they need links, and no link is taken.
+    "cve-2025-4517": make_tar(
+        member("d" * 90, b"", type=tarfile.DIRTYPE),
+        member("a", b"", linkname="d" * 90, **LINK),
+        member("escape", b"", linkname="a/../../..", **LINK),
+        member("escape/escaped"),
+    ),
+    "cve-2026-11940": make_tar(
+        member("a/b/s", b"", linkname="../../secret", **LINK),
+        member(CONFIG, b"", linkname="a/b/s", **HARD),
+        files=REST,
+    ),
+    "gnu-long-name-up": raw("././@LongLink", b"L", b"../escaped\0"),
+    "gnu-long-name-absolute": raw("././@LongLink", b"L", b"/tmp/escaped-absolute\0"),
+    "gnu-long-name-alone": raw("././@LongLink", b"L", b"name\0", rest=b"\0" * 1024),
+    "gnu-long-name-bomb": gzip.compress(raw("././@LongLink", b"L", b"x" * HUGE), 1),
+    "gnu-long-link": raw("././@LongLink", b"K", b"/etc/passwd\0"),
+    "pax-bomb": gzip.compress(raw("p", b"x", b"x" * HUGE), 1),
+    "pax-sparse-name": raw("p", b"x", b"28 GNU.sparse.name=escaped1\n"),
+    "pax-global-path": raw("p", b"g", b"19 path=../escaped\n"),
+    "pax-solaris-path": raw("p", b"X", b"19 path=../escaped\n"),
+    "pax-no-length": raw("p", b"x", b"path=../escaped\n"),
+    "pax-length-zero": raw("p", b"x", b"0 path=../escaped\n"),
+    "pax-length-short": raw("p", b"x", b"5 a=b\n19 path=../escaped\n"),
+    "pax-length-long": raw("p", b"x", b"999 a=b\n"),
+    "pax-realsize": raw("p", b"x", b"30 SCHILY.realsize=9999999999\n"),
+    "prefix-up": with_prefix(b"../.."),
+    "prefix-absolute": with_prefix(b"/tmp"),
+    "backslash-up": make_tar(member("..\\escaped")),
+    "log-injection": make_tar(member("a\n\x1b[31mfake: ok", b"", linkname="x", **LINK)),
+    "right-to-left": make_tar(member("../\u202egnp.exe")),
+    "no-name": make_tar(member("./")),
+    "two-folders": make_tar(member(f"other/{CONFIG}"), files=REST),
+    "folder-with-data": raw("folder", b"5", b"x" * 512),
+    "only-end": b"\0" * 1024,
+    "no-end": make_tar()[:1536],
+    "second-tar": make_tar() + make_tar(),
+    "tail": make_tar() + b"x",
+    "second-gzip": gzip.compress(make_tar()) + gzip.compress(make_tar()),
+    "gzip-tail": gzip.compress(make_tar()) + b"PK\x03\x04",
+    "gzip-checksum": gzip.compress(make_tar())[:-8] + b"\0\0\0\0" + gzip.compress(make_tar())[-4:],
+    "gzip-damaged": gzip.compress(make_tar())[:40] + b"\xff" * 40,
+    "gzip-html": gzip.compress(b"<html>" * 1000),
+    "gzip-twice": gzip.compress(gzip.compress(make_tar())),
+    "many-empty": gzip.compress(make_tar(*(member(f"f{i}", b"") for i in range(2000)))),
+    "zip-empty": make_zip(files={}),
+    "zip-tail": make_zip() + b"x",
+    "zip-two-ends": make_zip(files={}) + make_zip() + make_zip(files={}),
+    "zip-end-beyond": zip_patched(END, 16, b"\xff\xff\xff\x7f"),
+    "zip-directory-huge": zip_patched(END, 12, b"\xff\xff\xff\x7f"),
+    "zip-count-lies": zip_patched(END, 8, struct.pack("<HH", 65535, 65535)),
+    "zip-64": make_zip()[:-22] + b"PK\x06\x07" + b"\0" * 16 + make_zip()[-22:],
+    "zip-no-names": zip_patched(DIRECTORY, 46, b"\0"),
+    "zip-offset": zip_patched(DIRECTORY, 42, b"\xff\xff\xff\x7f"),
+    "zip-size-larger": zip_patched(DIRECTORY, 24, struct.pack("<I", 99_000)),
+    "zip-size-smaller": zip_patched(DIRECTORY, 24, struct.pack("<I", 1)),
+    "zip-checksum": zip_patched(DIRECTORY, 16, b"\1\2\3\4", **STORED),
+    "zip-other-local-name": zip_patched(b"PK\x03\x04", 30, b"X"),
+    "zip-nul-name": zip_patched(DIRECTORY, 50, b"\0"),
+    "zip-backslash": make_zip(extra=[("..\\escaped", "x")]),
+    "zip-device": zip_device(),
+    "zip-bzip2": make_zip(compression=zipfile.ZIP_BZIP2),
+    "safetensors": b"\x02\0\0\0\0\0\0\0{}",
+    "zstandard": b"\x28\xb5\x2f\xfd" + b"\0" * 600,
+}
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_archives_are_refused(tmp_path: Path, name: str):
@@ -196,3 +334,42 @@ def test_hostile_archives_are_refused(tmp_path: Path, name: str):
     assert list(inner.iterdir()) == [folder]
     assert sorted(tmp_path.iterdir()) == [inner, archive]
     assert not Path("/tmp/escaped-absolute").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html><html>", "an HTML page"),
+        (b'{"detail": "not found"}', "JSON text"),
+        (bz2.compress(b"x"), "bzip2 data"),
+        (lzma.compress(b"x"), "xz data"),
+        (HOSTILE["safetensors"], "a bare safetensors file"),
+        (b"", "an empty file"),
+    ],
+)
+def test_what_came_instead_is_named(tmp_path: Path, content: bytes, words: str):
+    (tmp_path / "weights").write_bytes(content)
+    with pytest.raises(UserError, match=f"not a .tar, .tar.gz or .zip archive: found .*{words}"):
+        read_archive(tmp_path / "weights", tmp_path, max_bytes=MAX_BYTES)
+
+
+@pytest.mark.parametrize("name", ["tar", "tar-gz", "zip", "zip-stored"])
+def test_random_damage_is_a_user_error_or_harmless(tmp_path: Path, name: str):
+    random = Random(name)
+    archive, folder = tmp_path / "weights", tmp_path / "out"
+    for _ in range(500):
+        data = bytearray(GOOD[name])
+        for _ in range(random.randint(1, 4)):
+            place = random.randrange(len(data))
+            if random.random() < 0.5:  # the list of a zip's entries stands at the end
+                place = len(data) - 1 - place % 300
+            data[place] = random.choice([0, 1, 128, 255, random.randrange(256)])
+        archive.write_bytes(data)
+        folder.mkdir()
+        try:
+            read_archive(archive, folder, max_bytes=MAX_BYTES)
+        except UserError:
+            assert list(folder.iterdir()) == []
+        assert {p.name for p in folder.iterdir()} <= FILES.keys()
+        assert sorted(tmp_path.iterdir()) == [folder, archive]
+        shutil.rmtree(folder)
