@@ -142,7 +142,7 @@ def _fetch_from_hub(repository: str, folder: Path, environ: Mapping[str, str]) -
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
-        HTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
         RepositoryNotFoundError,
     )
 

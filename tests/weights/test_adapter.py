@@ -28,6 +28,11 @@ CONFIG = {
     "task_type": "CAUSAL_LM",
 }
 TARGETS = [name for name in SHAPES if name.endswith(("q_proj", "v_proj"))]
+KINDS = {
+    "float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32",
+    "uint8": "U8", "bool": "BOOL", "uint16": "BF16",
+}  # fmt: skip
+"""numpy knows no bfloat16: its bits travel as uint16."""
 FIRST = f"base_model.model.{TARGETS[0]}.lora_A.weight"
 
 
@@ -46,7 +51,7 @@ def write(folder: Path, tensors, config=None, *, header=None, tail=b"", manifest
     body, entries = b"", {}
     for name, tensor in tensors.items():
         data = tensor.tobytes()
-        kind = {"float32": "F32", "float16": "F16", "int64": "I64"}[tensor.dtype.name]
+        kind = KINDS[tensor.dtype.name]
         span = [len(body), len(body) + len(data)]
         entries[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": span}
         body += data
@@ -90,6 +95,19 @@ def zero_b() -> dict[str, np.ndarray]:
     return {n: t * ("lora_A" in n) for n, t in good_tensors().items()}
 
 
+def as_dtype(dtype: str, bits: int | None = None) -> dict[str, np.ndarray]:
+    """All tensors in another dtype, with one number replaced."""
+    tensors = {name: (tensor * 9).astype(dtype) for name, tensor in good_tensors().items()}
+    if bits is not None:
+        tensors[FIRST].view(f"u{tensors[FIRST].itemsize}")[0, 0] = bits
+    return tensors
+
+
+def transposed() -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(tensor.T) for name, tensor in good_tensors().items()}
+
+
+LAST = f"base_model.model.{TARGETS[-1]}.lora_B.weight"
 ONE = np.ones((4, 16), np.float32)
 EXTRA = {
     "base-head": "base_model.model.lm_head.weight",
@@ -117,6 +135,27 @@ BAD_TENSORS = {
     "inf": poisoned(float("inf")),
     "minus-inf": poisoned(float("-inf")),
     "no-effect": zero_b(),
+    "no-effect-minus-zero": {n: t * (1 if "lora_A" in n else -0.0) for n, t in zero_b().items()},
+    "no-effect-a": {n: t * np.float32("lora_B" in n) for n, t in good_tensors().items()},
+    "nan-half": as_dtype("float16", 0x7E01),
+    "inf-half": as_dtype("float16", 0xFC00),
+    "nan-bfloat16": as_dtype("uint16", 0x7F81),
+    "inf-bfloat16": as_dtype("uint16", 0xFF80),
+    "nan-last": changed(LAST, np.full((8, 4), np.nan, np.float32)),
+    "float64": as_dtype("float64"),
+    "int32": as_dtype("int32"),
+    "uint8": as_dtype("uint8"),
+    "bool": as_dtype("bool"),
+    "transposed": transposed(),
+    "shape-3d": changed(value=np.ones((1, 4, 16), np.float32)),
+    "shape-scalar": changed(value=np.ones((), np.float32)),
+    "missing-last": changed(LAST),
+    "layer-beyond": changed("base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight", ONE),
+    "other-model": {n.replace("model.layers", "transformer.h"): t for n, t in zero_b().items()},
+    "prefix-twice": {f"base_model.model.{n}": t for n, t in good_tensors().items()},
+    "log-injection": changed("\n\x1b[31mfake", ONE),
+    "long-name": changed("x" * 100_000, ONE),
+    "million-empty": changed() | {f"e{i}": np.ones(0, np.float32) for i in range(20_000)},
 }
 
 
@@ -174,6 +213,32 @@ BAD_CONFIGS = {
     "empty-file": "",
     "large": '{"a": "' + "x" * 2_000_000 + '"}',
     "duplicate": '{"peft_type": "LORA", "peft_type": "LORA"}',
+    "utf-16": json.dumps(CONFIG).encode("utf-16").decode("latin-1"),
+    "number-long": '{"peft_type": "LORA", "r": ' + "9" * 5000 + "}",
+    "rank-many-digits": {"r": 10**300},
+    "rank-negative": {"r": -4},
+    "rank-missing": '{"peft_type": "LORA", "lora_alpha": 8, "target_modules": ["q_proj"]}',
+    "alpha-infinite": json.dumps(CONFIG).replace('"lora_alpha": 8', '"lora_alpha": 1e999'),
+    "alpha-none": {"lora_alpha": None},
+    "alpha-pattern-zero": {"alpha_pattern": {"q_proj": 0}},
+    "alpha-pattern-text": {"alpha_pattern": "q_proj"},
+    "rank-pattern-zero": {"rank_pattern": {"q_proj": 0}},
+    "rank-pattern-many": {"rank_pattern": {f"m{i}": 4 for i in range(100_000)}},
+    "rslora-number": {"use_rslora": 1},
+    "layer-zero": {"layers_to_transform": 0},
+    "layers-pattern": {"layers_pattern": "(.*)*x"},
+    "corda": {"corda_config": {"a": 1}},
+    "eva": {"eva_config": {"a": 1}},
+    "runtime": {"runtime_config": {"ephemeral_gpu_offload": True}},
+    "lora-ga": {"lora_ga_config": {"a": 1}},
+    "qalora": {"use_qalora": True},
+    "tied": {"ensure_weight_tying": True},
+    "targets-text": {"target_modules": "q_proj"},
+    "targets-nested": {"target_modules": [["q_proj"]]},
+    "targets-newline": {"target_modules": ["q_proj\n"]},
+    "targets-long": {"target_modules": ["q" * 1000]},
+    "targets-half": {"target_modules": ["proj"]},
+    "log-injection": {"\n\x1b[31mfake": 1},
 }
 
 
@@ -183,6 +248,90 @@ def test_bad_configs_are_refused(tmp_path: Path, name: str):
         read_adapter(write(tmp_path, good_tensors(), BAD_CONFIGS[name]), SHAPES)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 400
+
+
+def test_other_number_formats_are_read(tmp_path: Path):
+    for dtype in ("float16", "uint16"):
+        tensors = {name: np.full(t.shape, 0x3C01, "u2") for name, t in good_tensors().items()}
+        write(tmp_path, {name: tensor.view(dtype) for name, tensor in tensors.items()})
+        module = read_adapter(tmp_path, SHAPES).modules[TARGETS[0]]
+        assert module.lora_B.dtype == KINDS[dtype]
+        assert module.lora_B.end - module.lora_B.start == 16 * 4 * 2
+
+
+def test_patterns_give_ranks_and_scales(tmp_path: Path):
+    config = {
+        "rank_pattern": {"layers.0.self_attn.v_proj": 2},
+        "alpha_pattern": {"v_proj": 6},
+        "use_rslora": True,
+    }
+    small = f"base_model.model.{TARGETS[1]}"
+    tensors = good_tensors()
+    tensors[f"{small}.lora_A.weight"] = np.ones((2, 16), np.float32)
+    tensors[f"{small}.lora_B.weight"] = np.ones((8, 2), np.float32)
+    modules = read_adapter(write(tmp_path, tensors, config), SHAPES).modules
+    assert TARGETS[1] == "model.layers.0.self_attn.v_proj"
+    assert {name: module.rank for name, module in modules.items()} == {
+        name: 2 if name == TARGETS[1] else 4 for name in TARGETS
+    }
+    assert modules[TARGETS[0]].scale == pytest.approx(8 / 4**0.5)
+    assert modules[TARGETS[1]].scale == pytest.approx(6 / 2**0.5)
+    assert modules[TARGETS[3]].scale == pytest.approx(6 / 4**0.5)
+
+
+PEFT_CASES = {
+    "plain": {"target_modules": ["q_proj", "v_proj"]},
+    "all-linear": {"target_modules": "all-linear"},
+    "rslora": {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
+    "patterns": {
+        "target_modules": ["q_proj", "v_proj"],
+        "rank_pattern": {"v_proj": 2, "layers.1.self_attn.q_proj": 8},
+        "alpha_pattern": {"layers.0.self_attn.q_proj": 3},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PEFT_CASES)
+def test_what_peft_saves_is_read(tmp_path: Path, name: str):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40, hidden_size=16, intermediate_size=44, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1,
+        )
+    )  # fmt: skip
+    shapes = {
+        path: tuple(module.weight.shape)
+        for path, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    config = LoraConfig(
+        r=4, lora_alpha=8, init_lora_weights=False, task_type="CAUSAL_LM", **PEFT_CASES[name]
+    )
+    model = get_peft_model(base, config)
+    model.save_pretrained(tmp_path)
+    adapter = read_adapter(tmp_path, shapes)
+    data = adapter.path.read_bytes()
+    layers = {
+        path.removeprefix("base_model.model."): module
+        for path, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    assert adapter.modules.keys() == layers.keys()
+    for path, layer in layers.items():
+        module = adapter.modules[path]
+        assert module.rank == layer.r["default"]
+        assert module.scale == pytest.approx(layer.scaling["default"])
+        for part, linear in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+            found, weight = getattr(module, part), linear["default"].weight.detach()
+            assert (found.dtype, found.shape) == ("F32", tuple(weight.shape))
+            numbers = np.frombuffer(data[found.start : found.end], np.float32)
+            assert (numbers == weight.numpy().ravel()).all()
 
 
 def entry(**values):
@@ -208,6 +357,19 @@ BAD_HEADERS = {
     "shape-negative": entry(shape=[-4, -16]),
     "shape-huge": entry(shape=[2**40, 2**40]),
     "hole": {"tail": b"\0" * 8},
+    "utf-16": {"header": lambda e: json.dumps(e).encode("utf-16")},
+    "leading-space": {"header": lambda e: b" " + json.dumps(e).encode()},
+    "nan": {"header": lambda e: json.dumps({**e, "a": float("nan")}).encode()},
+    "long-number": entry(shape=[int("9" * 4000)]),
+    "shape-true": entry(shape=[True, 64]),
+    "shape-deep": entry(shape=[1] * 62 + [4, 16]),
+    "offset-one": entry(data_offsets=[0]),
+    "offset-backwards": entry(data_offsets=[256, 0]),
+    "dtype-list": entry(dtype=["F32"]),
+    "dtype-half-byte": entry(dtype="F4"),
+    "field-more": entry(code="import os"),
+    "entry-text": {"header": lambda e: json.dumps({**e, FIRST: "F32"}).encode()},
+    "aliased": {"header": lambda e: json.dumps({**e, LAST: e[FIRST]}).encode()},
 }  # fmt: skip
 
 
