@@ -101,7 +101,10 @@ def _fetch_http(
         try:
             with closing(_open(session, url, headers, deadline)) as response:
                 _copy_body(response, file, name, max_bytes, deadline)
-        except (requests.RequestException, HTTPError, UnicodeError) as error:
+        except UserError:
+            raise
+        # requests and urljoin read a redirect's address too, and raise a bare ValueError.
+        except (requests.RequestException, HTTPError, ValueError) as error:
             # The error's own text would repeat the URL with its query.
             raise UserError(f"could not download {name}: {_reason(error)}") from None
 
@@ -110,6 +113,7 @@ def _open(
     session: requests.Session, url: str, headers: dict[str, str] | None, deadline: float
 ) -> requests.Response:
     """Return the first answer that is not a redirect."""
+    check_url(url)
     origin = urlsplit(url)[:2]
     name = printable_url(url)
     for _ in range(MAX_REDIRECTS + 1):
@@ -127,10 +131,7 @@ def _open(
         if not response.is_redirect:
             return response
         response.close()
-        try:
-            url = urljoin(url, response.headers["Location"])
-        except ValueError:
-            raise UserError(f"could not download {name}: it redirects to no valid URL") from None
+        url = urljoin(url, response.headers["Location"])
     raise UserError(f"could not download {name}: more than {MAX_REDIRECTS} redirects")
 
 

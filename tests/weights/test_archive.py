@@ -286,7 +286,7 @@ HOSTILE |= {
     "two-folders": make_tar(member(f"other/{CONFIG}"), files=REST),
     "folder-with-data": raw("folder", b"5", b"x" * 512),
     "only-end": b"\0" * 1024,
-    "no-end": make_tar()[:1536],
+    "no-end": make_tar()[:3072],
     "second-tar": make_tar() + make_tar(),
     "tail": make_tar() + b"x",
     "second-gzip": gzip.compress(make_tar()) + gzip.compress(make_tar()),

@@ -1,0 +1,211 @@
+"""A download is the whole file or a sentence, whatever the server does."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from src.errors import UserError
+from src.weights.download import HttpError, fetch
+from tests.weights.test_sources import drip, serving
+
+BODY = b"hello" * 100
+SECRET = "X-Amz-Signature=abcdef"
+
+
+def raw(answer: bytes):
+    """Answer with exactly these bytes and hang up."""
+
+    def send(handler):
+        handler.wfile.write(answer)
+        handler.close_connection = True
+
+    return send
+
+
+def chunked(*parts: bytes):
+    return raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(parts))
+
+
+def stating(length: int, body: bytes = b""):
+    return raw(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + body)
+
+
+def redirect(location: str, status: int = 302):
+    return lambda handler: handler.reply(status, b"", Location=location)
+
+
+def gzipped(handler):
+    handler.reply(200, BODY, Content_Encoding="gzip")
+
+
+CHUNK = b"1f4\r\n" + BODY + b"\r\n"
+GOOD = {
+    "/length": BODY,
+    "/chunked": chunked(CHUNK, b"0\r\n\r\n"),
+    "/until-close": raw(b"HTTP/1.0 200 OK\r\n\r\n" + BODY),
+    "/moved": redirect("/length", 301),
+    "/moved-twice": redirect("moved", 307),
+    "/typed": lambda handler: handler.reply(200, BODY, Content_Type="text/html"),
+}
+BAD = {
+    "/none": (None, "HTTP 404"),
+    "/forbidden": (lambda handler: handler.reply(403, b"<Error/>"), "HTTP 403"),
+    "/broken": (lambda handler: handler.reply(500, b""), "HTTP 500"),
+    "/part": (lambda handler: handler.reply(206, BODY), "HTTP 206"),
+    "/cut": (stating(900, BODY), "could not download .*: the connection ended"),
+    "/chunk-cut": (chunked(CHUNK[:100]), "connection ended"),
+    "/chunk-end-missing": (chunked(CHUNK), "connection ended"),
+    "/chunk-size": (chunked(b"zz\r\n"), "could not"),
+    "/said-too-large": (stating(5000), "larger than 2,000 bytes"),
+    "/is-too-large": (chunked(CHUNK * 5, b"0\r\n\r\n"), "larger than 2,000 bytes"),
+    "/gzip": (gzipped, "Content-Encoding"),
+    "/noise": (raw(b"\0\1\2\3\r\n\r\n"), "could not download"),
+    "/silence": (raw(b""), "could not download"),
+    "/loop": (redirect("/loop"), "more than 10 redirects"),
+    "/to-file": (redirect("file:///etc/passwd"), "expected an http, https or data URL"),
+    "/to-data": (redirect("data:,hello"), "expected an http, https or data URL"),
+    "/to-password": (redirect("http://me:hunter2@127.0.0.1/"), "user name or password"),
+    "/to-port-zero": (redirect("http://127.0.0.1:0/"), "not a valid URL"),
+    "/to-bracket": (redirect("http://[::1"), "could not be read"),
+    "/to-space": (redirect("http://127.0.0.1 .example.org/"), "not a valid URL"),
+}
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with serving({**GOOD, **{route: answer for route, (answer, _) in BAD.items()}}) as address:
+        yield address
+
+
+@pytest.mark.parametrize("route", GOOD)
+def test_whole_files_arrive(tmp_path: Path, address: str, route: str):
+    fetch(f"{address}{route}?{SECRET}", tmp_path / "file", max_bytes=len(BODY))
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("route", BAD)
+def test_anything_else_is_an_error_and_leaves_nothing(tmp_path: Path, address: str, route: str):
+    with pytest.raises(UserError, match=BAD[route][1]) as caught:
+        fetch(f"{address}{route}?{SECRET}", tmp_path / "file", max_bytes=2000, timeout_seconds=10)
+    for secret in ("Signature", "abcdef", "hunter2"):
+        assert secret not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_status_can_be_asked_for(tmp_path: Path):
+    with serving({}) as address, pytest.raises(HttpError) as caught:
+        fetch(f"{address}/none", tmp_path / "file", max_bytes=10)
+    assert caught.value.status == 404
+
+
+def test_a_file_that_is_there_stays_when_the_download_fails(tmp_path: Path):
+    (tmp_path / "file").write_text("old")
+    with serving({"/file": BODY}) as address:
+        with pytest.raises(UserError):
+            fetch(f"{address}/none", tmp_path / "file", max_bytes=2000)
+        assert (tmp_path / "file").read_text() == "old"
+        fetch(f"{address}/file", tmp_path / "file", max_bytes=2000)
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def wait(handler):
+    time.sleep(2)
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize("answer", [drip, wait], ids=["drip", "silence"])
+def test_a_slow_server_is_given_up(tmp_path: Path, answer):
+    started = time.monotonic()
+    with serving({"/slow": answer}) as address, pytest.raises(UserError, match=r"too long|in time"):
+        fetch(f"{address}/slow", tmp_path / "file", max_bytes=2000, timeout_seconds=0.5)
+    assert time.monotonic() - started < 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def noting(seen: list[str | None]):
+    def answer(handler):
+        seen.append(handler.headers.get("Authorization"))
+        handler.reply(200, BODY)
+
+    return answer
+
+
+def test_a_token_goes_to_no_other_host(tmp_path: Path):
+    seen: list[str | None] = []
+    headers = {"Authorization": "Bearer secret"}
+    with serving({"/file": noting(seen)}) as other:
+        far, near = redirect(f"{other}/file"), redirect("/file")
+        with serving({"/far": far, "/near": near, "/file": noting(seen)}) as address:
+            for route in ("far", "near"):
+                url = f"{address}/{route}"
+                fetch(url, tmp_path / route, max_bytes=2000, headers=headers)
+    assert seen == [None, "Bearer secret"]
+
+
+def test_netrc_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[str | None] = []
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password hunter2\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with serving({"/file": noting(seen)}) as address:
+        fetch(f"{address}/file", tmp_path / "file", max_bytes=2000)
+    assert seen == [None]
+
+
+@pytest.mark.parametrize(
+    ("url", "content"),
+    [
+        ("data:,hello", b"hello"),
+        ("data:,a%20b%ff", b"a b\xff"),
+        ("data:text/plain;base64,aGk=", b"hi"),
+        ("DATA:;BASE64,aGk%3D", b"hi"),
+        ("data:application/x-tar;base64,", b""),
+        ("data:,é", "é".encode()),
+    ],
+)
+def test_data_urls_are_decoded(tmp_path: Path, url: str, content: bytes):
+    fetch(url, tmp_path / "file", max_bytes=5)
+    assert (tmp_path / "file").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:text/plain",
+        "data:;base64,a",
+        "data:;base64,aGk= trailing",
+        "data:;base64,é",
+        "data:,\ud800",
+        "data:,more than five",
+        "",
+        "x",
+        "//host/file",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/file",
+        "gopher://127.0.0.1/file",
+        "s3://bucket/file",
+        "http://",
+        "http:///file",
+        "http://[::1/file",
+        "http://127.0.0.1:0/",
+        "http://127.0.0.1:99999/",
+        "http://127.0.0.1:x/",
+        "http://127.0.0.1\\@example.org/",
+        "http://127.0.0.1\n/",
+        "http://me:hunter2@127.0.0.1/",
+        f"http://{'a' * 300}.invalid./",
+        "http://a..b/",
+        "http://*/",
+        "http://\ud800/",
+    ],
+)
+def test_other_addresses_are_refused(tmp_path: Path, url: str):
+    with pytest.raises(UserError) as caught:
+        fetch(url, tmp_path / "file", max_bytes=5, timeout_seconds=2)
+    assert "hunter2" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert list(tmp_path.iterdir()) == []
