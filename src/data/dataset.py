@@ -57,8 +57,7 @@ class DatasetWriter:
         self.completion_mask = array("b")
         self.offsets = array("q", [0])
         self.line_numbers = array("q")
-        self.cut_examples = 0
-        self.cut_tokens = 0
+        self.num_cut = array("q")
 
     def add(self, line_number: int, example: TokenizedExample) -> None:
         """Add one example."""
@@ -67,8 +66,7 @@ class DatasetWriter:
         self.completion_mask.extend(example.completion_mask)
         self.offsets.append(len(self.input_ids))
         self.line_numbers.append(line_number)
-        self.cut_examples += example.num_cut > 0
-        self.cut_tokens += example.num_cut
+        self.num_cut.append(example.num_cut)
 
     def write(self, folder: Path, *, rows: slice) -> None:
         """Write the examples numbered `rows` as a data set of their own."""
@@ -84,8 +82,8 @@ class DatasetWriter:
             "examples": stop - start,
             "tokens": int(offsets[-1] - offsets[0]),
             "learned_tokens": int((mask & (labels != IGNORE_INDEX)).sum()),
-            "cut_examples": self.cut_examples,
-            "cut_tokens": self.cut_tokens,
+            "cut_examples": sum(count > 0 for count in self.num_cut[start:stop]),
+            "cut_tokens": sum(self.num_cut[start:stop]),
         }
         np.save(folder / "input_ids.npy", np.frombuffer(self.input_ids, dtype=np.int32)[tokens])
         np.save(folder / "labels.npy", labels)

@@ -54,10 +54,10 @@ def prepare_data(
         writer = collect(tokenized())
         for key, count in file.unknown_keys.most_common(10):
             say(f"warning: {file.name}: the key {key[:40]!r} is not used ({count:,} times)")
-        if writer.cut_examples:
+        if any(writer.num_cut):
             say(
-                f"warning: {file.name}: {writer.cut_examples:,} examples were cut to "
-                f"{max_length:,} tokens, {writer.cut_tokens:,} tokens are left out"
+                f"warning: {file.name}: {sum(map(bool, writer.num_cut)):,} examples were cut to "
+                f"{max_length:,} tokens, {sum(writer.num_cut):,} tokens are left out"
             )
         return writer
 

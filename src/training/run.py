@@ -15,6 +15,7 @@ from src.settings import TrainSettings
 from src.training.launcher import count_devices, run_workers
 from src.weights.archive import write_archive
 from src.weights.base_model import find_base_model
+from src.weights.printable import printable
 
 RecordMetric = Callable[..., None]
 
@@ -83,8 +84,7 @@ def _local_file(value: Any, name: str) -> Path | None:
 
 def _shown_name(path: Path) -> str:
     """Return the name that the user gave the file: Cog's copy has a random beginning."""
-    name = re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", path.name)
-    return "".join(c if c.isprintable() else "?" for c in name)[:100]
+    return printable(re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", path.name))
 
 
 def _as_declared(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def find_base_model(environ: Mapping[str, str]) -> BaseModelFiles:
             f"of {', '.join(KNOWN_MODELS)}"
         )
     cache = Path(environ.get("BASE_MODEL_CACHE") or "~/.cache/cog-finetune").expanduser()
-    source = mirror or repository
+    # A query may be a signature: it is asked for, and kept nowhere.
+    source = mirror.partition("?")[0] or repository
     folder = cache / re.sub(r"[^\w.-]+", "--", source.strip("/"))
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_name(f"{folder.name}.lock")):
@@ -98,7 +99,7 @@ def _fetch_whole(folder: Path, environ: Mapping[str, str], *, mirror: str, repos
     )
     try:
         if mirror:
-            _fetch_from_mirror(mirror.rstrip("/"), partial)
+            _fetch_from_mirror(mirror, partial)
         else:
             _fetch_from_hub(repository, partial, environ)
         check_complete(partial)
@@ -112,11 +113,13 @@ def _fetch_whole(folder: Path, environ: Mapping[str, str], *, mirror: str, repos
     print(f"fetched {num_bytes / 1e9:.2f} GB in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _fetch_from_mirror(address: str, folder: Path) -> None:
+def _fetch_from_mirror(mirror: str, folder: Path) -> None:
+    address, mark, query = mirror.partition("?")
+
     def get(name: str, *, is_optional: bool = False) -> bool:
         try:
             fetch(
-                f"{address}/{name}",
+                f"{address.rstrip('/')}/{name}{mark}{query}",
                 folder / name,
                 max_bytes=MAX_FILE_BYTES,
                 timeout_seconds=DOWNLOAD_SECONDS,

@@ -192,6 +192,18 @@ def test_a_mirror_is_fetched_once_and_completely(tmp_path: Path, base_dir: Path)
     assert find_base_model(environ).folder == base_dir
 
 
+def test_the_signature_of_a_mirror_is_sent_and_kept_nowhere(tmp_path: Path, base_dir: Path):
+    def signed(data: bytes):
+        return lambda h: h.reply(200 if h.path.endswith("?sig=SECRET") else 403, data)
+
+    routes = {f"/m{name}": signed(data) for name, data in files_of(base_dir).items()}
+    environ = {"BASE_MODEL": "llama-2-7b", "BASE_MODEL_CACHE": str(tmp_path / "cache")}
+    with serving(routes) as address:
+        found = find_base_model({**environ, "BASE_MODEL_URL": f"{address}/m?sig=SECRET"})
+    check_complete(found.folder)
+    assert not [path for path in tmp_path.rglob("*") if "SECRET" in path.name]
+
+
 def hub_routes(base_dir: Path, repository: str) -> dict:
     revision = "a" * 40
     files = files_of(base_dir)
