@@ -48,8 +48,9 @@ class Batch:
 
     input_ids: torch.Tensor  # (1, tokens)
     position_ids: torch.Tensor  # (1, tokens), from 0 in every span
-    labels: torch.Tensor  # (tokens,), what comes after each position
-    label_weights: torch.Tensor  # (tokens,), 0 where nothing is learned
+    learned: torch.Tensor  # (learned tokens,), their places in the row
+    labels: torch.Tensor  # (learned tokens,), what comes after each of them
+    label_weights: torch.Tensor  # (learned tokens,)
     boundaries: tuple[int, ...]
     """Start of every span, then the number of tokens."""
 
@@ -58,6 +59,7 @@ class Batch:
         return Batch(
             self.input_ids.to(device, non_blocking=True),
             self.position_ids.to(device, non_blocking=True),
+            self.learned.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
             self.label_weights.to(device, non_blocking=True),
             self.boundaries,
@@ -76,12 +78,13 @@ def collate(micro_batch: MicroBatch, dataset: TokenDataset, *, prompt_loss_weigh
     weights[labels == IGNORE_INDEX] = 0.0
     if not micro_batch:
         weights[:] = 0.0
-    labels = np.where(weights > 0, labels, IGNORE_INDEX)
+    (learned,) = weights.nonzero()
     lengths = [len(span) for span in spans]
     return Batch(
         torch.from_numpy(input_ids.astype(np.int64))[None],
         torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
-        torch.from_numpy(labels.astype(np.int64)),
-        torch.from_numpy(weights),
+        torch.from_numpy(learned),
+        torch.from_numpy(labels[learned].astype(np.int64)),
+        torch.from_numpy(weights[learned]),
         (0, *np.cumsum(lengths).tolist()),
     )

@@ -26,7 +26,9 @@ class TokenDataset:
     """Examples laid end to end: `offsets[i]` to `offsets[i + 1]` is example i."""
 
     def __init__(self, folder: Path) -> None:
-        self.counts = DataCounts(**json.loads((folder / "counts.json").read_text()))
+        about = json.loads((folder / "about.json").read_text())
+        self.name: str = about["name"]
+        self.counts = DataCounts(**about["counts"])
         self.input_ids = _load(folder, "input_ids")
         self.labels = _load(folder, "labels")
         self.completion_mask = _load(folder, "completion_mask")
@@ -40,6 +42,11 @@ class TokenDataset:
     def lengths(self) -> np.ndarray:
         """Tokens of each example."""
         return np.diff(self.offsets)
+
+    def place(self, token: int) -> str:
+        """Return the user's file and line that a token came from."""
+        example = np.searchsorted(self.offsets, token, side="right") - 1
+        return f"{self.name}, line {self.line_numbers[example]}"
 
 
 def _load(folder: Path, name: str) -> np.ndarray:
@@ -68,8 +75,8 @@ class DatasetWriter:
         self.line_numbers.append(line_number)
         self.num_cut.append(example.num_cut)
 
-    def write(self, folder: Path, *, rows: slice) -> None:
-        """Write the examples numbered `rows` as a data set of their own."""
+    def write(self, folder: Path, *, rows: slice, name: str) -> None:
+        """Write the examples numbered `rows` as a data set of their own, with its file's name."""
         folder.mkdir(parents=True)
         start, stop, _ = rows.indices(len(self.line_numbers))
         offsets = np.array(self.offsets, dtype=np.int64)[start : stop + 1]
@@ -90,7 +97,7 @@ class DatasetWriter:
         np.save(folder / "completion_mask.npy", mask)
         np.save(folder / "offsets.npy", offsets - offsets[0])
         np.save(folder / "line_numbers.npy", np.array(self.line_numbers, np.int64)[start:stop])
-        (folder / "counts.json").write_text(json.dumps(counts))
+        (folder / "about.json").write_text(json.dumps({"name": name, "counts": counts}))
 
 
 def collect(examples: Iterable[tuple[int, TokenizedExample]]) -> DatasetWriter:

@@ -71,16 +71,18 @@ def prepare_data(
             f"validation: the first {num_validation:,} of {len(validation.line_numbers):,} "
             f"examples of {settings.validation_data_name}"
         )
-        validation.write(folder / "validation", rows=slice(0, num_validation))
-        train.write(folder / "train", rows=slice(None))
+        name = settings.validation_data_name or ""
+        validation.write(folder / "validation", rows=slice(0, num_validation), name=name)
+        train.write(folder / "train", rows=slice(None), name=settings.train_data_name)
     else:
         num_train = num_examples - num_validation
         if settings.run_validation:
             asked = settings.num_validation_samples
             note = "" if num_validation == asked else f" ({asked:,} asked for, at most a fifth)"
             say(f"validation: the last {num_validation:,} of {num_examples:,} examples{note}")
-        train.write(folder / "train", rows=slice(0, num_train))
-        train.write(folder / "validation", rows=slice(num_train, num_examples))
+        name = settings.train_data_name
+        train.write(folder / "train", rows=slice(0, num_train), name=name)
+        train.write(folder / "validation", rows=slice(num_train, num_examples), name=name)
     if TokenDataset(folder / "train").counts.learned_tokens == 0:
         raise UserError(
             f"{settings.train_data_name}: nothing is left to learn after cutting the examples to "

@@ -49,6 +49,9 @@ def attach_adapter(
     inject_adapter_in_model(config, model, adapter_name=_PEFT_NAME)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            # PEFT's matrices are float32; DeepSpeed keeps its own float32 copy of them.
+            parameter.data = parameter.data.to(model.dtype)  # type: ignore[arg-type]
 
 
 def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -17,8 +20,123 @@ ISOLATED = "isolated"
 
 _needs_no_mask: ContextVar[bool] = ContextVar("needs_no_mask", default=False)
 
-# Architectures that hand `span_boundaries` down to their attention unchanged.
+# Architectures that hand `spans` down to their attention unchanged.
 ISOLATED_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where the sequences of a row begin and end, known on the CPU and on the device."""
+
+    lengths: tuple[int, ...]
+    offsets: torch.Tensor  # (spans + 1,) int32, on the device
+
+    @classmethod
+    def between(cls, boundaries: tuple[int, ...], device: torch.device) -> "Spans":
+        """Return the spans between boundaries that start with 0."""
+        lengths = tuple(stop - start for start, stop in pairwise(boundaries))
+        return cls(lengths, torch.tensor(boundaries, dtype=torch.int32, device=device))
+
+
+def attend(
+    query: torch.Tensor,  # (tokens, heads, head size)
+    key: torch.Tensor,  # (tokens, key/value heads, head size)
+    value: torch.Tensor,
+    spans: Spans,
+    *,
+    scale: float | None = None,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """Attend causally within each span; return (tokens, heads, head size).
+
+    No mask over the row is built: on a GPU one kernel takes all spans, elsewhere each is a call.
+    """
+    if query.device.type == "cuda" and varlen_refusal(query.device, query.dtype) is None:
+        return _attend_varlen(query, key, value, spans, scale, sliding_window)
+    return attend_one_by_one(query, key, value, spans, scale=scale, sliding_window=sliding_window)
+
+
+def _attend_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spans: Spans,
+    scale: float | None,
+    sliding_window: int | None,
+) -> torch.Tensor:
+    longest = max(spans.lengths)
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    is_grouped = key.shape[1] != query.shape[1]
+    output = varlen_attn(
+        *(query, key, value, spans.offsets, spans.offsets, longest, longest),
+        scale=scale,
+        window_size=window,
+        enable_gqa=is_grouped,
+    )
+    assert isinstance(output, torch.Tensor)
+    return output
+
+
+def attend_one_by_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spans: Spans,
+    *,
+    scale: float | None = None,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """Do what `attend` does with one call for each span."""
+    outputs = []
+    # One split, and not a slice for each span: its backward pass is one concatenation.
+    rows = (x.transpose(0, 1)[None].split(spans.lengths, dim=2) for x in (query, key, value))
+    for span_query, span_key, span_value in zip(*rows, strict=True):
+        mask = _window_mask(span_query.shape[2], sliding_window, query.device)
+        output = scaled_dot_product_attention(
+            span_query,
+            span_key,
+            span_value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+        outputs.append(output[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def _window_mask(
+    num_tokens: int, sliding_window: int | None, device: torch.device
+) -> torch.Tensor | None:
+    if sliding_window is None or num_tokens <= sliding_window:
+        return None
+    positions = torch.arange(num_tokens, device=device)
+    distance = positions[:, None] - positions[None, :]
+    return (distance >= 0) & (distance < sliding_window)
+
+
+@cache
+def varlen_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why one kernel cannot take all spans on this device, or None after trying it."""
+    if device.type != "cuda":
+        return None
+    inputs = [torch.randn(48, 2, 64, device=device, dtype=dtype) for _ in range(3)]
+    spans = Spans.between((0, 31, 48), device)
+    found: list[tuple[torch.Tensor, ...]] = []
+    try:
+        for way in (
+            lambda q, k, v: _attend_varlen(q, k, v, spans, None, None),
+            lambda q, k, v: attend_one_by_one(q, k, v, spans),
+        ):
+            leaves = [x.clone().requires_grad_() for x in inputs]
+            output = way(*leaves)
+            found.append((output, *torch.autograd.grad(output.float().square().sum(), leaves)))
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    for one, other in zip(*found, strict=True):
+        if not torch.allclose(one, other, rtol=0.05, atol=0.05):
+            return "its results differ from those of one call for each span"
+    return None
 
 
 def isolated_attention(
@@ -30,44 +148,20 @@ def isolated_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    span_boundaries: tuple[int, ...] | None = None,
+    spans: Spans | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend causally within each span; no mask over the whole row is ever built."""
-    if span_boundaries is None:
+    """Serve transformers' attention interface; without spans it is transformers' own."""
+    if spans is None:
         if sliding_window is not None:
             kwargs["sliding_window"] = sliding_window
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
-    is_grouped = key.shape[1] != query.shape[1]
-    outputs = []
-    for start, stop in pairwise(span_boundaries):
-        span = slice(start, stop)
-        mask = _window_mask(stop - start, sliding_window, query.device)
-        outputs.append(
-            scaled_dot_product_attention(
-                query[:, :, span],
-                key[:, :, span],
-                value[:, :, span],
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=is_grouped,
-            )
-        )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
-
-
-def _window_mask(
-    num_tokens: int, sliding_window: int | None, device: torch.device
-) -> torch.Tensor | None:
-    if sliding_window is None or num_tokens <= sliding_window:
-        return None
-    positions = torch.arange(num_tokens, device=device)
-    distance = positions[:, None] - positions[None, :]
-    return (distance >= 0) & (distance < sliding_window)
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    output = attend(query, key, value, spans, scale=scaling, sliding_window=sliding_window)
+    return output[None], None
 
 
 def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:

@@ -65,15 +65,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
 
 
-def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+def linear_modules(model: nn.Module) -> dict[str, nn.Linear]:
     """Return the linear layers of the base model by name, 4-bit ones too."""
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Return (out_features, in_features) of every linear layer, 4-bit ones too."""
-    modules: Any = linear_modules(model)
-    return {name: (m.out_features, m.in_features) for name, m in modules.items()}
+    return {name: (m.out_features, m.in_features) for name, m in linear_modules(model).items()}
 
 
 def context_length(folder: Path, *, known: int | None = None) -> int:
@@ -82,3 +81,25 @@ def context_length(folder: Path, *, known: int | None = None) -> int:
     if limits == [None, None]:
         raise UserError(f"{folder.name}/config.json: expected max_position_embeddings, found none")
     return min(limit for limit in limits if limit)
+
+
+def dense_weight(layer: Any) -> torch.Tensor:
+    """Return the weight (out_features, in_features) of a linear layer, 4-bit ones dequantised."""
+    weight = layer.weight
+    if getattr(weight, "quant_state", None) is None:
+        return weight
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    return dequantize_bnb_weight(weight).to(layer.compute_dtype)
+
+
+def keep_dequantized(model: nn.Module) -> None:
+    """Replace the 4-bit layers by plain ones that hold the same numbers, for speed."""
+    for name, module in linear_modules(model).items():
+        if getattr(module.weight, "quant_state", None) is None:
+            continue
+        with torch.device("meta"):
+            plain = nn.Linear(module.in_features, module.out_features, bias=False)
+        plain.weight = nn.Parameter(dense_weight(module), requires_grad=False)
+        plain.bias = module.bias
+        model.set_submodule(name, plain)

@@ -4,50 +4,101 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-from src.model.attention import ISOLATED, without_mask
+from src.model.attention import ISOLATED, Spans, without_mask
 
-IGNORE_INDEX = -100
-ROWS_PER_PIECE = 4096
+LOGITS_PER_PIECE = 2**26
+"""Scores that are in memory at a time: 256 MiB in float32."""
 
 
 class SummedLoss(nn.Module):
     """Base model, adapter and loss in one module, so that DeepSpeed sees one forward."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, fuses_head: bool = True) -> None:
         super().__init__()
         self.model = model
         self.is_isolated = model.config._attn_implementation == ISOLATED
+        self.fuses_head = fuses_head and type(model.get_output_embeddings()) is nn.Linear
 
     def forward(
         self,
         input_ids: torch.Tensor,  # (1, tokens)
         position_ids: torch.Tensor,  # (1, tokens)
-        labels: torch.Tensor,  # (tokens,)
-        label_weights: torch.Tensor,  # (tokens,)
-        span_boundaries: tuple[int, ...],
+        learned: torch.Tensor,  # (learned tokens,), their places in the row
+        labels: torch.Tensor,  # (learned tokens,), what comes after each of them
+        label_weights: torch.Tensor,  # (learned tokens,)
+        boundaries: tuple[int, ...],
     ) -> torch.Tensor:
         """Return the weighted sum of the negative log likelihoods, in float32."""
-        learned = (labels != IGNORE_INDEX).nonzero()[:, 0]
         if not self.is_isolated:
             # Position ids that start again keep the spans apart, as long as nothing is cached.
             logits = self.model(input_ids, position_ids=position_ids, use_cache=False).logits
-            return _weighted_nll(logits[0, learned], labels[learned], label_weights[learned])
+            return _weighted_nll(logits[0, learned], labels, label_weights)
         with without_mask():
             hidden = self.model.get_decoder()(
                 input_ids,
                 position_ids=position_ids,
                 use_cache=False,
-                span_boundaries=span_boundaries,
+                spans=Spans.between(boundaries, input_ids.device),
             ).last_hidden_state[0]
+        # The head is the widest layer: it sees learned tokens only, and a piece of them at a time.
+        hidden = hidden[learned]
         head = self.model.get_output_embeddings()
-        # A micro-batch with nothing to learn still takes part in the backward pass.
+        if self.fuses_head and head.bias is None:
+            total = _HeadLoss.apply(hidden, head.weight, labels, label_weights)
+            assert isinstance(total, torch.Tensor)
+            return total
+        # Without anything to learn, the sum still takes part in the backward pass.
         total = hidden.float().sum() * 0.0
-        # The head is the widest layer: it sees learned tokens only, a piece at a time.
-        for rows in learned.split(ROWS_PER_PIECE):
-            total = total + _weighted_nll(head(hidden[rows]), labels[rows], label_weights[rows])
+        pieces = (x.split(_piece_rows(head.out_features)) for x in (hidden, labels, label_weights))
+        for rows, *targets in zip(*pieces, strict=True):
+            total = total + _weighted_nll(head(rows), *targets)
         return total
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Frozen head and cross entropy; the gradient is made piece by piece along with the loss.
+
+    So no piece's scores outlive it (as in Liger Kernel, Hsu et al. 2024).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,  # (tokens, hidden size)
+        weight: torch.Tensor,  # (vocabulary, hidden size)
+        labels: torch.Tensor,
+        label_weights: torch.Tensor,
+    ) -> torch.Tensor:
+        needs_gradient = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if needs_gradient else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        size = _piece_rows(weight.shape[0])
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            scores = (hidden[rows] @ weight.T).float()
+            row_labels, row_weights = labels[rows, None], label_weights[rows, None]
+            log_sums = scores.logsumexp(-1, keepdim=True)
+            total += ((log_sums - scores.gather(1, row_labels)) * row_weights).sum()
+            if gradient is not None:
+                # d nll / d score = softmax - 1 at the label.
+                slope = scores.sub_(log_sums).exp_().mul_(row_weights)
+                slope.scatter_add_(1, row_labels, -row_weights)
+                torch.mm(slope.to(weight.dtype), weight, out=gradient[rows])
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0], None, None, None
+
+
+def _piece_rows(vocabulary: int) -> int:
+    return max(1, LOGITS_PER_PIECE // vocabulary)
 
 
 def _weighted_nll(

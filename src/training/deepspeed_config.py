@@ -15,11 +15,15 @@ def choose_zero_stage(*, base_bytes: int, device_bytes: int | None, in_4bit: boo
 
 
 def build_deepspeed_config(plan: BatchPlan, *, zero_stage: int, bfloat16: bool) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for a batch plan."""
+    """Return DeepSpeed's configuration for a batch plan.
+
+    Below stage 3 a rank sums up its micro-batches by itself: to DeepSpeed they are one.
+    """
+    accumulation = plan.gradient_accumulation_steps if zero_stage == 3 else 1
     return {
         "train_batch_size": plan.global_batch_size,
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "train_micro_batch_size_per_gpu": plan.global_batch_size // plan.world_size // accumulation,
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": MAX_GRADIENT_NORM,
         "bf16": {"enabled": bfloat16},
         "zero_optimization": {

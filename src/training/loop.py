@@ -4,10 +4,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from src.data.batch_plan import BatchPlan
 from src.data.batches import (
@@ -24,6 +22,7 @@ from src.data.packing import count_tokens, one_by_one
 from src.settings import TrainSettings
 from src.training.progress import Progress
 from src.training.schedule import learning_rate_multiplier
+from src.training.trainers import Trainer
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Losses:
     validation: float | None
 
 
-def train(model_engine: Any, run: Run, progress: Progress) -> Losses:
+def train(trainer: Trainer, run: Run, progress: Progress) -> Losses:
     """Run all steps and validations; every rank returns the same losses.
 
     Raises FloatingPointError when a loss or gradient is not finite.
@@ -73,7 +72,7 @@ def train(model_engine: Any, run: Run, progress: Progress) -> Losses:
     settings, num_steps = run.settings, run.num_steps
     warmup_steps = math.ceil(settings.warmup_ratio * num_steps)
     step, train_loss = 0, math.nan
-    validation_loss = validate(model_engine, run, progress, step=0, epoch=0.0)
+    validation_loss = validate(trainer, run, progress, step=0, epoch=0.0)
     progress.start()
     for epoch in range(settings.num_train_epochs):
         sequences = shuffle_epoch(list(run.sequences), seed=settings.seed, epoch=epoch)
@@ -84,12 +83,18 @@ def train(model_engine: Any, run: Run, progress: Progress) -> Losses:
                 warmup_steps=warmup_steps,
                 schedule=settings.learning_rate_schedule,
             )
-            for group in model_engine.optimizer.param_groups:
+            for group in trainer.engine.optimizer.param_groups:
                 group["lr"] = learning_rate
-            loss_sum, weight_sum = train_step(model_engine, run, global_batch, step=step + 1)
+            micro_batches = split_micro_batches(global_batch, run.plan)[run.rank]
             step += 1
+            try:
+                loss_sum, weight_sum = trainer.step(micro_batches, run.train_data)
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"the loss of step {step} is not finite ({error})"
+                ) from None
             run.note_step(step)
-            train_loss = loss_sum / weight_sum
+            train_loss = loss_sum / max(weight_sum, 1e-9)
             progress.step(
                 step=step,
                 epoch=epoch + (number + 1) / run.steps_per_epoch,
@@ -97,98 +102,47 @@ def train(model_engine: Any, run: Run, progress: Progress) -> Losses:
                 weight_sum=weight_sum,
                 tokens=sum(map(count_tokens, global_batch)),
                 learning_rate=learning_rate,
-                gradient_norm=_gradient_norm(model_engine, step),
+                gradient_norm=_gradient_norm(trainer, step),
             )
             if step == num_steps:
                 break
         validation_loss = validate(
-            model_engine, run, progress, step=step, epoch=step / run.steps_per_epoch
+            trainer, run, progress, step=step, epoch=step / run.steps_per_epoch
         )
         if step == num_steps:
             break
     return Losses(train_loss, validation_loss)
 
 
-def train_step(
-    model_engine: Any, run: Run, global_batch: list[TokenSequence], *, step: int
-) -> tuple[float, float]:
-    """Take one optimizer step; return the summed loss and weight of its learned tokens.
-
-    The loss is the sum over the learned tokens of all ranks and micro-batches divided by their
-    number, so how the work is arranged changes nothing.
-    """
-    micro_batches = [
-        run.batch(micro_batch, run.train_data)
-        for micro_batch in split_micro_batches(global_batch, run.plan)[run.rank]
-    ]
-    weight_sum = _sum_over_ranks(sum(batch.label_weights.sum() for batch in micro_batches))
-    loss_sum = torch.zeros((), device=run.device)
-    for number, batch in enumerate(micro_batches):
-        summed_loss = forward(model_engine, batch)
-        is_last = number == len(micro_batches) - 1
-        model_engine.set_gradient_accumulation_boundary(is_last)
-        # DeepSpeed averages over ranks; the loss is already divided by the weight of all ranks.
-        share = summed_loss * (run.plan.world_size / max(float(weight_sum), 1e-9))
-        model_engine.backward(share, scale_wrt_gas=False)
-        loss_sum += summed_loss.detach()
-        if is_last:
-            loss_sum = _sum_over_ranks(loss_sum)
-            if not torch.isfinite(loss_sum):
-                raise FloatingPointError(f"the loss of step {step} is not finite ({loss_sum})")
-        model_engine.step()
-    return float(loss_sum), max(float(weight_sum), 1e-9)
-
-
-def forward(model: Any, batch: Batch) -> torch.Tensor:
-    """Return the summed loss of one micro-batch."""
-    return model(
-        batch.input_ids,
-        batch.position_ids,
-        batch.labels,
-        batch.label_weights,
-        batch.boundaries,
+def longest_micro_batch(run: Run) -> MicroBatch:
+    """Return this rank's micro-batch with the most tokens, in any epoch's first steps or later."""
+    steps = split_steps(
+        shuffle_epoch(list(run.sequences), seed=run.settings.seed, epoch=0),
+        run.plan.global_batch_size,
     )
-
-
-def try_longest(model: Any, run: Run) -> None:
-    """Run the longest micro-batch once, for nothing: memory runs out now or never."""
-    micro_batches = [
-        micro_batch
-        for step in split_steps(
-            shuffle_epoch(list(run.sequences), seed=run.settings.seed, epoch=0),
-            run.plan.global_batch_size,
-        )
-        for micro_batch in split_micro_batches(step, run.plan)[run.rank]
-    ]
-    longest = max(micro_batches, key=lambda batch: sum(map(count_tokens, batch)))
-    forward(model, run.batch(longest, run.train_data)).backward()
-    model.zero_grad(set_to_none=True)
+    micro_batches = (m for step in steps for m in split_micro_batches(step, run.plan)[run.rank])
+    return max(micro_batches, key=lambda batch: sum(map(count_tokens, batch)))
 
 
 @torch.no_grad()
 def validate(
-    model_engine: Any, run: Run, progress: Progress, *, step: int, epoch: float
+    trainer: Trainer, run: Run, progress: Progress, *, step: int, epoch: float
 ) -> float | None:
     """Evaluate every validation example exactly once over all ranks; return the mean loss."""
     if not run.settings.run_validation:
         return None
     started = time.monotonic()
-    model_engine.eval()
+    trainer.module.eval()
     loss: float | None = None
     if len(run.validation_data):
-        sums = torch.zeros(2, dtype=torch.float64)
-        for micro_batch in _validation_share(run):
-            batch = run.batch(micro_batch, run.validation_data)
-            sums[0] += forward(model_engine, batch).double().cpu()
-            sums[1] += batch.label_weights.sum().double().cpu()
-        loss_sum, weight_sum = _sum_over_ranks(sums.to(run.device)).tolist()
+        loss_sum, weight_sum = trainer.sum_losses(_validation_share(run), run.validation_data)
         loss = loss_sum / weight_sum if weight_sum else None
         if loss is not None and not math.isfinite(loss):
             raise FloatingPointError(
                 f"the validation loss after step {step} is not finite ({loss})"
             )
     sample = run.sample()
-    model_engine.train()
+    trainer.module.train()
     if loss is not None:
         progress.validation(step=step, epoch=epoch, loss=loss, sample=sample)
     elif sample is not None:
@@ -206,17 +160,9 @@ def _validation_share(run: Run) -> list[MicroBatch]:
     return groups[run.rank :: world_size]
 
 
-def _gradient_norm(model_engine: Any, step: int) -> float:
-    norm = model_engine.get_global_grad_norm()
+def _gradient_norm(trainer: Trainer, step: int) -> float:
+    norm = trainer.engine.get_global_grad_norm()
     norm = math.nan if norm is None else float(norm)
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient of step {step} is not finite ({norm})")
     return norm
-
-
-def _sum_over_ranks(value: Any) -> torch.Tensor:
-    total = torch.as_tensor(value)
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        total = total.clone()
-        dist.all_reduce(total)
-    return total

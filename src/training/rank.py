@@ -12,6 +12,7 @@ import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
+from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from src.base_models import KNOWN_MODELS
@@ -20,17 +21,20 @@ from src.data.dataset import TokenDataset
 from src.data.prepare import build_sequences, prepare_data
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
 from src.model.base_model import context_length, load_base_model, training_dtype
-from src.model.fused_lora import fuse_lora
+from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
+from src.model.recompute import decoder_layers, recompute_layers
 from src.settings import TrainSettings
 from src.text.formats import build_train_speech
 from src.text.tokenizer import Tokenizer
 from src.training.deepspeed_config import build_deepspeed_config, choose_zero_stage
-from src.training.loop import Run, train, try_longest
+from src.training.gradients import AdapterModule, GradientSum
+from src.training.loop import Run, longest_micro_batch, train
 from src.training.output import save_output
 from src.training.progress import Progress
 from src.training.sample import build_sampler
 from src.training.status import RankStatus
+from src.training.trainers import SharedModelTrainer, Trainer, WholeModelTrainer
 
 
 def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None:
@@ -84,13 +88,15 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         seed=settings.seed,
     )
     # Under ZeRO-3 a layer's weights are there only while its own forward runs.
-    unfused = "ZeRO-3 shares out the weights" if zero_stage == 3 else fuse_lora(model)
-    if unfused:
-        say(f"fused LoRA is off: {unfused}")
-    if device.type == "cuda":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if shares_weights:
+        say("fast path: only attention is on: ZeRO-3 shares out the weights")
+    else:
+        for line in use_fast_path(model):
+            say(line)
+    recomputed_layers = len(decoder_layers(model)) if device.type == "cuda" else 0
+    recompute_layers(model, recomputed_layers)
     model.train()
-    loss_module = SummedLoss(model)
+    loss_module = SummedLoss(model, fuses_head=not shares_weights)
 
     # The run, and its plan in one line.
     prompt = settings.validation_prompt if settings.run_validation else None
@@ -120,12 +126,27 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     )
 
     # Training.
-    if zero_stage < 3:
-        try_longest(loss_module, run)
     torch.manual_seed(settings.seed + rank)
-    model_engine = _build_engine(loss_module, config, settings.learning_rate, device)
+    parameters = [p for _, p in adapter_parameters(model)]
+    trainer: Trainer
+    if shares_weights:
+        engine = _build_engine(loss_module, parameters, config, settings.learning_rate)
+        trainer = SharedModelTrainer(engine, run.batch)
+    else:
+        gradient_sum = GradientSum(
+            loss_module,
+            parameters,
+            make_batch=run.batch,
+            recomputed_layers=recomputed_layers,
+            say=lambda line: _say(f"rank {rank}: {line}"),
+        )
+        gradient_sum.add(longest_micro_batch(run), train_data)
+        gradient_sum.clear()
+        module = AdapterModule(parameters)
+        engine = _build_engine(module, parameters, config, settings.learning_rate)
+        trainer = WholeModelTrainer(engine, gradient_sum, loss_module)
     metrics_path = run_dir / "metrics.jsonl" if rank == 0 else None
-    losses = train(model_engine, run, Progress(metrics_path, num_steps=run.num_steps))
+    losses = train(trainer, run, Progress(metrics_path, num_steps=run.num_steps))
 
     # What comes back.
     tensors = _gather_adapter(model, is_shared=zero_stage == 3)
@@ -191,19 +212,20 @@ def _count_trainable(model: Any) -> int:
 
 
 def _build_engine(
-    loss_module: SummedLoss, config: dict[str, Any], learning_rate: float, device: torch.device
+    module: nn.Module,
+    parameters: list[nn.Parameter],
+    config: dict[str, Any],
+    learning_rate: float,
 ) -> Any:
-    parameters = [p for p in loss_module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=learning_rate, weight_decay=0.0, fused=device.type == "cuda"
-    )
-    model_engine, *_ = deepspeed.initialize(
-        model=loss_module,
+    is_cuda = parameters[0].device.type == "cuda"
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=is_cuda)
+    engine, *_ = deepspeed.initialize(
+        model=module,
         optimizer=optimizer,
         model_parameters=parameters,  # type: ignore[arg-type]
         config=config,
     )
-    return model_engine
+    return engine
 
 
 def _gather_adapter(model: Any, *, is_shared: bool) -> dict[str, torch.Tensor]:

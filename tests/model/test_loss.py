@@ -1,5 +1,6 @@
 """How the work is laid out changes neither the loss nor a gradient."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from src.data.batches import Batch
-from src.data.tokenization import IGNORE_INDEX
+from src.model import loss
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
 from src.model.base_model import linear_shapes, load_base_model
-from src.model.fused_lora import fuse_lora
+from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
 
 CPU = torch.device("cpu")
@@ -32,47 +33,43 @@ def make_batch(*lengths: int) -> Batch:
     torch.manual_seed(2)
     num_tokens = sum(lengths)
     ids = torch.randint(3, 250, (num_tokens + 1,))
-    labels = ids[1:].clone()
-    labels[::3] = IGNORE_INDEX
-    weights = (labels != IGNORE_INDEX).float()
-    weights[1::3] = 0.5 * weights[1::3]
-    return Batch(
-        ids[None, :-1],
-        torch.cat([torch.arange(n) for n in lengths])[None],
-        labels,
-        weights,
-        (0, *torch.tensor(lengths).cumsum(0).tolist()),
-    )
+    learned = torch.tensor([i for i in range(num_tokens) if i % 3])
+    weights = torch.where(learned % 3 == 1, 0.5, 1.0)
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    boundaries = (0, *torch.tensor(lengths).cumsum(0).tolist())
+    return Batch(ids[None, :-1], positions, learned, ids[1:][learned], weights, boundaries)
 
 
 def cut(batch: Batch) -> list[Batch]:
-    return [
-        Batch(
-            batch.input_ids[:, a:b],
-            batch.position_ids[:, a:b],
-            batch.labels[a:b],
-            batch.label_weights[a:b],
-            (0, b - a),
+    parts = []
+    for start, stop in pairwise(batch.boundaries):
+        rows = (batch.learned >= start) & (batch.learned < stop)
+        parts.append(
+            Batch(
+                batch.input_ids[:, start:stop],
+                batch.position_ids[:, start:stop],
+                batch.learned[rows] - start,
+                batch.labels[rows],
+                batch.label_weights[rows],
+                (0, stop - start),
+            )
         )
-        for a, b in pairwise(batch.boundaries)
-    ]
+    return parts
 
 
 def gradients(module: SummedLoss, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
     module.zero_grad()
     total = 0.0
     for batch in batches:
-        loss = run(module, batch)
-        loss.backward()
-        total += float(loss)
+        summed = run(module, batch)
+        summed.backward()
+        total += float(summed.detach())
     named = adapter_parameters(module.model)
     return total, {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
 def run(module: SummedLoss, batch: Batch) -> torch.Tensor:
-    return module(
-        batch.input_ids, batch.position_ids, batch.labels, batch.label_weights, batch.boundaries
-    )
+    return module(*vars(batch).values())
 
 
 def assert_same(one: tuple, other: tuple) -> None:
@@ -82,8 +79,11 @@ def assert_same(one: tuple, other: tuple) -> None:
         torch.testing.assert_close(gradient, other[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_packed_is_unpacked(base_dir: Path):
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_packed_is_unpacked(base_dir: Path, is_fast: bool):
     module = build_model(base_dir)
+    if is_fast:
+        assert use_fast_path(module.model) == []
     batch = make_batch(5, 19, 1, 33)
     packed, unpacked = gradients(module, [batch]), gradients(module, cut(batch))
     assert len(packed[1]) == 2 * 7 * 2
@@ -93,8 +93,10 @@ def test_packed_is_unpacked(base_dir: Path):
 def test_the_comparison_would_notice_a_leak(base_dir: Path):
     module = build_model(base_dir)
     batch = make_batch(5, 19, 1, 33)
-    leaking = Batch(*[getattr(batch, name) for name in list(vars(batch))[:4]], (0, 58))
-    assert float(run(module, batch)) != pytest.approx(float(run(module, leaking)), rel=1e-4)
+    leaking = replace(batch, boundaries=(0, 58))
+    assert float(run(module, batch).detach()) != pytest.approx(
+        float(run(module, leaking).detach()), rel=1e-4
+    )
 
 
 def test_isolated_attention_is_transformers_own(base_dir: Path):
@@ -104,13 +106,11 @@ def test_isolated_attention_is_transformers_own(base_dir: Path):
     plain = 0.0
     module.model.set_attn_implementation("sdpa")
     for part in cut(batch):
-        logits = module.model(part.input_ids).logits[0]
-        nll = torch.nn.functional.cross_entropy(
-            logits, part.labels, reduction="none", ignore_index=IGNORE_INDEX
-        )
+        logits = module.model(part.input_ids).logits[0, part.learned]
+        nll = torch.nn.functional.cross_entropy(logits, part.labels, reduction="none")
         plain += float((nll * part.label_weights).sum())
     module.model.set_attn_implementation("isolated")
-    assert float(run(module, batch)) == pytest.approx(plain, rel=1e-5)
+    assert float(run(module, batch).detach()) == pytest.approx(plain, rel=1e-5)
 
 
 def test_other_architectures_are_kept_apart_by_position_ids(base_dir: Path):
@@ -140,13 +140,8 @@ def test_a_sliding_window_is_kept(tmp_path: Path):
 def test_nothing_to_learn_is_no_loss_and_no_gradient(base_dir: Path):
     module = build_model(base_dir)
     batch = make_batch(5)
-    empty = Batch(
-        batch.input_ids,
-        batch.position_ids,
-        torch.full_like(batch.labels, IGNORE_INDEX),
-        torch.zeros_like(batch.label_weights),
-        batch.boundaries,
-    )
+    none = torch.zeros(0)
+    empty = replace(batch, learned=none.long(), labels=none.long(), label_weights=none)
     loss, named = gradients(module, [empty])
     assert loss == 0
     assert len(named) == 2 * 7 * 2
@@ -167,40 +162,6 @@ def test_only_the_adapter_is_trained_and_new_it_changes_nothing(base_dir: Path):
         torch.testing.assert_close(model(ids).logits, plain(ids).logits)
 
 
-def test_fused_lora_is_pefts(base_dir: Path):
-    module = build_model(base_dir)
-    batch = make_batch(5, 19, 1, 33)
-    plain = gradients(module, [batch])
-    assert fuse_lora(module.model) is None
-    assert_same(plain, gradients(module, [batch]))
-
-
-def test_fused_dropout_is_dropout_of_the_adapters_input():
-    """With the same mask, the fused step is the sum of its parts, forward and backward."""
-    from src.model.fused_lora import _FusedLora
-
-    torch.manual_seed(0)
-    x, weight, lora_A, lora_B = (
-        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-        for shape in ((7, 6), (5, 6), (2, 6), (5, 2))
-    )
-    mask = (torch.rand(7, 6) > 0.5).double() * 2
-    bias = torch.randn(5, dtype=torch.float64)
-    inputs = (x, lora_A, lora_B)
-    fused = _FusedLora.apply(x, weight, bias, lora_A, lora_B, 1.5, mask)
-    plain = x @ weight.T + bias + 1.5 * ((x * mask) @ lora_A.T @ lora_B.T)
-    torch.testing.assert_close(fused, plain)
-    upstream = torch.randn_like(plain)
-    found = torch.autograd.grad(fused, inputs, upstream)
-    torch.testing.assert_close(found, torch.autograd.grad(plain, inputs, upstream))
-    without = torch.autograd.grad(x @ lora_A.T @ lora_B.T, inputs, upstream)
-    assert not torch.allclose(found[1], without[1])
-
-
-def test_4_bit_layers_are_not_fused(base_dir: Path):
-    assert fuse_lora(build_model(base_dir, in_4bit=True).model) == "the base layers are Linear4bit"
-
-
 def test_a_4_bit_base_model_learns(base_dir: Path):
     module = build_model(base_dir, in_4bit=True)
     plain = load_base_model(base_dir, dtype=torch.float32, device=CPU)
@@ -211,3 +172,25 @@ def test_a_4_bit_base_model_learns(base_dir: Path):
     }
     batch = make_batch(5, 19)
     assert_same(gradients(module, [batch]), gradients(module, cut(batch)))
+
+
+def test_the_head_in_pieces_is_the_head_at_once(base_dir: Path, monkeypatch):
+    module = build_model(base_dir)
+    batch = make_batch(5, 19, 33)
+    module.fuses_head = False
+    plain = gradients(module, [batch])
+    module.fuses_head = True
+    assert_same(plain, gradients(module, [batch]))
+    # Seven rows at a time: 38 learned tokens are five pieces and a rest.
+    monkeypatch.setattr(loss, "LOGITS_PER_PIECE", 7 * 400)
+    assert_same(plain, gradients(module, [batch]))
+
+
+def test_what_comes_after_the_loss_scales_its_gradient(base_dir: Path):
+    module = build_model(base_dir)
+    batch = make_batch(9)
+    _, plain = gradients(module, [batch])
+    module.zero_grad()
+    (run(module, batch) * 2.5).backward()
+    for name, parameter in adapter_parameters(module.model):
+        torch.testing.assert_close(parameter.grad, plain[name] * 2.5, msg=name)
