@@ -1,45 +1,14 @@
-"""Sequences as batches of tensors: which step, rank and micro-batch each one belongs to."""
+"""Micro-batches as tensors."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from src.data.batch_plan import BatchPlan
+from src.data.batch_plan import MicroBatch
 from src.data.dataset import TokenDataset
-from src.data.packing import Sequence, Span, count_tokens
+from src.data.packing import Span
 from src.data.tokenization import IGNORE_INDEX
-
-MicroBatch = tuple[Sequence, ...]
-
-
-def shuffle_epoch(sequences: list[Sequence], *, seed: int, epoch: int) -> list[Sequence]:
-    """Return the sequences in the order of one epoch, the same for every rank."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(sequences))
-    return [sequences[i] for i in order]
-
-
-def split_steps(sequences: list[Sequence], global_batch_size: int) -> Iterator[list[Sequence]]:
-    """Yield the sequences of each optimizer step; the last may be fewer, none is dropped."""
-    for start in range(0, len(sequences), global_batch_size):
-        yield sequences[start : start + global_batch_size]
-
-
-def split_micro_batches(step: list[Sequence], plan: BatchPlan) -> list[list[MicroBatch]]:
-    """Spread the sequences of one step over [rank][micro step], the longest ones apart.
-
-    Every rank gets the same number of micro-batches; in a short step some are empty.
-    """
-    num_micro_steps = -(-len(step) // (plan.world_size * plan.micro_batch_size))
-    slots: list[list[Sequence]] = [[] for _ in range(plan.world_size * num_micro_steps)]
-    tokens = [0] * len(slots)
-    for sequence in sorted(step, key=count_tokens, reverse=True):
-        free = [i for i, slot in enumerate(slots) if len(slot) < plan.micro_batch_size]
-        lightest = min(free, key=lambda i: (tokens[i], i))
-        slots[lightest].append(sequence)
-        tokens[lightest] += count_tokens(sequence)
-    return [[tuple(slot) for slot in slots[r :: plan.world_size]] for r in range(plan.world_size)]
 
 
 @dataclass(frozen=True)

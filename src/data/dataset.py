@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from src.data.packing import Span
 from src.data.tokenization import IGNORE_INDEX, TokenizedExample
 
 
@@ -42,6 +43,12 @@ class TokenDataset:
     def lengths(self) -> np.ndarray:
         """Tokens of each example."""
         return np.diff(self.offsets)
+
+    def learned(self, span: Span, *, with_prompts: bool) -> np.ndarray:
+        """Return which tokens of a span have a label that counts."""
+        rows = slice(span.start, span.stop)
+        has_label = self.labels[rows] != IGNORE_INDEX
+        return has_label if with_prompts else has_label & self.completion_mask[rows]
 
     def place(self, token: int) -> str:
         """Return the user's file and line that a token came from."""

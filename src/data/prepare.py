@@ -1,11 +1,12 @@
-"""From the user's files to the data sets that the ranks read."""
+"""From the user's files to the data sets that the ranks read, and the steps over them."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from src.data.batch_plan import Schedule, plan_batches
 from src.data.dataset import DatasetWriter, TokenDataset, collect
 from src.data.examples import ExampleFile
-from src.data.packing import Sequence, one_by_one, pack, wrap
+from src.data.packing import one_by_one, pack, wrap
 from src.data.tokenization import TokenizedExample, cut, tokenize
 from src.errors import UserError
 from src.settings import TrainSettings
@@ -90,13 +91,20 @@ def prepare_data(
         )
 
 
-def build_sequences(
-    dataset: TokenDataset, settings: TrainSettings, *, context: int
-) -> list[Sequence]:
-    """Return the training sequences in the order of the file, or packed."""
+def build_schedule(
+    dataset: TokenDataset, settings: TrainSettings, *, context: int, num_devices: int
+) -> Schedule:
+    """Return the steps of a run over the examples as they are, packed, or as one stream."""
     chunk_size = min(settings.chunk_size, context)
     if not settings.pack_sequences:
-        return one_by_one(dataset.offsets)
-    if settings.wrap_packed_sequences:
-        return wrap(dataset.offsets, chunk_size=chunk_size)
-    return pack(dataset.offsets, chunk_size=chunk_size)
+        sequences = one_by_one(dataset.offsets)
+    elif settings.wrap_packed_sequences:
+        sequences = wrap(dataset.offsets, chunk_size=chunk_size)
+    else:
+        sequences = pack(dataset.offsets, chunk_size=chunk_size)
+    plan = plan_batches(
+        train_batch_size=settings.train_batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        num_devices=num_devices,
+    )
+    return Schedule(sequences, plan, settings.num_train_epochs, settings.seed, settings.max_steps)

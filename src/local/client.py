@@ -31,6 +31,7 @@ from src.errors import UserError
 from src.local.inputs import existing_file, parse_inputs
 from src.local.schema import write_schema
 from src.local.server import ROOT, server_command, server_environment
+from src.training.run import plan_training
 
 HOST = "127.0.0.1"
 SILENT_SECONDS = 2.0
@@ -53,6 +54,9 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
         if options.mode == "train":
             pairs = [f"train_data={options.data}", *options.input]
             inputs = parse_inputs(pairs, schema["TrainingInput"]["properties"])
+            if options.plan:
+                print(*plan_training(inputs), sep="\n")
+                return 0
             _train(inputs, Path(options.output), root, verbose=options.verbose)
         else:
             inputs = parse_inputs(options.input, schema["Input"]["properties"])
@@ -95,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     train = modes.add_parser("train", prog="scripts/train", description="Train on a JSONL file")
     train.add_argument("data", help="JSONL file")
     train.add_argument("-o", "--output", default="weights.tar", help="where to put the weights")
+    train.add_argument("--plan", action="store_true", help="tell what would be done, and stop")
     predict = modes.add_parser("predict", prog="scripts/predict", description="Answer a prompt")
     predict.add_argument("-w", "--weights", help="fine-tuned weights: a file, folder or URL")
     for mode in (train, predict):

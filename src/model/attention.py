@@ -20,9 +20,6 @@ ISOLATED = "isolated"
 
 _needs_no_mask: ContextVar[bool] = ContextVar("needs_no_mask", default=False)
 
-# Architectures that hand `spans` down to their attention unchanged.
-ISOLATED_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-
 
 @dataclass(frozen=True)
 class Spans:

@@ -1,6 +1,5 @@
 """The base model in memory, in the precision of the hardware or in 4-bit."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
-from src.errors import UserError
-from src.model.attention import ISOLATED, ISOLATED_MODEL_TYPES
+from src.model.attention import ISOLATED
+from src.model.shape import KNOWN_TYPES, read_config
 
 
 def training_dtype(device: torch.device) -> torch.dtype:
@@ -21,7 +20,7 @@ def training_dtype(device: torch.device) -> torch.dtype:
 
 def is_isolated(model_type: str) -> bool:
     """Whether our own attention serves this architecture."""
-    return model_type in ISOLATED_MODEL_TYPES
+    return model_type in KNOWN_TYPES
 
 
 def load_base_model(
@@ -60,11 +59,6 @@ def load_base_model(
     return model
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the base model's config.json."""
-    return json.loads((folder / "config.json").read_text())
-
-
 def linear_modules(model: nn.Module) -> dict[str, nn.Linear]:
     """Return the linear layers of the base model by name, 4-bit ones too."""
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
@@ -73,14 +67,6 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Linear]:
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Return (out_features, in_features) of every linear layer, 4-bit ones too."""
     return {name: (m.out_features, m.in_features) for name, m in linear_modules(model).items()}
-
-
-def context_length(folder: Path, *, known: int | None = None) -> int:
-    """Return the longest sequence that the base model reads, in tokens."""
-    limits = [read_config(folder).get("max_position_embeddings"), known]
-    if limits == [None, None]:
-        raise UserError(f"{folder.name}/config.json: expected max_position_embeddings, found none")
-    return min(limit for limit in limits if limit)
 
 
 def dense_weight(layer: Any) -> torch.Tensor:

@@ -8,9 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
 from src.model.attention import ISOLATED, Spans, without_mask
-
-LOGITS_PER_PIECE = 2**26
-"""Scores that are in memory at a time: 256 MiB in float32."""
+from src.model.shape import LOGITS_PER_PIECE
 
 
 class SummedLoss(nn.Module):
@@ -78,15 +76,8 @@ class _HeadLoss(torch.autograd.Function):
         size = _piece_rows(weight.shape[0])
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
-            scores = (hidden[rows] @ weight.T).float()
-            row_labels, row_weights = labels[rows, None], label_weights[rows, None]
-            log_sums = scores.logsumexp(-1, keepdim=True)
-            total += ((log_sums - scores.gather(1, row_labels)) * row_weights).sum()
-            if gradient is not None:
-                # d nll / d score = softmax - 1 at the label.
-                slope = scores.sub_(log_sums).exp_().mul_(row_weights)
-                slope.scatter_add_(1, row_labels, -row_weights)
-                torch.mm(slope.to(weight.dtype), weight, out=gradient[rows])
+            piece = hidden[rows], weight, labels[rows, None], label_weights[rows, None]
+            total += _head_piece(*piece, None if gradient is None else gradient[rows])
         ctx.save_for_backward(gradient)
         return total
 
@@ -95,6 +86,25 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
         return gradient * grads[0], None, None, None
+
+
+def _head_piece(
+    hidden: torch.Tensor,  # (rows, hidden size)
+    weight: torch.Tensor,
+    labels: torch.Tensor,  # (rows, 1)
+    label_weights: torch.Tensor,  # (rows, 1)
+    gradient: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the loss of some tokens and fill in its gradient of their hidden states."""
+    scores = (hidden @ weight.T).float()
+    log_sums = scores.logsumexp(-1, keepdim=True)
+    loss = ((log_sums - scores.gather(1, labels)) * label_weights).sum()
+    if gradient is not None:
+        # d nll / d score = softmax - 1 at the label.
+        slope = scores.sub_(log_sums).exp_().mul_(label_weights)
+        slope.scatter_add_(1, labels, -label_weights)
+        torch.mm(slope.to(weight.dtype), weight, out=gradient)
+    return loss
 
 
 def _piece_rows(vocabulary: int) -> int:

@@ -7,7 +7,8 @@ import torch
 from transformers import DynamicCache
 
 from src.errors import UserError
-from src.model.base_model import context_length, linear_shapes, load_base_model, training_dtype
+from src.model.base_model import linear_shapes, load_base_model, training_dtype
+from src.model.shape import context_length
 from src.serving.adapters import AdapterSlot, LoadedAdapter, load_adapter
 from src.serving.sampling import Sampler, SamplingSettings
 from src.text.tokenizer import Tokenizer

@@ -4,6 +4,8 @@ Until the hand-over no rank waits for another, so a rank that is out of memory c
 pieces and more time: the sums stay what they are.
 """
 
+import contextlib
+import ctypes
 import gc
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from src.data.batches import Batch, MicroBatch
+from src.data.batch_plan import MicroBatch
+from src.data.batches import Batch
 from src.data.dataset import TokenDataset
 from src.data.packing import Span
 from src.errors import UserError
@@ -58,6 +61,7 @@ class GradientSum:
         *,
         make_batch: Callable[[MicroBatch, TokenDataset], Batch],
         recomputed_layers: int,
+        max_tokens: int | None = None,
         say: Callable[[str], None],
     ) -> None:
         self._loss_module = loss_module
@@ -65,8 +69,8 @@ class GradientSum:
         self._make_batch = make_batch
         self._say = say
         self.recomputed_layers = recomputed_layers
-        self.max_tokens: int | None = None
-        """Most tokens in one forward and backward pass, since memory ran out with more."""
+        self.max_tokens = max_tokens
+        """Most tokens in one forward and backward pass, where memory holds no more."""
         self.clear()
 
     def clear(self) -> None:
@@ -161,6 +165,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def release_memory() -> None:
     """Give back what a failed attempt held."""
     gc.collect()
+    with contextlib.suppress(AttributeError):  # of other C libraries than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -6,7 +6,6 @@ Standard library only: this process holds no GPU memory while the ranks need it.
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -33,30 +32,6 @@ _NOISE = re.compile(
 
 class TrainingError(RuntimeError):
     """A run that failed, with the rank and its last error in one sentence."""
-
-
-def count_devices() -> tuple[int, bool]:
-    """Return how many processes to train with, and whether they are GPUs.
-
-    `NUM_PROCESSES` overrides the count; without a GPU the default is two CPU processes.
-    """
-    num_gpus = _count_gpus()
-    asked = os.environ.get("NUM_PROCESSES")
-    if asked is not None:
-        if not asked.isdigit() or int(asked) < 1:
-            raise UserError(f"NUM_PROCESSES: expected a number of at least 1, found {asked!r}")
-        return (min(int(asked), num_gpus), True) if num_gpus else (int(asked), False)
-    return (num_gpus, True) if num_gpus else (min(2, os.cpu_count() or 1), False)
-
-
-def _count_gpus() -> int:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def run_workers(

@@ -2,23 +2,15 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from src.data.batch_plan import BatchPlan
-from src.data.batches import (
-    Batch,
-    MicroBatch,
-    collate,
-    shuffle_epoch,
-    split_micro_batches,
-    split_steps,
-)
+from src.data.batch_plan import MicroBatch, Schedule, split_micro_batches
+from src.data.batches import Batch, collate
 from src.data.dataset import TokenDataset
-from src.data.packing import Sequence as TokenSequence
-from src.data.packing import count_tokens, one_by_one
+from src.data.packing import one_by_one
 from src.settings import TrainSettings
 from src.training.progress import Progress
 from src.training.schedule import learning_rate_multiplier
@@ -30,25 +22,15 @@ class Run:
     """What the loop works on."""
 
     settings: TrainSettings
-    plan: BatchPlan
+    schedule: Schedule
     train_data: TokenDataset
     validation_data: TokenDataset
-    sequences: Sequence[TokenSequence]
     rank: int
     device: torch.device
     sample: Callable[[], str | None]
     """Generates the reply to the validation prompt; all ranks call it together."""
     note_step: Callable[[int], None]
     """Tells the supervisor how far this rank has come."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.sequences) / self.plan.global_batch_size)
-
-    @property
-    def num_steps(self) -> int:
-        num_steps = self.steps_per_epoch * self.settings.num_train_epochs
-        return min(num_steps, self.settings.max_steps or num_steps)
 
     def batch(self, micro_batch: MicroBatch, dataset: TokenDataset) -> Batch:
         """Return the tensors of a micro-batch on this rank's device."""
@@ -69,59 +51,41 @@ def train(trainer: Trainer, run: Run, progress: Progress) -> Losses:
 
     Raises FloatingPointError when a loss or gradient is not finite.
     """
-    settings, num_steps = run.settings, run.num_steps
+    settings, num_steps = run.settings, run.schedule.num_steps
     warmup_steps = math.ceil(settings.warmup_ratio * num_steps)
-    step, train_loss = 0, math.nan
+    train_loss = math.nan
     validation_loss = validate(trainer, run, progress, step=0, epoch=0.0)
     progress.start()
-    for epoch in range(settings.num_train_epochs):
-        sequences = shuffle_epoch(list(run.sequences), seed=settings.seed, epoch=epoch)
-        for number, global_batch in enumerate(split_steps(sequences, run.plan.global_batch_size)):
-            learning_rate = settings.learning_rate * learning_rate_multiplier(
-                step,
-                num_steps=num_steps,
-                warmup_steps=warmup_steps,
-                schedule=settings.learning_rate_schedule,
-            )
-            for group in trainer.engine.optimizer.param_groups:
-                group["lr"] = learning_rate
-            micro_batches = split_micro_batches(global_batch, run.plan)[run.rank]
-            step += 1
-            try:
-                loss_sum, weight_sum = trainer.step(micro_batches, run.train_data)
-            except FloatingPointError as error:
-                raise FloatingPointError(
-                    f"the loss of step {step} is not finite ({error})"
-                ) from None
-            run.note_step(step)
-            train_loss = loss_sum / max(weight_sum, 1e-9)
-            progress.step(
-                step=step,
-                epoch=epoch + (number + 1) / run.steps_per_epoch,
-                loss_sum=loss_sum,
-                weight_sum=weight_sum,
-                tokens=sum(map(count_tokens, global_batch)),
-                learning_rate=learning_rate,
-                gradient_norm=_gradient_norm(trainer, step),
-            )
-            if step == num_steps:
-                break
-        validation_loss = validate(
-            trainer, run, progress, step=step, epoch=step / run.steps_per_epoch
+    for step in run.schedule:
+        learning_rate = settings.learning_rate * learning_rate_multiplier(
+            step.number - 1,
+            num_steps=num_steps,
+            warmup_steps=warmup_steps,
+            schedule=settings.learning_rate_schedule,
         )
-        if step == num_steps:
-            break
+        for group in trainer.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        micro_batches = split_micro_batches(step.sequences, run.schedule.plan)[run.rank]
+        try:
+            loss_sum, weight_sum = trainer.step(micro_batches, run.train_data)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"the loss of step {step.number} is not finite ({error})"
+            ) from None
+        run.note_step(step.number)
+        train_loss = loss_sum / max(weight_sum, 1e-9)
+        progress.step(
+            step=step.number,
+            epoch=step.epoch,
+            loss_sum=loss_sum,
+            weight_sum=weight_sum,
+            tokens=step.num_tokens,
+            learning_rate=learning_rate,
+            gradient_norm=_gradient_norm(trainer, step.number),
+        )
+        if step.ends_epoch or step.number == num_steps:
+            validation_loss = validate(trainer, run, progress, step=step.number, epoch=step.epoch)
     return Losses(train_loss, validation_loss)
-
-
-def longest_micro_batch(run: Run) -> MicroBatch:
-    """Return this rank's micro-batch with the most tokens, in any epoch's first steps or later."""
-    steps = split_steps(
-        shuffle_epoch(list(run.sequences), seed=run.settings.seed, epoch=0),
-        run.plan.global_batch_size,
-    )
-    micro_batches = (m for step in steps for m in split_micro_batches(step, run.plan)[run.rank])
-    return max(micro_batches, key=lambda batch: sum(map(count_tokens, batch)))
 
 
 @torch.no_grad()
@@ -153,7 +117,7 @@ def validate(
 
 def _validation_share(run: Run) -> list[MicroBatch]:
     """Return this rank's micro-batches; ranks without any left get empty ones, to stay in step."""
-    size, world_size = run.settings.validation_batch_size, run.plan.world_size
+    size, world_size = run.settings.validation_batch_size, run.schedule.plan.world_size
     sequences = one_by_one(run.validation_data.offsets)
     groups = [tuple(sequences[i : i + size]) for i in range(0, len(sequences), size)]
     groups += [()] * (-len(groups) % world_size)

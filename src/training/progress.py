@@ -26,12 +26,12 @@ class Progress:
         self.path = path
         self.num_steps = num_steps
         self.log_every = max(1, num_steps // 100)
-        self.started = self.last_logged = time.monotonic()
+        self.begun = self.started = self.last_logged = time.monotonic()
         self.loss_sum = self.weight_sum = 0.0
         self.tokens = 0
 
     def start(self) -> None:
-        """Start the clock, when the first step is about to begin."""
+        """Start the clock of the steps, when the first one is about to begin."""
         self.started = self.last_logged = time.monotonic()
 
     def step(
@@ -57,7 +57,8 @@ class Progress:
         left = (now - self.started) / step * (self.num_steps - step)
         self._say(
             f"step {step}/{self.num_steps} | loss {loss:.4f} | learning rate {learning_rate:.2e} | "
-            f"{tokens_per_second:,.0f} tokens/s | {format_duration(left)} left",
+            f"{tokens_per_second:,.0f} tokens/s | {format_duration(left)} left"
+            f"{self._of_whole(now, left, step)}",
         )
         self._write(
             step=step,
@@ -86,6 +87,10 @@ class Progress:
         """Record a validation that is only a sample, because there are no examples for it."""
         self._say(f"validation sample at step {step}: {sample!r}")
         self._write(step=step, epoch=round(epoch, 4), sample=sample)
+
+    def _of_whole(self, now: float, left: float, step: int) -> str:
+        """Return the time of the whole run, once ten steps have shown it."""
+        return f" of {format_duration(now - self.begun + left)}" if step >= ALWAYS_LOGGED else ""
 
     def resume_clock(self, seconds: float) -> None:
         """Leave the time of a validation out of the steps' speed."""

@@ -15,23 +15,27 @@ import torch.distributed as dist
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from src.base_models import KNOWN_MODELS
-from src.data.batch_plan import plan_batches
 from src.data.dataset import TokenDataset
-from src.data.prepare import build_sequences, prepare_data
+from src.data.prepare import build_schedule, prepare_data
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
-from src.model.base_model import context_length, load_base_model, training_dtype
+from src.model.base_model import keep_dequantized, load_base_model, training_dtype
 from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
 from src.model.recompute import decoder_layers, recompute_layers
 from src.settings import TrainSettings
-from src.text.formats import build_train_speech
-from src.text.tokenizer import Tokenizer
-from src.training.deepspeed_config import build_deepspeed_config, choose_zero_stage
+from src.training.deepspeed_config import build_deepspeed_config
+from src.training.devices import (
+    free_cpu_memory,
+    limit_process_memory,
+    memory_limit,
+    process_memory,
+)
 from src.training.gradients import AdapterModule, GradientSum
-from src.training.loop import Run, longest_micro_batch, train
+from src.training.loop import Run, train
 from src.training.output import save_output
+from src.training.plan import LATER_LIBRARIES, Machine, make_plan, peak_line
 from src.training.progress import Progress
+from src.training.reader import open_reader
 from src.training.sample import build_sampler
 from src.training.status import RankStatus
 from src.training.trainers import SharedModelTrainer, Trainer, WholeModelTrainer
@@ -39,45 +43,44 @@ from src.training.trainers import SharedModelTrainer, Trainer, WholeModelTrainer
 
 def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None:
     """Train on this rank's device; rank 0 writes `run_dir/output`."""
-    rank, world_size = status.rank, int(os.environ["WORLD_SIZE"])
+    rank = status.rank
     say: Callable[[str], None] = _say if rank == 0 else _say_nothing
     device = _start(int(os.environ["LOCAL_RANK"]))
 
     # Data: rank 0 prepares it, every rank maps it.
     base_dir = Path(settings.base_model_dir)
-    known = KNOWN_MODELS.get(settings.base_model)
-    context = context_length(base_dir, known=known.context if known else None)
-    tokenizer = Tokenizer(base_dir)
-    speech = build_train_speech(
-        settings.base_model,
-        tokenizer,
-        template=settings.prompt_template,
-        system_prompt=settings.system_prompt,
-    )
+    reader = open_reader(settings)
+    tokenizer, speech, context = reader.tokenizer, reader.speech, reader.context
     data_dir = run_dir / "data"
     if rank == 0:
         prepare_data(settings, tokenizer, speech, context=context, folder=data_dir, say=say)
     dist.barrier()
     train_data = TokenDataset(data_dir / "train")
     validation_data = TokenDataset(data_dir / "validation")
-    sequences = build_sequences(train_data, settings, context=context)
-    plan = plan_batches(
-        train_batch_size=settings.train_batch_size,
-        micro_batch_size=settings.micro_batch_size,
-        num_devices=world_size,
+
+    # The plan, before the base model is loaded.
+    schedule = build_schedule(
+        train_data, settings, context=context, num_devices=dist.get_world_size()
     )
-    assert plan.world_size == world_size, "the supervisor starts as many ranks as divide the batch"
+    plan = make_plan(settings, train_data, schedule, _measure_machine(device))
+    for line in plan.lines():
+        say(line)
 
     # Model: base model and adapter.
     dtype = training_dtype(device)
-    in_4bit = settings.peft_method == "qlora"
-    zero_stage = _zero_stage(base_dir, device, in_4bit=in_4bit)
-    config = build_deepspeed_config(plan, zero_stage=zero_stage, bfloat16=dtype == torch.bfloat16)
-    # While this object lives, transformers loads only each rank's share of the base model.
-    shares_weights = HfDeepSpeedConfig(config) if zero_stage == 3 else None
-    model = load_base_model(
-        base_dir, dtype=dtype, device=None if shares_weights else device, in_4bit=in_4bit
+    config = build_deepspeed_config(
+        schedule.plan, zero_stage=plan.zero_stage, bfloat16=dtype == torch.bfloat16
     )
+    # While this object lives, transformers loads only each rank's share of the base model.
+    shares_weights = HfDeepSpeedConfig(config) if plan.zero_stage == 3 else None
+    model = load_base_model(
+        base_dir,
+        dtype=dtype,
+        device=None if shares_weights else device,
+        in_4bit=settings.peft_method == "qlora",
+    )
+    if plan.keeps_dequantized:
+        keep_dequantized(model)
     target_modules = resolve_target_modules(model, settings.lora_target_modules)
     attach_adapter(
         model,
@@ -93,19 +96,18 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     else:
         for line in use_fast_path(model):
             say(line)
-    recomputed_layers = len(decoder_layers(model)) if device.type == "cuda" else 0
-    recompute_layers(model, recomputed_layers)
+    num_recomputed = min(plan.num_recomputed, len(decoder_layers(model)))
+    recompute_layers(model, num_recomputed)
     model.train()
     loss_module = SummedLoss(model, fuses_head=not shares_weights)
 
-    # The run, and its plan in one line.
+    # Training.
     prompt = settings.validation_prompt if settings.run_validation else None
     run = Run(
         settings=settings,
-        plan=plan,
+        schedule=schedule,
         train_data=train_data,
         validation_data=validation_data,
-        sequences=sequences,
         rank=rank,
         device=device,
         sample=build_sampler(
@@ -113,19 +115,6 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         ),
         note_step=status.note_step,
     )
-    dtype_name = str(dtype).removeprefix("torch.")
-    say(
-        f"plan: {len(train_data):,} examples in {len(sequences):,} sequences, "
-        f"{train_data.counts.tokens:,} tokens of which {train_data.counts.learned_tokens:,} are "
-        f"learned; {run.num_steps:,} steps over {settings.num_train_epochs} epochs; "
-        f"train_batch_size {plan.global_batch_size} = {plan.world_size} "
-        f"{'GPUs' if device.type == 'cuda' else 'CPU processes'} x micro-batch "
-        f"{plan.micro_batch_size} x accumulation {plan.gradient_accumulation_steps}; "
-        f"{settings.peft_method}, {_count_trainable(model):,} trainable parameters, "
-        f"{dtype_name}, ZeRO-{zero_stage}"
-    )
-
-    # Training.
     torch.manual_seed(settings.seed + rank)
     parameters = [p for _, p in adapter_parameters(model)]
     trainer: Trainer
@@ -137,19 +126,21 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
             loss_module,
             parameters,
             make_batch=run.batch,
-            recomputed_layers=recomputed_layers,
+            recomputed_layers=num_recomputed,
+            max_tokens=plan.max_tokens,
             say=lambda line: _say(f"rank {rank}: {line}"),
         )
-        gradient_sum.add(longest_micro_batch(run), train_data)
+        gradient_sum.add(schedule.longest_micro_batch(rank), train_data)
         gradient_sum.clear()
         module = AdapterModule(parameters)
         engine = _build_engine(module, parameters, config, settings.learning_rate)
         trainer = WholeModelTrainer(engine, gradient_sum, loss_module)
     metrics_path = run_dir / "metrics.jsonl" if rank == 0 else None
-    losses = train(trainer, run, Progress(metrics_path, num_steps=run.num_steps))
+    losses = train(trainer, run, Progress(metrics_path, num_steps=schedule.num_steps))
+    say(peak_line(plan, _peak_memory(device)))
 
     # What comes back.
-    tensors = _gather_adapter(model, is_shared=zero_stage == 3)
+    tensors = _gather_adapter(model, is_shared=plan.zero_stage == 3)
     if rank == 0:
         save_output(
             run_dir,
@@ -157,12 +148,17 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
             settings,
             speech=speech,
             target_modules=target_modules,
-            resolved={**asdict(plan), "num_steps": run.num_steps, "zero_stage": zero_stage}
-            | {"context": context, "dtype": dtype_name},
+            resolved={
+                **asdict(schedule.plan),
+                "num_steps": schedule.num_steps,
+                "zero_stage": plan.zero_stage,
+                "context": context,
+                "dtype": str(dtype).removeprefix("torch."),
+            },
             data={
                 "train": asdict(train_data.counts),
                 "validation": asdict(validation_data.counts),
-                "sequences": len(sequences),
+                "sequences": len(schedule.sequences),
             },
             losses={"train_loss": losses.train, "eval_loss": losses.validation},
         )
@@ -195,20 +191,35 @@ def _start(local_rank: int) -> torch.device:
     return device
 
 
-def _zero_stage(base_dir: Path, device: torch.device, *, in_4bit: bool) -> int:
-    """Return the ZeRO stage; `ZERO_STAGE` names it for machines without the memory to choose by."""
-    if asked := os.environ.get("ZERO_STAGE"):
-        return int(asked)
-    return choose_zero_stage(
-        base_bytes=sum(path.stat().st_size for path in base_dir.glob("*.safetensors")),
-        device_bytes=torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None,
-        in_4bit=in_4bit,
+def _measure_machine(device: torch.device) -> Machine:
+    """Return what each rank may count on: the least of what they have."""
+    limit = memory_limit()
+    on_gpus = device.type == "cuda"
+    if on_gpus:
+        free, whole = torch.cuda.mem_get_info(device)
+        if limit is not None:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), device)
+        libraries = 0.0
+    else:
+        free = free_cpu_memory(int(os.environ["LOCAL_SIZE"]))
+        if limit is not None:
+            limit_process_memory(limit)
+        libraries = process_memory() + LATER_LIBRARIES
+    least = torch.tensor(min(free, limit or free), dtype=torch.float64, device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return Machine(
+        on_gpus=on_gpus,
+        available=float(least),
+        libraries=libraries,
+        has_bfloat16=training_dtype(device) == torch.bfloat16,
     )
 
 
-def _count_trainable(model: Any) -> int:
-    # Under ZeRO-3 a parameter is empty here and tells its size apart.
-    return sum(getattr(p, "ds_numel", p.numel()) for _, p in adapter_parameters(model))
+def _peak_memory(device: torch.device) -> float:
+    """Return the bytes that this rank held at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return process_memory(peak=True)
 
 
 def _build_engine(

@@ -12,7 +12,8 @@ from src.data.batch_plan import plan_batches
 from src.data.examples import ExampleFile
 from src.errors import UserError
 from src.settings import TrainSettings
-from src.training.launcher import count_devices, run_workers
+from src.training.devices import count_devices, free_cpu_memory, free_gpu_memory, memory_limit
+from src.training.launcher import run_workers
 from src.weights.archive import write_archive
 from src.weights.base_model import find_base_model
 from src.weights.printable import printable
@@ -22,23 +23,7 @@ RecordMetric = Callable[..., None]
 
 def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> Path:
     """Check everything that can be checked, train, and return the archive of the adapter."""
-    files = {name: _local_file(inputs[name], name) for name in ("train_data", "validation_data")}
-    assert files["train_data"] is not None
-    for path in files.values():
-        if path is not None:
-            ExampleFile(path, _shown_name(path)).check()
-    base_model = find_base_model(os.environ)
-    options = {name: value for name, value in inputs.items() if name not in files}
-    settings = TrainSettings(
-        base_model=base_model.name,
-        base_model_dir=str(base_model.folder),
-        base_model_revision=base_model.revision,
-        train_data=str(files["train_data"]),
-        train_data_name=_shown_name(files["train_data"]),
-        validation_data=None if files["validation_data"] is None else str(files["validation_data"]),
-        validation_data_name=files["validation_data"] and _shown_name(files["validation_data"]),
-        **_as_declared(options),
-    )
+    settings = _gather_settings(inputs)
     num_devices, on_gpus = count_devices()
     plan = plan_batches(
         train_batch_size=settings.train_batch_size,
@@ -67,6 +52,58 @@ def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> P
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
     return archive
+
+
+def plan_training(inputs: Mapping[str, Any]) -> list[str]:
+    """Return the lines that tell what `run_training` would do; nothing is trained."""
+    from src.data.dataset import TokenDataset
+    from src.data.prepare import build_schedule, prepare_data
+    from src.training.plan import LIBRARIES, Machine, make_plan
+    from src.training.reader import open_reader
+
+    settings = _gather_settings(inputs)
+    num_devices, on_gpus = count_devices()
+    reader = open_reader(settings)
+    tokenizer, speech, context = reader.tokenizer, reader.speech, reader.context
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="plan-") as folder:
+        prepare_data(
+            settings, tokenizer, speech, context=context, folder=Path(folder), say=lines.append
+        )
+        data = TokenDataset(Path(folder) / "train")
+        schedule = build_schedule(data, settings, context=context, num_devices=num_devices)
+        free = free_gpu_memory() if on_gpus else free_cpu_memory(schedule.plan.world_size)
+        limits = [size for size in (free, memory_limit()) if size is not None]
+        machine = Machine(
+            on_gpus=on_gpus,
+            available=min(limits, default=None),
+            libraries=0.0 if on_gpus else LIBRARIES,
+            has_bfloat16=on_gpus,
+        )
+        return lines + make_plan(settings, data, schedule, machine).lines()
+
+
+def _gather_settings(inputs: Mapping[str, Any]) -> TrainSettings:
+    """Check everything that can be checked without the model, and return the settings."""
+    files = {
+        name: _local_file(inputs.get(name), name) for name in ("train_data", "validation_data")
+    }
+    assert files["train_data"] is not None
+    for path in files.values():
+        if path is not None:
+            ExampleFile(path, _shown_name(path)).check()
+    base_model = find_base_model(os.environ)
+    options = {name: value for name, value in inputs.items() if name not in files}
+    return TrainSettings(
+        base_model=base_model.name,
+        base_model_dir=str(base_model.folder),
+        base_model_revision=base_model.revision,
+        train_data=str(files["train_data"]),
+        train_data_name=_shown_name(files["train_data"]),
+        validation_data=None if files["validation_data"] is None else str(files["validation_data"]),
+        validation_data_name=files["validation_data"] and _shown_name(files["validation_data"]),
+        **_as_declared(options),
+    )
 
 
 def _local_file(value: Any, name: str) -> Path | None:

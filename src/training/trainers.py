@@ -6,7 +6,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from src.data.batches import Batch, MicroBatch
+from src.data.batch_plan import MicroBatch
+from src.data.batches import Batch
 from src.data.dataset import TokenDataset
 from src.training.gradients import GradientSum
 

@@ -17,6 +17,7 @@ from src.training.status import RankStatus
 ALONE = {
     "RANK": "0",
     "LOCAL_RANK": "0",
+    "LOCAL_SIZE": "1",
     "WORLD_SIZE": "1",
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "29500",

@@ -5,11 +5,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from src.data.batch_plan import plan_batches
-from src.data.batches import collate, shuffle_epoch, split_micro_batches, split_steps
+from src.data.batch_plan import (
+    Schedule,
+    plan_batches,
+    shuffle_epoch,
+    split_micro_batches,
+    split_steps,
+)
+from src.data.batches import collate
 from src.data.dataset import TokenDataset, collect
 from src.data.examples import ChatExample, CompletionExample, TextExample
-from src.data.packing import count_tokens, one_by_one, pack, wrap
+from src.data.packing import Span, count_tokens, one_by_one, pack, wrap
 from src.data.tokenization import IGNORE_INDEX, TokenizedExample, cut, tokenize
 from src.prompts import Turn
 from src.text.formats import build_train_speech
@@ -155,7 +161,43 @@ def test_what_was_cut_is_counted_where_it_went(tmp_path):
     """The validation part does not count what was cut from the training part."""
     examples = [TokenizedExample([1, 2], [2, -100], [True, False], cut) for cut in (5, 0, 7, 1)]
     writer = collect(enumerate(examples, start=1))
-    writer.write(tmp_path / "train", rows=slice(0, 3))
-    writer.write(tmp_path / "validation", rows=slice(3, 4))
+    writer.write(tmp_path / "train", rows=slice(0, 3), name="a.jsonl")
+    writer.write(tmp_path / "validation", rows=slice(3, 4), name="a.jsonl")
     counts = [TokenDataset(tmp_path / name).counts for name in ("train", "validation")]
     assert [(c.cut_examples, c.cut_tokens) for c in counts] == [(2, 12), (1, 1)]
+
+
+def test_a_token_is_found_in_the_users_file(tmp_path):
+    examples = [TokenizedExample([1, 2, 3], [2, 3, -100], [False, True, True]) for _ in range(3)]
+    writer = collect(zip((4, 9, 11), examples, strict=True))
+    writer.write(tmp_path / "part", rows=slice(1, 3), name="a.jsonl")
+    part = TokenDataset(tmp_path / "part")
+    assert [part.place(token) for token in (0, 2, 3)] == [
+        *["a.jsonl, line 9"] * 2,
+        "a.jsonl, line 11",
+    ]
+    whole = Span(0, 3)
+    assert part.learned(whole, with_prompts=False).tolist() == [False, True, False]
+    assert part.learned(whole, with_prompts=True).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("max_steps", [None, 5])
+def test_the_schedule_is_every_step_of_every_epoch(max_steps: int | None):
+    sequences = one_by_one(OFFSETS)
+    plan = plan_batches(train_batch_size=4, micro_batch_size=1, num_devices=2)
+    schedule = Schedule(sequences, plan, num_epochs=2, seed=1, max_steps=max_steps)
+    steps = list(schedule)
+    assert [step.number for step in steps] == list(range(1, schedule.num_steps + 1))
+    assert len(steps) == (max_steps or 6)
+    for epoch in range(2):
+        seen = [s for step in steps[3 * epoch : 3 * epoch + 3] for s in step.sequences]
+        assert len(set(seen)) == len(seen)
+        assert set(seen) == set(sequences) or max_steps
+    assert [step.number for step in steps if step.ends_epoch] == ([3] if max_steps else [3, 6])
+    # The longest of all ranks is the longest of one of them, and has the longest example.
+    longest = [count(schedule.longest_micro_batch(rank)) for rank in (0, 1)]
+    assert count(schedule.longest_micro_batch()) == max(longest) == 30
+
+
+def count(micro_batch) -> int:
+    return sum(map(count_tokens, micro_batch))

@@ -79,7 +79,7 @@ def test_the_curve_is_that_of_a_plain_peft_loop(train, base_dir: Path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from src.data.batches import shuffle_epoch
+    from src.data.batch_plan import shuffle_epoch
 
     options = {**CURVE, "train_batch_size": 4, "num_train_epochs": 5, "run_validation": False}
     ours = losses(train(**options, num_processes=2, learning_rate_schedule="constant"))

@@ -1,0 +1,104 @@
+"""The sizes of a base model, read from its configuration alone."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.errors import UserError
+
+LOGITS_PER_PIECE = 2**26
+"""Scores of the head that are in memory at a time: 256 MiB in float32."""
+
+KNOWN_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Architectures that are served by the fast path and whose memory is estimated."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a Llama-shaped decoder."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    head_size: int
+    vocab_size: int
+    is_tied: bool
+    """Whether embeddings and head are the same weights."""
+
+    @property
+    def query_size(self) -> int:
+        return self.num_heads * self.head_size
+
+    @property
+    def key_value_size(self) -> int:
+        return self.num_key_value_heads * self.head_size
+
+    @property
+    def layer_linears(self) -> dict[str, tuple[int, int]]:
+        """(out_features, in_features) of the linear layers of one decoder layer."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return {
+            "q_proj": (self.query_size, hidden),
+            "k_proj": (self.key_value_size, hidden),
+            "v_proj": (self.key_value_size, hidden),
+            "o_proj": (hidden, self.query_size),
+            "gate_proj": (inner, hidden),
+            "up_proj": (inner, hidden),
+            "down_proj": (hidden, inner),
+        }
+
+    @property
+    def linear_parameters(self) -> int:
+        """Parameters of all decoder layers' linear layers, which 4-bit models hold in 4-bit."""
+        return self.num_layers * sum(out * inner for out, inner in self.layer_linears.values())
+
+    @property
+    def other_parameters(self) -> int:
+        """Parameters of embeddings, head and norms."""
+        tables = (1 if self.is_tied else 2) * self.vocab_size * self.hidden_size
+        return tables + (2 * self.num_layers + 1) * self.hidden_size
+
+    def adapted(self, target_modules: str) -> dict[str, tuple[int, int]]:
+        """Return the adapted layers of one decoder layer; `target_modules` as users write it."""
+        names = {name.strip() for name in target_modules.split(",")}
+        everything = "all-linear" in names
+        return {n: size for n, size in self.layer_linears.items() if everything or n in names}
+
+    def adapter_parameters(self, target_modules: str, rank: int) -> int:
+        """Return the parameters of LoRA matrices of a rank."""
+        sizes = self.adapted(target_modules).values()
+        return self.num_layers * rank * sum(out + inner for out, inner in sizes)
+
+
+def read_shape(folder: Path) -> ModelShape | None:
+    """Return the sizes in a base model's config.json; None for an architecture not known here."""
+    config = read_config(folder)
+    if config.get("model_type") not in KNOWN_TYPES:
+        return None
+    num_heads = config["num_attention_heads"]
+    return ModelShape(
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=num_heads,
+        num_key_value_heads=config.get("num_key_value_heads") or num_heads,
+        head_size=config.get("head_dim") or config["hidden_size"] // num_heads,
+        vocab_size=config["vocab_size"],
+        is_tied=config.get("tie_word_embeddings", False),
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the base model's config.json."""
+    return json.loads((folder / "config.json").read_text())
+
+
+def context_length(folder: Path, *, known: int | None = None) -> int:
+    """Return the longest sequence that the base model reads, in tokens."""
+    limits = [read_config(folder).get("max_position_embeddings"), known]
+    if limits == [None, None]:
+        raise UserError(f"{folder.name}/config.json: expected max_position_embeddings, found none")
+    return min(limit for limit in limits if limit)

@@ -1,0 +1,84 @@
+"""What there is to train on: how many devices, and how much memory each has to give.
+
+Standard library only: the supervisor asks without loading what the ranks need.
+"""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+from src.errors import UserError
+
+
+def count_devices() -> tuple[int, bool]:
+    """Return how many processes to train with, and whether they are GPUs.
+
+    `NUM_PROCESSES` overrides the count; without a GPU the default is two CPU processes.
+    """
+    num_gpus = _count_gpus()
+    asked = os.environ.get("NUM_PROCESSES")
+    if asked is not None:
+        if not asked.isdigit() or int(asked) < 1:
+            raise UserError(f"NUM_PROCESSES: expected a number of at least 1, found {asked!r}")
+        return (min(int(asked), num_gpus), True) if num_gpus else (int(asked), False)
+    return (num_gpus, True) if num_gpus else (min(2, os.cpu_count() or 1), False)
+
+
+def _count_gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def free_gpu_memory() -> float | None:
+    """Return the bytes that are free on the fullest GPU; None where it cannot be asked."""
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    if shutil.which(query[0]) is None:
+        return None
+    listed = subprocess.run(query, capture_output=True, text=True, check=False)
+    found = [int(line) for line in listed.stdout.split() if line.isdigit()]
+    return min(found) * 2**20 if found else None
+
+
+def free_cpu_memory(num_processes: int) -> float:
+    """Return the bytes of this machine's free memory that one of its processes may take."""
+    available = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    return available / num_processes
+
+
+def process_memory(*, peak: bool = False) -> float:
+    """Return the bytes of memory that this process holds, or held at most."""
+    return _kilobytes(Path("/proc/self/status"), "VmHWM" if peak else "VmRSS")
+
+
+def memory_limit() -> float | None:
+    """Return the bytes that a rank may take; `DEVICE_MEMORY_GB` sets it."""
+    asked = os.environ.get("DEVICE_MEMORY_GB")
+    if asked is None:
+        return None
+    try:
+        limit = float(asked)
+    except ValueError:
+        limit = 0.0
+    if not 0 < limit < float("inf"):
+        raise UserError(f"DEVICE_MEMORY_GB: expected a number above 0, found {asked!r}")
+    return limit * 1e9
+
+
+def limit_process_memory(limit: float) -> None:
+    """Have the kernel refuse this process more than so many bytes on top of what it holds."""
+    held = _kilobytes(Path("/proc/self/status"), "VmData")
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(held + limit), hard))
+
+
+def _kilobytes(path: Path, name: str) -> float:
+    found = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else float("inf")

@@ -1,0 +1,162 @@
+"""How much memory a rank needs, from sizes alone, and what to trade for it when there is less.
+
+The sums count what the fast path keeps for the backward pass, tensor by tensor, and the largest
+work space on top of it. Bytes throughout.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from src.model.shape import LOGITS_PER_PIECE, ModelShape
+
+PACKED_BYTES = 0.516
+"""Of one NF4 weight with doubly quantised scales (Dettmers et al. 2023)."""
+BUSY_TOKENS = 2048
+"""In one pass these keep a device busy."""
+FILL = 0.92
+"""Share of the free memory that a plan may use; the allocator's gaps take the rest."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one rank holds and its largest forward and backward pass."""
+
+    shape: ModelShape
+    element_bytes: int
+    """2 for bfloat16, 4 for float32."""
+    in_4bit: bool
+    target_modules: str
+    lora_rank: int
+    has_dropout: bool
+    num_tokens: int
+    """Most tokens in one forward and backward pass."""
+    num_learned: int
+    longest_example: int
+    world_size: int
+    on_gpu: bool
+    shares_weights: bool = False
+    """Under ZeRO-3 every rank holds a share of the base model."""
+    num_recomputed: int = 0
+    keeps_dequantized: bool = False
+    """4-bit weights are unpacked once, for speed."""
+
+    @property
+    def least_tokens(self) -> int:
+        """Tokens in a pass below which splitting it helps no more."""
+        return min(self.num_tokens, max(self.longest_example, BUSY_TOKENS))
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """The parts of a rank's peak."""
+
+    base_model: float
+    adapter: float
+    activations: float
+    work_space: float
+
+    @property
+    def total(self) -> float:
+        return self.base_model + self.adapter + self.activations + self.work_space
+
+
+def estimate_memory(work: Workload) -> MemoryEstimate:
+    """Return the peak of a training step."""
+    kept = work.shape.num_layers - work.num_recomputed
+    hidden_bytes = work.num_tokens * work.shape.hidden_size * work.element_bytes
+    layer = _layer_activations(work)
+    # A recomputed layer keeps its input, and one at a time is whole again.
+    activations = kept * layer + work.num_recomputed * hidden_bytes
+    again = layer if work.num_recomputed else 0.0
+    tables = work.num_tokens * (2 * work.shape.head_size * work.element_bytes + 24)
+    head, backward = _head_space(work), _backward_space(work)
+    # The first layers are the recomputed ones: by then the others' activations are gone.
+    peak = max(
+        activations + head,
+        activations + backward if kept else 0.0,
+        work.num_recomputed * hidden_bytes + again + backward,
+    )
+    whole = max(activations, peak - max(head, backward))
+    return MemoryEstimate(
+        _base_model(work), _adapter(work), whole + tables, peak - whole + 2 * hidden_bytes
+    )
+
+
+def fit(work: Workload, available: float) -> Workload:
+    """Return the workload as the memory holds it, if it does, in the fastest way.
+
+    Fewer tokens in a pass cost least, as long as they keep the device busy; then come recomputed
+    layers, as few as possible. Unpacked 4-bit weights are for room that is left.
+    """
+    budget = available * FILL
+    work = replace(work, num_recomputed=0, keeps_dequantized=False)
+    least = replace(work, num_tokens=work.least_tokens)
+    recomputing = [replace(least, num_recomputed=n) for n in range(1, work.shape.num_layers + 1)]
+    choices = [*_halvings(work), *recomputing]
+    found = next((w for w in choices if estimate_memory(w).total <= budget), choices[-1])
+    unpacked = replace(found, keeps_dequantized=True)
+    can_unpack = work.in_4bit and not work.shares_weights and found.num_recomputed == 0
+    return unpacked if can_unpack and estimate_memory(unpacked).total <= budget else found
+
+
+def _halvings(work: Workload) -> Iterator[Workload]:
+    num_tokens = work.num_tokens
+    while num_tokens > work.least_tokens:
+        yield replace(work, num_tokens=num_tokens)
+        num_tokens //= 2
+    yield replace(work, num_tokens=work.least_tokens)
+
+
+def _base_model(work: Workload) -> float:
+    is_packed = work.in_4bit and not work.keeps_dequantized
+    linear = work.shape.linear_parameters * (PACKED_BYTES if is_packed else work.element_bytes)
+    whole = linear + work.shape.other_parameters * work.element_bytes
+    if not work.shares_weights:
+        return whole
+    # DeepSpeed gathers up to a billion parameters ahead of their use.
+    gathered = min(1e9, work.shape.linear_parameters) * work.element_bytes
+    return whole / work.world_size + gathered
+
+
+def _adapter(work: Workload) -> float:
+    """Weights, gradients, their float32 sums, and this rank's share of DeepSpeed's states."""
+    parameters = work.shape.adapter_parameters(work.target_modules, work.lora_rank)
+    states = 12 / work.world_size
+    return parameters * (2 * work.element_bytes + 4 + states)
+
+
+def _layer_activations(work: Workload) -> float:
+    shape, b = work.shape, work.element_bytes
+    h, q, kv, f = (
+        shape.hidden_size,
+        shape.query_size,
+        shape.key_value_size,
+        shape.intermediate_size,
+    )
+    # Residual and normed input, twice; query, key, value, what attention gives; gate and up.
+    elements = 4 * h + 2 * q + 2 * kv + 2 * f
+    if not work.on_gpu:
+        elements += q  # outputs of the spans are joined by a copy
+    elements += len(shape.adapted(work.target_modules)) * work.lora_rank
+    statistics = 8 + 4 * shape.num_heads
+    masks = (h + q + h + f) if work.has_dropout else 0
+    return work.num_tokens * (elements * b + statistics + masks)
+
+
+def _head_space(work: Workload) -> float:
+    shape = work.shape
+    num_learned = min(work.num_learned, work.num_tokens)
+    rows = min(num_learned, max(1, LOGITS_PER_PIECE // shape.vocab_size))
+    # Scores as the head gives them, and as float32.
+    scores = rows * shape.vocab_size * (4 if work.element_bytes == 4 else 8)
+    return scores + 3 * num_learned * shape.hidden_size * work.element_bytes
+
+
+def _backward_space(work: Workload) -> float:
+    shape, b = work.shape, work.element_bytes
+    inner = 4 * work.num_tokens * shape.intermediate_size * b
+    if work.has_dropout:
+        inner += work.num_tokens * shape.intermediate_size * b
+    if work.in_4bit and not work.keeps_dequantized:
+        inner += shape.hidden_size * shape.intermediate_size * (b + 4)
+    return inner

@@ -1,0 +1,139 @@
+"""Out of memory is an adjustment: the sums stay what they are. The kernel sets the limit here."""
+
+import multiprocessing
+import resource
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from src.data.batch_plan import MicroBatch
+from src.data.batches import collate
+from src.data.dataset import TokenDataset, collect
+from src.data.packing import Span
+from src.data.tokenization import TokenizedExample
+from src.errors import UserError
+from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
+from src.model.base_model import load_base_model
+from src.model.fast_path import use_fast_path
+from src.model.loss import SummedLoss
+from src.training.devices import limit_process_memory
+from src.training.gradients import GradientSum, release_memory
+
+LENGTHS = (700, 40, 300, 500, 510, 20)
+NUM_LAYERS = 6
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=500, hidden_size=192, intermediate_size=512, num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=6, num_key_value_heads=3, max_position_embeddings=4096,
+        initializer_range=0.1,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    examples = [
+        TokenizedExample(ids, [*ids[1:], 1], [True] * length)
+        for length in LENGTHS
+        for ids in (torch.randint(3, 500, (length,)).tolist(),)
+    ]
+    numbered = enumerate(examples, start=1)
+    collect(numbered).write(tmp_path / "data", rows=slice(None), name="data.jsonl")
+    return tmp_path
+
+
+Outcome = tuple[float | str, list[Any], str]
+"""Loss or error, gradients, and what was said."""
+
+
+def sum_gradients(folder: Path, cases: list[tuple[int | None, slice]], connection: Any) -> None:
+    """Send the outcome of a micro-batch for each limit in megabytes."""
+    torch.set_num_threads(1)
+    for megabytes, rows in cases:
+        connection.send(sum_in_little_memory(folder, megabytes, rows))
+
+
+def sum_in_little_memory(folder: Path, megabytes: int | None, rows: slice) -> Outcome:
+    model = load_base_model(folder / "base", dtype=torch.float32, device=torch.device("cpu"))
+    names = resolve_target_modules(model, "all-linear")
+    attach_adapter(model, target_modules=names, rank=4, alpha=8, dropout=0.0, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    parameters = [parameter for _, parameter in adapter_parameters(model)]
+    for parameter in parameters:
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    use_fast_path(model)
+    model.train()
+    data = TokenDataset(folder / "data")
+    said: list[str] = []
+    gradient_sum = GradientSum(
+        SummedLoss(model),
+        parameters,
+        make_batch=lambda batch, data: collate(batch, data, prompt_loss_weight=0.0),
+        recomputed_layers=0,
+        say=said.append,
+    )
+    spans = [Span(a, b) for a, b in pairwise(data.offsets.tolist())]
+    short: MicroBatch = ((spans[1],),)
+    # Whatever a first pass loads has its room before the limit.
+    gradient_sum.add(short, data)
+    gradient_sum.clear()
+    release_memory()
+    if megabytes is not None:
+        limit_process_memory(megabytes * 1e6)
+    try:
+        # An example that fits goes first: what follows must not lose it.
+        gradient_sum.add(short, data)
+        gradient_sum.add(tuple((span,) for span in spans[rows]), data)
+    except UserError as error:
+        return str(error), [], " ".join(said)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2)
+    gradients = [gradient.numpy() for gradient in gradient_sum.gradients]
+    return float(gradient_sum.loss), gradients, " ".join(said)
+
+
+@pytest.fixture
+def outcomes(folder: Path):
+    """Return a function that runs the cases in a process of their own."""
+
+    def run(*cases: tuple[int | None, slice]) -> list[Outcome]:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=sum_gradients, args=(folder, list(cases), theirs))
+        process.start()
+        theirs.close()
+        try:
+            return [ours.recv() for _ in cases]
+        finally:
+            process.join()
+
+    return run
+
+
+def test_less_memory_gives_the_same_sums(outcomes):
+    everything = slice(None)
+    little, half, plenty = outcomes((60, everything), (100, everything), (None, everything))
+    loss, gradients, said = plenty
+    assert said == ""
+    for found, found_gradients, _ in (half, little):
+        assert found == pytest.approx(loss, rel=1e-5)
+        for one, other in zip(found_gradients, gradients, strict=True):
+            assert abs(one - other).max() <= 1e-5 * abs(other).max()
+    assert "2,070 tokens at a time: from now on at most 1,035" in half[2]
+    assert "recomputed" not in half[2]
+    assert "2,070 tokens at a time: from now on at most 1,035" in little[2]
+    assert f"of {NUM_LAYERS} layers are recomputed" in little[2]
+
+
+def test_an_example_that_fits_in_no_way_is_named(outcomes):
+    (error, _, _), (short, _, _) = outcomes((20, slice(0, 1)), (20, slice(1, 2)))
+    assert isinstance(error, str)
+    assert error.startswith("data.jsonl, line 1: out of memory with this example of 700 tokens")
+    length = int(error.split("at most about ")[1].split()[0])
+    assert 40 < length < 700
+    # What the error promises holds.
+    assert isinstance(short, float)

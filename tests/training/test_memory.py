@@ -1,0 +1,183 @@
+"""The memory that a plan foresees is the memory that a pass takes."""
+
+import weakref
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
+from src.model.base_model import keep_dequantized, load_base_model
+from src.model.fast_path import use_fast_path
+from src.model.loss import SummedLoss
+from src.model.recompute import recompute_layers
+from src.model.shape import ModelShape, read_shape
+from src.training.memory import Workload, estimate_memory, fit
+
+BASE = {"num_tokens": 1024, "num_learned": 1024, "spans": 4}
+CASES = {
+    "plain": {},
+    "few learned": {"num_learned": 30},
+    "no dropout": {"dropout": 0.0},
+    "some recomputed": {"num_recomputed": 3},
+    "all recomputed": {"num_recomputed": 6},
+    "one long example": {"num_tokens": 2048, "num_learned": 2048, "spans": 1},
+    "large vocabulary": {"vocab_size": 40_000, "num_learned": 700},
+    "two layers adapted": {"targets": "q_proj,v_proj"},
+    "4-bit": {"in_4bit": True},
+    "4-bit, unpacked": {"in_4bit": True, "keeps_dequantized": True},
+}
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of all tensors made under it that are still alive, and their peak."""
+
+    def __init__(self, known: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.known = {t.untyped_storage()._cdata for t in known}
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor):
+                self.see(tensor.untyped_storage())
+        return output
+
+    def see(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self.forget, key, size)
+
+    def forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
+def make_shape(folder: Path, vocab_size: int) -> ModelShape:
+    config = LlamaConfig(
+        vocab_size=vocab_size, hidden_size=192, intermediate_size=512, num_hidden_layers=6,
+        num_attention_heads=6, num_key_value_heads=3, max_position_embeddings=4096,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    shape = read_shape(folder)
+    assert shape is not None
+    return shape
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
+    options = {**BASE, **CASES[case]}
+    shape = make_shape(tmp_path, options.get("vocab_size", 1000))
+    targets, dropout = options.get("targets", "all-linear"), options.get("dropout", 0.05)
+    work = Workload(
+        shape=shape,
+        element_bytes=4,
+        in_4bit=options.get("in_4bit", False),
+        target_modules=targets,
+        lora_rank=8,
+        has_dropout=dropout > 0,
+        num_tokens=options["num_tokens"],
+        num_learned=options["num_learned"],
+        longest_example=options["num_tokens"],
+        world_size=1,
+        on_gpu=False,
+        num_recomputed=options.get("num_recomputed", 0),
+        keeps_dequantized=options.get("keeps_dequantized", False),
+    )
+    cpu = torch.device("cpu")
+    model = load_base_model(tmp_path, dtype=torch.float32, device=cpu, in_4bit=work.in_4bit)
+    if work.keeps_dequantized:
+        keep_dequantized(model)
+    attach_adapter(
+        model, target_modules=resolve_target_modules(model, targets),
+        rank=8, alpha=16, dropout=dropout, seed=0,
+    )  # fmt: skip
+    assert use_fast_path(model) == []
+    recompute_layers(model, work.num_recomputed)
+    model.train()
+    parameters = [parameter for _, parameter in adapter_parameters(model)]
+    num_parameters = sum(parameter.numel() for parameter in parameters)
+    assert num_parameters == shape.adapter_parameters(targets, 8)
+
+    bounds = tuple(torch.linspace(0, work.num_tokens, options["spans"] + 1).int().tolist())
+    positions = torch.cat([torch.arange(b - a) for a, b in pairwise(bounds)])
+    batch = (
+        torch.randint(shape.vocab_size, (1, work.num_tokens)),
+        positions[None],
+        torch.randperm(work.num_tokens)[: work.num_learned].sort().values,
+        torch.randint(shape.vocab_size, (work.num_learned,)),
+        torch.ones(work.num_learned),
+        bounds,
+    )
+    held = [*model.parameters(), *model.buffers()]
+    with LiveTensors([t for t in held if t is not None]) as tensors:
+        torch.autograd.grad(SummedLoss(model)(*batch), parameters)
+    found = estimate_memory(work)
+    foreseen = found.activations + found.work_space + 4 * num_parameters
+    assert 0.95 * tensors.peak < foreseen < 1.15 * tensors.peak
+
+
+LLAMA_7B = ModelShape(4096, 11008, 32, 32, 32, 128, 32000, is_tied=False)
+LLAMA_70B = ModelShape(8192, 28672, 80, 64, 8, 128, 32000, is_tied=False)
+
+
+def build_workload(shape: ModelShape, **options) -> Workload:
+    defaults = {
+        "element_bytes": 2, "in_4bit": False, "target_modules": "all-linear", "lora_rank": 8,
+        "has_dropout": True, "num_tokens": 2048, "num_learned": 2048, "world_size": 1,
+        "on_gpu": True, "longest_example": 2048,
+    }  # fmt: skip
+    return Workload(shape=shape, **{**defaults, **options})
+
+
+def test_sizes_are_those_of_the_published_models():
+    assert LLAMA_7B.linear_parameters + LLAMA_7B.other_parameters == 6_738_415_616
+    assert LLAMA_70B.linear_parameters + LLAMA_70B.other_parameters == 68_976_648_192
+    assert LLAMA_7B.adapter_parameters("all-linear", 16) == 39_976_960
+    assert LLAMA_7B.adapter_parameters("q_proj, v_proj", 8) == 4_194_304
+
+
+def test_a_pass_is_split_before_layers_are_recomputed():
+    work = build_workload(LLAMA_7B, num_tokens=16384, num_learned=16384)
+    found = [fit(work, gigabytes * 1e9) for gigabytes in (120, 60, 40, 30, 25, 22, 18, 5)]
+    tokens, recomputed = (
+        [w.num_tokens for w in found],
+        [w.num_recomputed for w in found],
+    )
+    assert (tokens[0], recomputed[0]) == (16384, 0)
+    assert tokens == sorted(tokens, reverse=True)
+    assert len(set(tokens)) > 2
+    assert recomputed == sorted(recomputed)
+    assert 0 < recomputed[-3] < recomputed[-2] < 32
+    assert recomputed[-1] == 32
+    for w, more in zip(found, recomputed, strict=True):
+        assert w.num_tokens == 2048 or more == 0
+    for gigabytes in (22, 18):
+        fitted = fit(work, gigabytes * 1e9)
+        assert estimate_memory(fitted).total <= 0.92 * gigabytes * 1e9
+        fewer = replace(fitted, num_recomputed=fitted.num_recomputed - 1)
+        assert estimate_memory(fewer).total > 0.92 * gigabytes * 1e9
+
+
+def test_4_bit_weights_stay_unpacked_where_there_is_room():
+    work = build_workload(LLAMA_7B, in_4bit=True)
+    assert fit(work, 80e9).keeps_dequantized
+    tight = fit(work, 16e9)
+    assert not tight.keeps_dequantized
+    assert estimate_memory(tight).base_model < 4.1e9
+
+
+def test_70b_in_4_bit_fits_on_one_80_gb_gpu_at_2048_tokens():
+    fitted = fit(build_workload(LLAMA_70B, in_4bit=True), 84e9)
+    assert estimate_memory(fitted).total <= 0.92 * 84e9
+    assert fitted.num_recomputed < 40
