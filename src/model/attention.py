@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -61,6 +60,9 @@ def _attend_varlen(
     scale: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
+    # This import takes a second or two, which only a GPU gives back.
+    from torch.nn.attention.varlen import varlen_attn
+
     longest = max(spans.lengths)
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
     is_grouped = key.shape[1] != query.shape[1]

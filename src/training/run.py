@@ -13,6 +13,7 @@ from src.data.examples import ExampleFile
 from src.errors import UserError
 from src.settings import TrainSettings
 from src.training.devices import count_devices, free_cpu_memory, free_gpu_memory, memory_limit
+from src.training.hosts import Hosts, find_hosts
 from src.training.launcher import run_workers
 from src.weights.archive import write_archive
 from src.weights.base_model import find_base_model
@@ -24,27 +25,18 @@ RecordMetric = Callable[..., None]
 def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> Path:
     """Check everything that can be checked, train, and return the archive of the adapter."""
     settings = _gather_settings(inputs)
-    num_devices, on_gpus = count_devices()
-    plan = plan_batches(
-        train_batch_size=settings.train_batch_size,
-        micro_batch_size=settings.micro_batch_size,
-        num_devices=num_devices,
-    )
-    if plan.world_size < num_devices:
-        kind = "GPUs" if on_gpus else "CPU processes"
-        print(
-            f"train_batch_size {settings.train_batch_size} cannot be split over {num_devices} "
-            f"{kind}: {plan.world_size} are used",
-            flush=True,
-        )
-    run_dir = Path(tempfile.mkdtemp(prefix="training-"))
+    hosts = find_hosts(os.environ)
+    num_processes, on_gpus = _count_processes(settings, hosts)
+    shared_folder = None if hosts is None else hosts.shared_folder
+    run_dir = Path(tempfile.mkdtemp(prefix="training-", dir=shared_folder))
     try:
         output = run_workers(
             settings,
             run_dir,
-            num_processes=plan.world_size,
+            num_processes=num_processes,
             on_gpus=on_gpus,
             on_metric=lambda record: _record(record, record_metric),
+            hosts=hosts,
         )
         # The archive outlives the run's folder: Cog reads it after this function has returned.
         archive = Path(tempfile.mkdtemp(prefix="weights-")) / "weights.tar"
@@ -52,6 +44,31 @@ def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> P
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
     return archive
+
+
+def _count_processes(settings: TrainSettings, hosts: Hosts | None) -> tuple[int, bool]:
+    """Return how many processes train together, and whether on GPUs."""
+    num_devices, on_gpus = count_devices()
+    if hosts is not None:
+        num_devices = hosts.num_processes
+    plan = plan_batches(
+        train_batch_size=settings.train_batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        num_devices=num_devices,
+    )
+    kind = "GPUs" if on_gpus else "CPU processes"
+    if plan.world_size < num_devices and hosts is not None:
+        raise UserError(
+            f"train_batch_size: expected a multiple of {num_devices}, the {kind} in the hostfile; "
+            f"found {settings.train_batch_size}"
+        )
+    if plan.world_size < num_devices:
+        print(
+            f"train_batch_size {settings.train_batch_size} cannot be split over {num_devices} "
+            f"{kind}: {plan.world_size} are used",
+            flush=True,
+        )
+    return plan.world_size, on_gpus
 
 
 def plan_training(inputs: Mapping[str, Any]) -> list[str]:
@@ -62,7 +79,9 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
     from src.training.reader import open_reader
 
     settings = _gather_settings(inputs)
-    num_devices, on_gpus = count_devices()
+    hosts = find_hosts(os.environ)
+    num_devices, on_gpus = _count_processes(settings, hosts)
+    num_local = num_devices if hosts is None else hosts.num_local
     reader = open_reader(settings)
     tokenizer, speech, context = reader.tokenizer, reader.speech, reader.context
     lines: list[str] = []
@@ -72,7 +91,7 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
         )
         data = TokenDataset(Path(folder) / "train")
         schedule = build_schedule(data, settings, context=context, num_devices=num_devices)
-        free = free_gpu_memory() if on_gpus else free_cpu_memory(schedule.plan.world_size)
+        free = free_gpu_memory() if on_gpus else free_cpu_memory(num_local)
         limits = [size for size in (free, memory_limit()) if size is not None]
         machine = Machine(
             on_gpus=on_gpus,

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from src.errors import UserError
@@ -34,7 +35,10 @@ def main(settings_path: Path) -> None:
     try:
         from src.training.rank import run_rank
 
-        run_rank(TrainSettings.load(settings_path), run_dir, status)
+        settings = TrainSettings.load(settings_path)
+        # On a machine that joins, the base model may lie elsewhere.
+        folder = os.environ.get("BASE_MODEL_DIR", settings.base_model_dir)
+        run_rank(replace(settings, base_model_dir=folder), run_dir, status)
     except BaseException as error:
         if not isinstance(error, UserError):
             traceback.print_exc()

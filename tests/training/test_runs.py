@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from src.errors import UserError
-from src.training.launcher import TrainingError, run_workers
+from src.training.launcher import run_workers
+from src.training.watch import TrainingError
 from tests.conftest import ROWS
 
 

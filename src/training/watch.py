@@ -1,0 +1,101 @@
+"""What the supervisor sees of a run: which rank failed and why, and the metrics as they come."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from src.errors import UserError
+
+
+class TrainingError(RuntimeError):
+    """A run that failed, with the rank and its last error in one sentence."""
+
+
+class RankWatch:
+    """Notes which rank ended first, from the files that the ranks leave and from the kernel."""
+
+    def __init__(self, folder: Path, num_ranks: int) -> None:
+        """Watch the first ranks, which run on this machine."""
+        self._folder = folder
+        self._alive = set(range(num_ranks))
+        self._ended_first: list[int] = []
+
+    def poll(self) -> None:
+        """Note the ranks that are gone since the last poll."""
+        ended = [rank for rank in sorted(self._alive) if self._is_gone(rank)]
+        self._alive.difference_update(ended)
+        if not self._ended_first:
+            self._ended_first = ended
+
+    def failure(self, return_code: int | None) -> Exception:
+        """Return the error that tells why the run failed."""
+        errors = {
+            int(path.name.split(".")[0]): json.loads(path.read_text())
+            for path in self._folder.glob("*.error.json")
+        }
+        for error in errors.values():
+            if error["is_user_error"]:
+                return UserError(error["error"])
+        silent = [rank for rank in self._ended_first if rank not in errors]
+        if silent:
+            rank = silent[0]
+            step = self._read(rank).get("step", 0)
+            return TrainingError(
+                f"rank {rank} ended without a word {_place(step)}: {_reason(return_code)}"
+            )
+        if errors:
+            rank, error = min(errors.items(), key=lambda item: item[1]["time"])
+            return TrainingError(f"rank {rank} failed {_place(error['step'])}: {error['error']}")
+        return TrainingError(
+            f"the training ended before its first step: {_reason(return_code)}; "
+            "the log above has the last words of the launcher"
+        )
+
+    def _is_gone(self, rank: int) -> bool:
+        pid = self._read(rank).get("pid")
+        if pid is None:
+            return False
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        return state in "ZX"
+
+    def _read(self, rank: int) -> dict[str, Any]:
+        try:
+            return json.loads((self._folder / f"{rank}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+
+def _place(step: int) -> str:
+    return f"after step {step}" if step else "before its first step ended"
+
+
+def _reason(return_code: int | None) -> str:
+    # The launcher tells the code of whichever rank it saw first; only a signal says something.
+    if return_code is None or return_code >= 0:
+        return "its process was killed or crashed (often: the machine ran out of memory)"
+    name = signal.Signals(-return_code).name
+    hint = " (often: the machine ran out of memory)" if -return_code == signal.SIGKILL else ""
+    return f"killed by {name}{hint}"
+
+
+class MetricsTail:
+    """Hands on each line that rank 0 adds to its metrics file."""
+
+    def __init__(self, path: Path, on_metric: Callable[[dict[str, Any]], None]) -> None:
+        self._path, self._on_metric, self._position = path, on_metric, 0
+
+    def poll(self) -> None:
+        """Hand on the lines since the last poll."""
+        try:
+            with self._path.open() as file:
+                file.seek(self._position)
+                while (line := file.readline()).endswith("\n"):
+                    self._position = file.tell()
+                    self._on_metric(json.loads(line))
+        except FileNotFoundError:  # not begun yet
+            return
