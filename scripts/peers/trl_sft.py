@@ -25,6 +25,7 @@ trainer = SFTTrainer(
         lr_scheduler_type="constant",
         max_length=work["max_length"],
         packing=work["packed"],
+        use_liger_kernel=work["liger"],
         gradient_checkpointing=False,
         bf16=work["bf16"],
         use_cpu=work["use_cpu"],

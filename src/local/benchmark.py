@@ -1,6 +1,6 @@
 """Training speed beside the peers': the same model, data and settings in one run.
 
-`python -m src.local.benchmark train [--epochs N] [--output DIR]`
+`python -m src.local.benchmark train [--shape NAME] [--length N] [--ablate]`
 """
 
 import argparse
@@ -22,15 +22,19 @@ from src.data.dataset import TokenDataset
 from src.data.prepare import prepare_data
 from src.local.demo import collect_functions
 from src.local.server import ROOT
+from src.local.shapes import MATMUL_FLOPS, SHAPES, flops_per_token
 from src.local.tiny_model import make_base_model
+from src.model.fast_path import PARTS
+from src.model.shape import ModelShape
 from src.settings import TrainSettings
 from src.text.formats import build_train_speech
 from src.text.tokenizer import Tokenizer
+from src.training.devices import count_devices
 
 NUM_EXAMPLES = 400
-MAX_LENGTH = 256
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed")
+_PLANNED = re.compile(rb"^plan: memory: about ([\d.,]+) (GB|MB)")
 _STEP = re.compile(rb"^step (\d+)/|^\{'loss'|^\{.*'loss':")
 
 
@@ -40,19 +44,30 @@ class Variant:
 
     name: str
     packed: bool
-    micro_batch_size: int
     peer: str | None = None
     """The peer's program; None is this project."""
     settings: tuple[tuple[str, object], ...] = ()
+    off: str = ""
+    """Parts of the fast path that are left out."""
+    liger: bool = False
 
 
+QLORA = (("peft_method", "qlora"),)
 VARIANTS = (
-    Variant("cog-finetune, packed", True, 3),
-    Variant("cog-finetune, unpacked", False, 8),
-    Variant("cog-finetune, unpacked, qlora", False, 8, settings=(("peft_method", "qlora"),)),
-    Variant("TRL SFTTrainer, packed", True, 3, peer="trl_sft.py"),
-    Variant("TRL SFTTrainer, unpacked", False, 8, peer="trl_sft.py"),
-    Variant("Transformers Trainer, unpacked", False, 8, peer="transformers_trainer.py"),
+    Variant("cog-finetune, packed", True),
+    Variant("cog-finetune, unpacked", False),
+    Variant("cog-finetune, packed, qlora", True, settings=QLORA),
+    Variant("cog-finetune, unpacked, qlora", False, settings=QLORA),
+    Variant("TRL SFTTrainer, packed", True, peer="trl_sft.py"),
+    Variant("TRL SFTTrainer, unpacked", False, peer="trl_sft.py"),
+    Variant("Transformers Trainer, unpacked", False, peer="transformers_trainer.py"),
+)
+LIGER = (Variant("TRL SFTTrainer with Liger, packed", True, peer="trl_sft.py", liger=True),)
+"""Its kernels run on GPUs only."""
+ABLATIONS = (
+    *(Variant(f"packed, without {part}", True, off=part) for part in PARTS),
+    Variant("packed, without all of these", True, off=",".join(PARTS)),
+    Variant("unpacked, without all of these", False, off=",".join(PARTS)),
 )
 
 
@@ -64,31 +79,51 @@ class Result:
     learned_tokens_per_cpu_second: float
     tokens_per_cpu_second: float
     learned_tokens_per_second: float
+    tokens_per_second: float
+    share_of_limit: float
+    """Of what the device's matrix products allow."""
     seconds_to_first_step: float
     peak_memory_gb: float
+    planned_memory_gb: float | None
 
 
 def main() -> None:
     """Run all variants in turn and write a table, a JSON file and a picture."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark")
     parser.add_argument("what", choices=["train"])
+    parser.add_argument("--shape", choices=SHAPES, help="tiny, or 7b where there is a GPU")
+    parser.add_argument("--length", type=int, help="longest sequence (256, or 2048 on a GPU)")
+    parser.add_argument("--packs", type=int, default=3, help="full sequences in a micro-batch")
+    parser.add_argument("--examples", type=int, default=8, help="examples in one, unpacked")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2, help="the best of so many is kept")
+    parser.add_argument("--ablate", action="store_true", help="leave out each part in turn")
+    parser.add_argument("--only", default="", help="variants whose name holds this text")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks")
     arguments = parser.parse_args()
+    on_gpu = count_devices()[1]
+    variants = [
+        variant
+        for variant in (
+            *VARIANTS,
+            *(LIGER if on_gpu else ()),
+            *(ABLATIONS if arguments.ablate else ()),
+        )
+        if arguments.only in variant.name
+    ]
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        work = _prepare(Path(folder))
+        work = _prepare(Path(folder), arguments, on_gpu=on_gpu)
         results: dict[str, Result] = {}
         for number in range(arguments.rounds):
-            for variant in VARIANTS:
-                run_dir = Path(folder) / f"{number}-{VARIANTS.index(variant)}"
-                result = _run(variant, work, run_dir, arguments.epochs)
+            for variant in variants:
+                run_dir = Path(folder) / f"{number}-{variants.index(variant)}"
+                result = _run(variant, work, run_dir)
                 print(json.dumps(asdict(result)), flush=True)
                 known = results.get(variant.name)
                 if known is None or _speed(result) > _speed(known):
                     results[variant.name] = result
     arguments.output.mkdir(exist_ok=True)
-    _write(arguments.output, list(results.values()), work, arguments.epochs, arguments.rounds)
+    _write(arguments.output, list(results.values()), work, arguments.rounds)
 
 
 def _speed(result: Result) -> float:
@@ -99,12 +134,28 @@ def _speed(result: Result) -> float:
 class _Work:
     base_model: Path
     data: Path
+    shape_name: str
+    shape: ModelShape
+    length: int
+    packs: int
+    examples: int
+    epochs: int
+    on_gpu: bool
     tokens: int
     learned_tokens: int
+    context: float
+    """Mean length of the example that a token stands in."""
+    matmul_flops: float
+
+    @property
+    def file_name(self) -> str:
+        place = "gpu" if self.on_gpu else "cpu"
+        size = "" if self.shape_name == "tiny" else f"-{self.shape_name}"
+        return f"train-{place}{size}"
 
 
-def _prepare(folder: Path) -> _Work:
-    """Make the base model and the data: docstrings of the standard library, cut to MAX_LENGTH."""
+def _prepare(folder: Path, arguments: argparse.Namespace, *, on_gpu: bool) -> _Work:
+    """Make the base model and the data: docstrings of the standard library, cut to the length."""
     rows = [
         {"prompt": f"What does {name} do?", "completion": text}
         for name, text in collect_functions()
@@ -112,20 +163,56 @@ def _prepare(folder: Path) -> _Work:
     data = folder / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     base_model = folder / "base-model"
+    name = arguments.shape or ("7b" if on_gpu else "tiny")
+    length = arguments.length or (2048 if on_gpu else 256)
+    texts = [row["completion"] for row in rows]
     # The context is the cut: every way gets the same tokens.
-    make_base_model(base_model, [row["completion"] for row in rows], context=MAX_LENGTH)
+    make_base_model(base_model, texts, context=length, shape=SHAPES[name])
     settings = _settings(base_model, data, epochs=1)
     tokenizer = Tokenizer(base_model)
     prepare_data(
         settings,
         tokenizer,
         build_train_speech(settings.base_model, tokenizer),
-        context=MAX_LENGTH,
+        context=length,
         folder=folder / "prepared",
         say=print,
     )
-    counts = TokenDataset(folder / "prepared" / "train").counts
-    return _Work(base_model, data, counts.tokens, counts.learned_tokens)
+    prepared = TokenDataset(folder / "prepared" / "train")
+    return _Work(
+        base_model,
+        data,
+        name,
+        SHAPES[name],
+        length,
+        arguments.packs,
+        arguments.examples,
+        arguments.epochs,
+        on_gpu,
+        prepared.counts.tokens,
+        prepared.counts.learned_tokens,
+        float((prepared.lengths**2).sum() / prepared.lengths.sum()),
+        _matmul_flops(on_gpu=on_gpu),
+    )
+
+
+def _matmul_flops(*, on_gpu: bool) -> float:
+    """Return the known rate of matrix products of this GPU, or the measured one of one core."""
+    if on_gpu:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        name = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        return next((rate for gpu, rate in MATMUL_FLOPS.items() if gpu in name), float("nan"))
+    code = (
+        "import time, torch; torch.set_num_threads(1); a = torch.randn(1536, 1536); best = 1e9\n"
+        "for _ in range(8):\n"
+        "    start = time.process_time(); a @ a; best = min(best, time.process_time() - start)\n"
+        "print(2 * 1536**3 / best)"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    measured = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    return float(measured.stdout)
 
 
 def _settings(base_model: Path, data: Path, *, epochs: int, **values: object) -> TrainSettings:
@@ -143,21 +230,24 @@ def _settings(base_model: Path, data: Path, *, epochs: int, **values: object) ->
     return TrainSettings(**{**options, **values})  # type: ignore[arg-type]
 
 
-def _run(variant: Variant, work: _Work, run_dir: Path, epochs: int) -> Result:
-    """Run one variant as a process of its own with one thread, and watch it from outside."""
+def _run(variant: Variant, work: _Work, run_dir: Path) -> Result:
+    """Run one variant as a process of its own, with one thread on a CPU; watch it from outside."""
     run_dir.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment["FAST_PATH_OFF"] = variant.off
+    if not work.on_gpu:
+        environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     settings_path = run_dir / "settings.json"
+    micro_batch_size = work.packs if variant.packed else work.examples
     if variant.peer is None:
         settings = _settings(
             work.base_model,
             work.data,
-            epochs=epochs,
-            train_batch_size=variant.micro_batch_size,
-            micro_batch_size=variant.micro_batch_size,
+            epochs=work.epochs,
+            train_batch_size=micro_batch_size,
+            micro_batch_size=micro_batch_size,
             pack_sequences=variant.packed,
-            chunk_size=MAX_LENGTH if variant.packed else 2048,
+            chunk_size=work.length if variant.packed else 2048,
             **dict(variant.settings),
         )
         settings.save(settings_path)
@@ -167,13 +257,14 @@ def _run(variant: Variant, work: _Work, run_dir: Path, epochs: int) -> Result:
             "base_model": str(work.base_model),
             "data": str(work.data),
             "output": str(run_dir / "output"),
-            "epochs": epochs,
-            "micro_batch_size": variant.micro_batch_size,
-            "max_length": MAX_LENGTH,
+            "epochs": work.epochs,
+            "micro_batch_size": micro_batch_size,
+            "max_length": work.length,
             "packed": variant.packed,
             "learning_rate": 1e-3,
-            "bf16": False,
-            "use_cpu": True,
+            "bf16": work.on_gpu,
+            "use_cpu": not work.on_gpu,
+            "liger": variant.liger,
         }
         settings_path.write_text(json.dumps(request))
         program = ROOT / "scripts" / "peers" / variant.peer
@@ -182,20 +273,27 @@ def _run(variant: Variant, work: _Work, run_dir: Path, epochs: int) -> Result:
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    steps = list(_watch(process))
+    steps = list(_watch(process, on_gpu=work.on_gpu))
     process.wait()
+    planned = [step.planned for step in steps if step.planned]
+    steps = [step for step in steps if not step.planned]
     if process.returncode or len(steps) < 4:
         raise RuntimeError(f"{variant.name} failed with exit code {process.returncode}")
     middle, last = steps[len(steps) // 2 - 1], steps[-1]
-    share = (last.step - middle.step) / last.step * epochs
+    share = (last.step - middle.step) / last.step * work.epochs
     cpu, wall = last.cpu - middle.cpu, last.wall - middle.wall
+    flops = flops_per_token(work.shape, lora_rank=8, context=work.context)
+    seconds = wall if work.on_gpu else cpu
     return Result(
         variant.name,
         round(work.learned_tokens * share / cpu, 1),
         round(work.tokens * share / cpu, 1),
         round(work.learned_tokens * share / wall, 1),
+        round(work.tokens * share / wall, 1),
+        round(work.tokens * share / seconds * flops / work.matmul_flops, 3),
         round(steps[0].wall - started, 2),
         round(max(step.memory for step in steps) / 1e9, 3),
+        planned[0] if planned else None,
     )
 
 
@@ -205,13 +303,18 @@ class _Step:
     wall: float
     cpu: float
     memory: int
+    planned: float = 0.0
+    """Gigabytes that the plan foresaw, at the line that tells of them."""
 
 
-def _watch(process: subprocess.Popen[bytes]) -> Iterator[_Step]:
+def _watch(process: subprocess.Popen[bytes], *, on_gpu: bool) -> Iterator[_Step]:
     """Yield time, CPU seconds and peak memory at each line that tells of a step."""
     assert process.stdout is not None
     count = 0
     for line in process.stdout:
+        if found := _PLANNED.match(line):
+            unit = 1.0 if found[2] == b"GB" else 1e-3
+            yield _Step(count, 0.0, 0.0, 0, planned=float(found[1].replace(b",", b"")) * unit)
         found = _STEP.match(line)
         if not found:
             if b"Error" in line:
@@ -220,44 +323,71 @@ def _watch(process: subprocess.Popen[bytes]) -> Iterator[_Step]:
         count = int(found[1]) if found[1] else count + 1
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
         cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
-        yield _Step(count, time.monotonic(), cpu, int(peak[1]) * 1024 if peak else 0)
+        yield _Step(count, time.monotonic(), cpu, _peak_memory(process.pid, on_gpu=on_gpu))
 
 
-def _write(folder: Path, results: list[Result], work: _Work, epochs: int, rounds: int) -> None:
+def _peak_memory(pid: int, *, on_gpu: bool) -> int:
+    if on_gpu:
+        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        used = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        return int(used.split()[0]) * 2**20
+    status = Path(f"/proc/{pid}/status").read_text()
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(peak[1]) * 1024 if peak else 0
+
+
+def _write(folder: Path, results: list[Result], work: _Work, rounds: int) -> None:
+    hardware = f"{os.cpu_count()} CPU cores, {_cpu_name()}, one thread"
+    if work.on_gpu:
+        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        hardware = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     record = {
         "date": date.today().isoformat(),
-        "hardware": f"{os.cpu_count()} CPU cores, {_cpu_name()}, one thread",
+        "hardware": hardware,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in LIBRARIES},
-        "command": f"scripts/benchmark train --epochs {epochs} --rounds {rounds}",
+        "command": f"scripts/benchmark {' '.join(sys.argv[1:])}",
         "work": {
+            "shape": work.shape_name,
             "examples": NUM_EXAMPLES,
+            "longest": work.length,
             "tokens": work.tokens,
             "learned_tokens": work.learned_tokens,
+            "matmul_gflops_per_second": round(work.matmul_flops / 1e9, 1),
         },
         "results": [asdict(result) for result in results],
     }
-    (folder / "train-cpu.json").write_text(json.dumps(record, indent=2) + "\n")
+    (folder / f"{work.file_name}.json").write_text(json.dumps(record, indent=2) + "\n")
     lines = [
-        f"Training speed, {record['date']}, {record['hardware']}, best of {rounds}",
+        f"Training speed, {record['date']}, {hardware}, best of {rounds}, "
+        f"model shape {work.shape_name}",
         f"`{record['command']}`",
         "",
-        "| | learned tokens / CPU s | tokens / CPU s | learned tokens / s | first step (s) "
-        "| peak (GB) |",
-        "|---|---|---|---|---|---|",
+        "| | learned tokens / CPU s | tokens / CPU s | learned tokens / s | tokens / s "
+        "| share of the limit | first step (s) | peak (GB) | planned (GB) |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {r.name} | {r.learned_tokens_per_cpu_second:,.0f} | {r.tokens_per_cpu_second:,.0f} "
-            f"| {r.learned_tokens_per_second:,.0f} | {r.seconds_to_first_step:.1f} "
-            f"| {r.peak_memory_gb:.2f} |"
+            f"| {r.learned_tokens_per_second:,.0f} | {r.tokens_per_second:,.0f} "
+            f"| {r.share_of_limit:.0%} | {r.seconds_to_first_step:.1f} "
+            f"| {r.peak_memory_gb:.2f} | {r.planned_memory_gb or '-'} |"
             for r in results
         ),
+        "",
+        f"The limit is what {work.matmul_flops / 1e9:,.0f} GFLOP/s of matrix products allow.",
     ]
     table = "\n".join(lines) + "\n"
-    (folder / "train-cpu.md").write_text(table)
-    bars = {r.name: r.learned_tokens_per_cpu_second for r in results}
-    (folder / "train-cpu.svg").write_text(draw_bars(bars, "learned tokens per CPU second"))
+    (folder / f"{work.file_name}.md").write_text(table)
+    is_fair = [r for r in results if r.name.startswith(("cog-finetune", "TRL", "Transformers"))]
+    if work.on_gpu:
+        bars = {r.name: r.learned_tokens_per_second for r in is_fair}
+        title = "learned tokens per second"
+    else:
+        bars = {r.name: r.learned_tokens_per_cpu_second for r in is_fair}
+        title = "learned tokens per CPU second"
+    flops = flops_per_token(work.shape, lora_rank=8, context=work.context)
+    bars["the limit"] = work.matmul_flops / flops * work.learned_tokens / work.tokens
+    (folder / f"{work.file_name}.svg").write_text(draw_bars(bars, title))
     print(table)
 
 

@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from src.model.shape import ModelShape
+
 
 def make_base_model(
     folder: Path,
@@ -16,10 +18,12 @@ def make_base_model(
     num_key_value_heads: int = 4,
     context: int = 1024,
     seed: int = 0,
+    shape: ModelShape | None = None,
 ) -> None:
     """Write a random base model, whole or not at all; its tokenizer learns from the texts.
 
-    The wide initialisation lets the frozen head be confident, so that LoRA alone can learn.
+    The wide initialisation lets the frozen head be confident, so that LoRA alone can learn. A
+    shape names all sizes at once, and has its weights made on a GPU if there is one.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -43,18 +47,36 @@ def make_base_model(
         tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
     torch.manual_seed(seed)
+    on_gpu = shape is not None and torch.cuda.is_available()
+    if shape is None:
+        shape = ModelShape(
+            hidden_size,
+            hidden_size * 11 // 4,
+            num_layers,
+            num_heads,
+            num_key_value_heads,
+            hidden_size // num_heads,
+            backend.get_vocab_size(),
+            is_tied=False,
+        )
     config = LlamaConfig(
-        vocab_size=backend.get_vocab_size(),
-        hidden_size=hidden_size,
-        intermediate_size=hidden_size * 11 // 4,
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_key_value_heads,
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        head_dim=shape.head_size,
+        tie_word_embeddings=shape.is_tied,
         max_position_embeddings=context,
         initializer_range=0.1,
         bos_token_id=backend.token_to_id("<s>"),
         eos_token_id=backend.token_to_id("</s>"),
     )
-    LlamaForCausalLM(config).save_pretrained(partial)
+    with torch.device("cuda" if on_gpu else "cpu"):
+        model = LlamaForCausalLM._from_config(
+            config, dtype=torch.bfloat16 if on_gpu else torch.float32
+        )
+    model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     partial.rename(folder)

@@ -18,6 +18,8 @@ EFFICIENT_TOKENS = 8192
 
 LIBRARIES = 520e6
 """Bytes that the libraries take of a process without a GPU."""
+ALLOCATOR_GAPS = 1.3
+"""The C library's allocator takes so much for activations of many sizes on a CPU."""
 LATER_LIBRARIES = 130e6
 """The part of them that is loaded only with the model."""
 
@@ -57,7 +59,7 @@ class TrainingPlan:
     @property
     def peak(self) -> float | None:
         """Estimated bytes of a rank at its peak."""
-        return None if self.work is None else self._libraries + estimate_memory(self.work).total
+        return None if self.work is None else sum(self._parts(self.work).values())
 
     def lines(self) -> list[str]:
         """Return the block for the log."""
@@ -70,9 +72,18 @@ class TrainingPlan:
             )
         return [line if line.startswith("warning") else f"plan: {line}" for line in lines]
 
-    @property
-    def _libraries(self) -> float:
-        return self.machine.libraries
+    def _parts(self, work: Workload) -> dict[str, float]:
+        """Return what the memory is for."""
+        found = estimate_memory(work)
+        gaps = 1.0 if self.machine.on_gpus else ALLOCATOR_GAPS
+        parts = {
+            "base model": found.base_model,
+            "adapter": found.adapter,
+            "activations": found.activations * gaps,
+            "work space": found.work_space * gaps,
+            "libraries": self.machine.libraries,
+        }
+        return {name: size for name, size in parts.items() if size}
 
     @property
     def _unpacks_often(self) -> bool:
@@ -128,15 +139,7 @@ class TrainingPlan:
         free = "" if self.machine.available is None else f" of {_gb(self.machine.available)} free"
         if self.work is None:
             return f"memory is not estimated for this architecture{free}"
-        found = estimate_memory(self.work)
-        parts = {
-            "base model": found.base_model,
-            "adapter": found.adapter,
-            "activations": found.activations,
-            "work space": found.work_space,
-        }
-        if self._libraries:
-            parts["libraries"] = self._libraries
+        parts = self._parts(self.work)
         named = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
         total = sum(parts.values())
         return f"memory: about {_gb(total)} at the peak of each {self.machine.kind}{free} ({named})"

@@ -94,7 +94,8 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     if shares_weights:
         say("fast path: only attention is on: ZeRO-3 shares out the weights")
     else:
-        for line in use_fast_path(model):
+        off = {part for part in os.environ.get("FAST_PATH_OFF", "").split(",") if part}
+        for line in use_fast_path(model, off=off):
             say(line)
     num_recomputed = min(plan.num_recomputed, len(decoder_layers(model)))
     recompute_layers(model, num_recomputed)

@@ -7,6 +7,7 @@ import torch
 
 from src.text.formats import Speech
 from src.text.tokenizer import Tokenizer
+from src.training.gradients import is_out_of_memory, release_memory
 
 MAX_NEW_TOKENS = 128
 
@@ -20,15 +21,22 @@ def build_sampler(
     ids = tokenizer.encode_pieces(speech.prompt_format.pieces(speech.of_prompt(prompt)))
     input_ids = torch.tensor([ids], device=device)
 
-    def sample() -> str:
-        output = model.generate(
-            input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            max_new_tokens=MAX_NEW_TOKENS,
-            use_cache=True,
-            eos_token_id=sorted(tokenizer.end_ids),
-            pad_token_id=tokenizer.eos_id,
-        )
+    def sample() -> str | None:
+        try:
+            output = model.generate(
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                max_new_tokens=MAX_NEW_TOKENS,
+                use_cache=True,
+                eos_token_id=sorted(tokenizer.end_ids),
+                pad_token_id=tokenizer.eos_id,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            release_memory()
+            print("the validation prompt is not answered: out of memory", flush=True)
+            return None
         reply = tokenizer.decode(output[0].tolist())[len(tokenizer.decode(ids)) :]
         return reply.removeprefix(speech.prompt_format.answer_prefix)
 

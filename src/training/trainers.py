@@ -9,7 +9,8 @@ import torch.distributed as dist
 from src.data.batch_plan import MicroBatch
 from src.data.batches import Batch
 from src.data.dataset import TokenDataset
-from src.training.gradients import GradientSum
+from src.errors import UserError
+from src.training.gradients import GradientSum, is_out_of_memory
 
 
 class Trainer(Protocol):
@@ -96,16 +97,32 @@ class SharedModelTrainer:
         scale = dist.get_world_size() / max(weight_sum, 1e-9)
         local_loss, loss_sum = torch.zeros((), device=self.engine.device), 0.0
         for number, batch in enumerate(batches):
-            loss = self.engine(*vars(batch).values())
             is_last = number == len(batches) - 1
             self.engine.set_gradient_accumulation_boundary(is_last)
-            self.engine.backward(loss * scale, scale_wrt_gas=False)
+            try:
+                loss = self.engine(*vars(batch).values())
+                self.engine.backward(loss * scale, scale_wrt_gas=False)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # All ranks are in the same layer at any time: none can try again alone.
+                raise UserError(_too_much(micro_batches[number], dataset)) from None
             local_loss += loss.detach()
             if is_last:
                 loss_sum, _ = _sum_over_ranks(local_loss, 0.0, self.engine.device)
                 _check_finite(loss_sum)
             self.engine.step()
         return loss_sum, weight_sum
+
+
+def _too_much(micro_batch: MicroBatch, dataset: TokenDataset) -> str:
+    spans = [span for sequence in micro_batch for span in sequence]
+    longest = max(spans, key=len)
+    return (
+        f"out of memory with a micro-batch of {sum(map(len, spans)):,} tokens, the longest example "
+        f"of {len(longest):,} being {dataset.place(longest.start)}; expected a smaller "
+        "micro_batch_size, shorter examples, peft_method=qlora or more GPUs"
+    )
 
 
 def _check_finite(loss: float) -> None:

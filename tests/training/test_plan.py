@@ -1,0 +1,118 @@
+"""What a plan tells is what is done."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from src.data.dataset import TokenDataset
+from src.data.prepare import build_schedule
+from src.errors import UserError
+from src.local.client import main
+from src.model.shape import ModelShape
+from src.training.devices import memory_limit
+from src.training.plan import Machine, TrainingPlan, make_plan
+from src.training.run import plan_training
+from tests.conftest import ROWS
+from tests.training.test_memory import LLAMA_70B
+
+
+def inputs(write_rows, **values) -> dict[str, object]:
+    return {"train_data": write_rows(ROWS), **values}
+
+
+def test_the_plan_is_the_run(base_dir: Path, write_rows, tmp_path: Path, capfd):
+    """`--plan` prints what the run prints, and trains nothing."""
+    os.environ["BASE_MODEL"] = str(base_dir)
+    data = str(write_rows(ROWS))
+    options = ["-i", "num_train_epochs=2", "-i", "train_batch_size=6", "-i", "max_steps=3"]
+    assert main(["train", data, *options, "--plan"]) == 0
+    foreseen = [line for line in capfd.readouterr().out.splitlines() if line.startswith("plan:")]
+    assert len(foreseen) == 4
+    weights = tmp_path / "weights.tar"
+    assert main(["train", data, *options, "-o", str(weights)]) == 0
+    out = capfd.readouterr().out.splitlines()
+    told = [line for line in out if line.startswith("plan:")]
+    assert told[:3] == foreseen[:3]
+    (steps,) = re.findall(r"plan: (\d+) steps \(2 epochs x 4, 8 without max_steps\)", told[1])
+    assert [line for line in out if line.startswith("step ")][-1].startswith(
+        f"step {steps}/{steps}"
+    )
+    assert "train_batch_size 6 = 2 CPU processes x micro-batch 3 x accumulation 1" in told[1]
+    (parameters,) = re.findall(r"([\d,]+) trainable parameters", told[2])
+    assert int(parameters.replace(",", "")) > 1000
+    # The memory: told before, and measured at the end.
+    (measured, planned) = re.findall(
+        r"memory: (\d+) MB at the peak of a CPU process, (\d+) MB planned", "\n".join(out)
+    )[0]
+    assert 0.8 < float(planned) / float(measured) < 1.25
+
+
+def test_the_longest_example_is_named(base_dir: Path, write_rows):
+    os.environ["BASE_MODEL"] = str(base_dir)
+    rows = [*ROWS, {"prompt": "Count", "completion": "one two three " * 9}, *ROWS[:3]]
+    lines = plan_training({"train_data": write_rows(rows), "run_validation": False})
+    assert f"(data.jsonl, line {len(ROWS) + 1})" in lines[0]
+
+
+def test_a_base_model_without_room_is_refused_at_once(base_dir: Path, write_rows):
+    os.environ |= {"BASE_MODEL": str(base_dir), "DEVICE_MEMORY_GB": "0.0001"}
+    with pytest.raises(UserError, match="base model takes .* and a CPU process has 0 MB of"):
+        plan_training(inputs(write_rows))
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "much", "inf", "nan"])
+def test_a_limit_is_a_number(asked: str):
+    os.environ["DEVICE_MEMORY_GB"] = asked
+    with pytest.raises(UserError, match="DEVICE_MEMORY_GB: expected a number above 0"):
+        memory_limit()
+
+
+@pytest.fixture
+def plan_on(base_dir: Path, make_settings, monkeypatch, tmp_path: Path):
+    """Return a function that plans a run of a published shape on GPUs that are not here."""
+
+    def plan(shape: ModelShape, *, num_gpus: int, gigabytes: float, **values) -> TrainingPlan:
+        monkeypatch.setattr("src.training.plan.read_shape", lambda folder: shape)
+        settings = make_settings(train_batch_size=8, **values)
+        data = write_dataset(tmp_path / f"data-{num_gpus}-{gigabytes}", 2048)
+        schedule = build_schedule(data, settings, context=4096, num_devices=num_gpus)
+        machine = Machine(on_gpus=True, available=gigabytes * 1e9, libraries=0.0, has_bfloat16=True)
+        return make_plan(settings, data, schedule, machine)
+
+    return plan
+
+
+def write_dataset(folder: Path, length: int) -> TokenDataset:
+    from src.data.dataset import collect
+    from src.data.tokenization import TokenizedExample
+
+    example = TokenizedExample([5] * length, [5] * length, [True] * length)
+    writer = collect(enumerate([example] * 16, start=1))
+    writer.write(folder, rows=slice(None), name="data.jsonl")
+    return TokenDataset(folder)
+
+
+def test_70b_on_eight_gpus_shares_the_weights(plan_on):
+    plan = plan_on(LLAMA_70B, num_gpus=8, gigabytes=80)
+    assert plan.zero_stage == 3
+    assert plan.num_recomputed == 80
+    assert plan.peak is not None
+    assert plan.peak < 80e9
+    assert "= 8 GPUs x micro-batch 1 x accumulation 1" in plan.lines()[1]
+
+
+def test_70b_in_4_bit_on_one_gpu(plan_on):
+    plan = plan_on(LLAMA_70B, num_gpus=1, gigabytes=80, peft_method="qlora")
+    assert plan.zero_stage == 2
+    assert plan.max_tokens == 2048
+    assert 0 < plan.num_recomputed < 40
+    assert plan.peak is not None
+    assert plan.peak < 80e9
+    assert any("qlora unpacks the base model in every pass" in line for line in plan.lines())
+
+
+def test_70b_in_16_bit_on_one_gpu_is_refused(plan_on):
+    with pytest.raises(UserError, match=r"takes 138\.\d GB, and a GPU has 80\.0 GB .*qlora"):
+        plan_on(LLAMA_70B, num_gpus=1, gigabytes=80)
