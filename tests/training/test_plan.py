@@ -58,7 +58,7 @@ def test_the_longest_example_is_named(base_dir: Path, write_rows):
 
 def test_a_base_model_without_room_is_refused_at_once(base_dir: Path, write_rows):
     os.environ |= {"BASE_MODEL": str(base_dir), "DEVICE_MEMORY_GB": "0.0001"}
-    with pytest.raises(UserError, match="base model takes .* and a CPU process has 0 MB of"):
+    with pytest.raises(UserError, match=r"base model takes .* and a CPU process has 0 MB of"):
         plan_training(inputs(write_rows))
 
 

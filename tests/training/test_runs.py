@@ -115,6 +115,17 @@ def test_the_curve_is_that_of_a_plain_peft_loop(train, base_dir: Path):
     assert ours == pytest.approx(theirs, rel=0.01)
 
 
+def test_a_hundred_steps_are_the_same_without_the_fast_path(train, capfd):
+    options = {**CURVE, "train_batch_size": 4, "num_train_epochs": 100, "max_steps": 100}
+    fast = losses(train(**options, run_validation=False))
+    os.environ["FAST_PATH_OFF"] = "norm,attention,mlp,lora"
+    plain = losses(train(**options, run_validation=False))
+    assert "fast path: norm is off, as asked" in capfd.readouterr().out
+    assert len(plain) == 100
+    assert plain[-1] < 0.5 * plain[0]
+    assert fast == pytest.approx(plain, rel=0.005)
+
+
 def test_qlora_trains_on_two_processes(train, base_dir: Path, capfd):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
