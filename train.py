@@ -90,6 +90,19 @@ def train(
     max_steps: int | None = Input(
         description="Stop after that many optimizer steps", default=None, ge=1
     ),
+    checkpoint_seconds: int = Input(
+        description="Seconds between checkpoints, where the server has a CHECKPOINT_DIR",
+        default=300,
+        ge=1,
+    ),
+    resume_from: str | None = Input(
+        description="A checkpoint folder to go on from, or auto for this run's newest one",
+        default=None,
+    ),
+    save_on_cancel: bool = Input(
+        description="Keep the adapter so far in CHECKPOINT_DIR when the training is canceled",
+        default=False,
+    ),
 ) -> TrainingOutput:
     """Fine-tune the base model on the examples and return the adapter as one archive."""
     inputs = locals()

@@ -47,6 +47,13 @@ class TrainSettings:
     learning_rate_schedule: str = "cosine"
     warmup_ratio: float = 0.03
     max_steps: int | None = None
+    checkpoint_seconds: int = 300
+    """Time between checkpoints, where `CHECKPOINT_DIR` gives them a place."""
+    checkpoint_folder: str | None = None
+    """This run's folder in `CHECKPOINT_DIR`."""
+    resume_from: str | None = None
+    """The checkpoint to go on from."""
+    save_on_cancel: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):

@@ -18,7 +18,7 @@ FLOORS = [
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ONE_DOOR = {
-    "deepspeed": {"training/rank.py"},
+    "deepspeed": {"training/engine.py"},
     "peft": {"model/adapter.py"},
     "bitsandbytes": set(),
     "cog": set(),

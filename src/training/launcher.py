@@ -15,7 +15,8 @@ from typing import Any
 from src.settings import TrainSettings
 from src.training.hosts import Hosts, encode_world, local_devices
 from src.training.session import POLL_SECONDS, ROOT, Session
-from src.training.watch import MetricsTail, RankWatch
+from src.training.stop import CANCEL_SECONDS, SHUTDOWN_SECONDS, STOP_FILE, STOPPED_FILE, ServerWatch
+from src.training.watch import MetricsTail, RankWatch, TrainingError
 
 BEAT_SECONDS = 1.0
 """How often the first machine shows the others that a run is alive."""
@@ -43,6 +44,7 @@ def run_workers(
     session = start_session(run_dir, port=port, num_local=num_local, on_gpus=on_gpus, hosts=hosts)
     ranks = RankWatch(run_dir / "ranks", num_local)
     metrics = MetricsTail(run_dir / "metrics.jsonl", on_metric)
+    server = ServerWatch(os.environ)
     last_beat = time.monotonic()
     try:
         while session.is_running():
@@ -52,14 +54,47 @@ def run_workers(
             if time.monotonic() - last_beat > BEAT_SECONDS:
                 last_beat = time.monotonic()
                 os.utime(invitation)
+                if server.is_gone() and settings.checkpoint_folder is not None:
+                    _stop(run_dir, session, SHUTDOWN_SECONDS)
+                    break
         ranks.poll()
+    except BaseException as error:
+        is_canceled = not isinstance(error, TrainingError)
+        if is_canceled and settings.save_on_cancel and settings.checkpoint_folder is not None:
+            _stop(run_dir, session, CANCEL_SECONDS)
+        raise
     finally:
         session.end()
     metrics.poll()
     output = run_dir / "output"
     if not output.is_dir():
-        raise ranks.failure(session.return_code)
+        was_asked = (run_dir / STOP_FILE).exists()
+        raise (was_asked and _stopped(run_dir)) or ranks.failure(session.return_code)
     return output
+
+
+def _stop(run_dir: Path, session: Session, seconds: float) -> None:
+    """Ask the run to keep its adapter, and wait until it has or the time is over."""
+    (run_dir / STOP_FILE).touch()
+    deadline = time.monotonic() + seconds
+    while session.is_running() and time.monotonic() < deadline:
+        if (stopped := _stopped(run_dir)) is not None:
+            print(stopped, flush=True)
+            return
+        time.sleep(POLL_SECONDS / 2)
+
+
+def _stopped(run_dir: Path) -> TrainingError | None:
+    """Return what to tell of a run that was ended and has kept its adapter."""
+    try:
+        kept = json.loads((run_dir / STOPPED_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    folder = Path(kept["folder"])
+    return TrainingError(
+        f"stopped early after step {kept['step']}: the adapter is in CHECKPOINT_DIR, "
+        f"{folder.parent.name}/{folder.name}; resume_from=auto goes on from the last checkpoint"
+    )
 
 
 def start_session(

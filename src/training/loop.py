@@ -12,6 +12,8 @@ from src.data.batches import Batch, collate
 from src.data.dataset import TokenDataset
 from src.data.packing import one_by_one
 from src.settings import TrainSettings
+from src.training.fault import strike
+from src.training.keeper import Keeper, step_seed
 from src.training.progress import Progress
 from src.training.schedule import learning_rate_multiplier
 from src.training.trainers import Trainer
@@ -31,9 +33,12 @@ class Run:
     """Generates the reply to the validation prompt; all ranks call it together."""
     note_step: Callable[[int], None]
     """Tells the supervisor how far this rank has come."""
+    note_work: Callable[[], None]
+    """Tells the supervisor that this rank is not stuck."""
 
     def batch(self, micro_batch: MicroBatch, dataset: TokenDataset) -> Batch:
         """Return the tensors of a micro-batch on this rank's device."""
+        self.note_work()
         weight = self.settings.prompt_loss_weight
         return collate(micro_batch, dataset, prompt_loss_weight=weight).to(self.device)
 
@@ -46,17 +51,24 @@ class Losses:
     validation: float | None
 
 
-def train(trainer: Trainer, run: Run, progress: Progress) -> Losses:
-    """Run all steps and validations; every rank returns the same losses.
+def train(
+    trainer: Trainer, run: Run, progress: Progress, keeper: Keeper, *, done: int = 0
+) -> Losses:
+    """Run the steps after the `done` first ones, and validations; ranks return the same losses.
 
-    Raises FloatingPointError when a loss or gradient is not finite.
+    Raises FloatingPointError when a loss or gradient is not finite, StoppedEarly when the
+    supervisor asked for an end.
     """
     settings, num_steps = run.settings, run.schedule.num_steps
     warmup_steps = math.ceil(settings.warmup_ratio * num_steps)
     train_loss = math.nan
-    validation_loss = validate(trainer, run, progress, step=0, epoch=0.0)
-    progress.start()
+    validation_loss = progress.validation_loss
+    if done == 0:
+        validation_loss = validate(trainer, run, progress, step=0, epoch=0.0)
+    progress.start(done)
     for step in run.schedule:
+        if step.number <= done:
+            continue
         learning_rate = settings.learning_rate * learning_rate_multiplier(
             step.number - 1,
             num_steps=num_steps,
@@ -66,12 +78,14 @@ def train(trainer: Trainer, run: Run, progress: Progress) -> Losses:
         for group in trainer.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         micro_batches = split_micro_batches(step.sequences, run.schedule.plan)[run.rank]
+        torch.manual_seed(step_seed(settings.seed, step.number, run.rank))
+        is_poisoned = strike(f"step{step.number}", run.rank)
         try:
-            loss_sum, weight_sum = trainer.step(micro_batches, run.train_data)
+            loss_sum, weight_sum = trainer.step(
+                micro_batches, run.train_data, is_poisoned=is_poisoned
+            )
         except FloatingPointError as error:
-            raise FloatingPointError(
-                f"the loss of step {step.number} is not finite ({error})"
-            ) from None
+            raise FloatingPointError(f"step {step.number}: {error}") from None
         run.note_step(step.number)
         train_loss = loss_sum / max(weight_sum, 1e-9)
         progress.step(
@@ -81,10 +95,11 @@ def train(trainer: Trainer, run: Run, progress: Progress) -> Losses:
             weight_sum=weight_sum,
             tokens=step.num_tokens,
             learning_rate=learning_rate,
-            gradient_norm=_gradient_norm(trainer, step.number),
+            gradient_norm=float(trainer.engine.get_global_grad_norm()),
         )
         if step.ends_epoch or step.number == num_steps:
             validation_loss = validate(trainer, run, progress, step=step.number, epoch=step.epoch)
+        keeper.after_step(step.number, progress)
     return Losses(train_loss, validation_loss)
 
 
@@ -96,6 +111,7 @@ def validate(
     if not run.settings.run_validation:
         return None
     started = time.monotonic()
+    strike(f"validation{step}", run.rank)
     trainer.module.eval()
     loss: float | None = None
     if len(run.validation_data):
@@ -122,11 +138,3 @@ def _validation_share(run: Run) -> list[MicroBatch]:
     groups = [tuple(sequences[i : i + size]) for i in range(0, len(sequences), size)]
     groups += [()] * (-len(groups) % world_size)
     return groups[run.rank :: world_size]
-
-
-def _gradient_norm(trainer: Trainer, step: int) -> float:
-    norm = trainer.engine.get_global_grad_norm()
-    norm = math.nan if norm is None else float(norm)
-    if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient of step {step} is not finite ({norm})")
-    return norm

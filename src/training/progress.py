@@ -4,6 +4,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 
 def format_duration(seconds: float) -> str:
@@ -28,11 +29,23 @@ class Progress:
         self.log_every = max(1, num_steps // 100)
         self.begun = self.started = self.last_logged = time.monotonic()
         self.loss_sum = self.weight_sum = 0.0
-        self.tokens = 0
+        self.tokens = self.done = 0
+        self.validation_loss: float | None = None
 
-    def start(self) -> None:
-        """Start the clock of the steps, when the first one is about to begin."""
+    def start(self, done: int) -> None:
+        """Start the clock of the steps, when the first one after those done is about to begin."""
         self.started = self.last_logged = time.monotonic()
+        self.done = done
+
+    def state(self) -> dict[str, float | None]:
+        """Return what a resumed run needs to tell the same numbers."""
+        sums = {"loss_sum": self.loss_sum, "weight_sum": self.weight_sum, "tokens": self.tokens}
+        return {**sums, "validation_loss": self.validation_loss}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.loss_sum, self.weight_sum = state["loss_sum"], state["weight_sum"]
+        self.tokens, self.validation_loss = state["tokens"], state["validation_loss"]
 
     def step(
         self,
@@ -54,7 +67,7 @@ class Progress:
         now = time.monotonic()
         loss = self.loss_sum / self.weight_sum
         tokens_per_second = self.tokens / max(now - self.last_logged, 1e-9)
-        left = (now - self.started) / step * (self.num_steps - step)
+        left = (now - self.started) / (step - self.done) * (self.num_steps - step)
         self._say(
             f"step {step}/{self.num_steps} | loss {loss:.4f} | learning rate {learning_rate:.2e} | "
             f"{tokens_per_second:,.0f} tokens/s | {format_duration(left)} left"
@@ -72,6 +85,7 @@ class Progress:
 
     def validation(self, *, step: int, epoch: float, loss: float, sample: str | None) -> None:
         """Record one validation."""
+        self.validation_loss = loss
         self._say(
             f"validation at step {step}/{self.num_steps} | loss {loss:.4f} | "
             f"perplexity {math.exp(min(loss, 700)):.2f}",
@@ -90,7 +104,11 @@ class Progress:
 
     def _of_whole(self, now: float, left: float, step: int) -> str:
         """Return the time of the whole run, once ten steps have shown it."""
-        return f" of {format_duration(now - self.begun + left)}" if step >= ALWAYS_LOGGED else ""
+        return (
+            f" of {format_duration(now - self.begun + left)}"
+            if step - self.done >= ALWAYS_LOGGED
+            else ""
+        )
 
     def resume_clock(self, seconds: float) -> None:
         """Leave the time of a validation out of the steps' speed."""

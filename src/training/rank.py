@@ -1,18 +1,14 @@
 """One rank of a training run: data, model, DeepSpeed's engine, the loop, and what comes back."""
 
-import logging
 import os
+import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import deepspeed
-import deepspeed.ops
 import torch
 import torch.distributed as dist
-from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from src.data.dataset import TokenDataset
@@ -23,6 +19,13 @@ from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
 from src.model.recompute import decoder_layers, recompute_layers
 from src.settings import TrainSettings
+from src.training.checkpoint import (
+    METRICS,
+    CheckpointStore,
+    describe_run,
+    read_checkpoint,
+    replacing_folder,
+)
 from src.training.deepspeed_config import build_deepspeed_config
 from src.training.devices import (
     free_cpu_memory,
@@ -30,9 +33,18 @@ from src.training.devices import (
     memory_limit,
     process_memory,
 )
+from src.training.engine import (
+    build_engine,
+    gather_adapter,
+    gather_state,
+    join_ranks,
+    restore_state,
+)
+from src.training.fault import strike
 from src.training.gradients import AdapterModule, GradientSum
+from src.training.keeper import Keeper, StoppedEarly, read_state
 from src.training.loop import Run, train
-from src.training.output import save_output
+from src.training.output import OutputWriter
 from src.training.plan import LATER_LIBRARIES, Machine, make_plan, peak_line
 from src.training.progress import Progress
 from src.training.reader import open_reader
@@ -45,7 +57,7 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     """Train on this rank's device; rank 0 writes `run_dir/output`."""
     rank = status.rank
     say: Callable[[str], None] = _say if rank == 0 else _say_nothing
-    device = _start(int(os.environ["LOCAL_RANK"]))
+    device = join_ranks(int(os.environ["LOCAL_RANK"]))
 
     # Data: rank 0 prepares it, every rank maps it.
     base_dir = Path(settings.base_model_dir)
@@ -115,12 +127,13 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
             prompt, speech=speech, tokenizer=tokenizer, model=model, device=device
         ),
         note_step=status.note_step,
+        note_work=status.note_work,
     )
     torch.manual_seed(settings.seed + rank)
     parameters = [p for _, p in adapter_parameters(model)]
     trainer: Trainer
     if shares_weights:
-        engine = _build_engine(loss_module, parameters, config, settings.learning_rate)
+        engine = build_engine(loss_module, parameters, config, settings.learning_rate)
         trainer = SharedModelTrainer(engine, run.batch)
     else:
         gradient_sum = GradientSum(
@@ -134,37 +147,88 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         gradient_sum.add(schedule.longest_micro_batch(rank), train_data)
         gradient_sum.clear()
         module = AdapterModule(parameters)
-        engine = _build_engine(module, parameters, config, settings.learning_rate)
+        engine = build_engine(module, parameters, config, settings.learning_rate)
         trainer = WholeModelTrainer(engine, gradient_sum, loss_module)
-    metrics_path = run_dir / "metrics.jsonl" if rank == 0 else None
-    losses = train(trainer, run, Progress(metrics_path, num_steps=schedule.num_steps))
+    # What is kept on the way, and what a checkpoint brings back.
+    writer = OutputWriter(
+        settings,
+        speech=speech,
+        target_modules=target_modules,
+        resolved={
+            **asdict(schedule.plan),
+            "num_steps": schedule.num_steps,
+            "zero_stage": plan.zero_stage,
+            "context": context,
+            "dtype": str(dtype).removeprefix("torch."),
+        },
+        data={
+            "train": asdict(train_data.counts),
+            "validation": asdict(validation_data.counts),
+            "sequences": len(schedule.sequences),
+        },
+        metrics_path=run_dir / METRICS,
+    )
+    progress = Progress(run_dir / METRICS if rank == 0 else None, num_steps=schedule.num_steps)
+    named = list(adapter_parameters(model))
+    gather = partial(gather_adapter, named, is_shared=plan.zero_stage == 3)
+    keeper = Keeper(
+        run_dir,
+        _open_store(settings, reads_data=rank == 0),
+        trainer,
+        rank=rank,
+        seconds=settings.checkpoint_seconds,
+        is_shared=plan.zero_stage == 3,
+        gather_state=partial(gather_state, engine, named),
+        gather_adapter=gather,
+        write_adapter=lambda folder, tensors, step: writer.write(
+            folder, tensors, losses={}, stopped_after=step
+        ),
+    )
+    done = 0
+    if settings.resume_from is not None:
+        checkpoint = read_checkpoint(Path(settings.resume_from))
+        done = trainer.num_steps_done = checkpoint.step
+        trainer.prime(schedule.longest_micro_batch(rank), train_data)
+        restore_state(engine, named, read_state(checkpoint), step=done)
+        progress.resume(checkpoint.progress)
+        status.note_step(done)
+        if rank == 0:
+            shutil.copyfile(checkpoint.folder / METRICS, run_dir / METRICS)
+        say(f"resumed after step {done} of {schedule.num_steps}")
+
+    # Training.
+    strike("start", rank)
+    try:
+        losses = train(trainer, run, progress, keeper, done=done)
+    except StoppedEarly:
+        return
+    except FloatingPointError as error:
+        folder = keeper.keep_adapter()
+        if folder is None:
+            raise
+        place = f"{folder.parent.name}/{folder.name}"
+        raise FloatingPointError(f"{error}; the adapter before it is in {place}") from None
     say(peak_line(plan, _peak_memory(device)))
 
     # What comes back.
-    tensors = _gather_adapter(model, is_shared=plan.zero_stage == 3)
+    tensors = gather()
     if rank == 0:
-        save_output(
-            run_dir,
-            tensors,
-            settings,
-            speech=speech,
-            target_modules=target_modules,
-            resolved={
-                **asdict(schedule.plan),
-                "num_steps": schedule.num_steps,
-                "zero_stage": plan.zero_stage,
-                "context": context,
-                "dtype": str(dtype).removeprefix("torch."),
-            },
-            data={
-                "train": asdict(train_data.counts),
-                "validation": asdict(validation_data.counts),
-                "sequences": len(schedule.sequences),
-            },
-            losses={"train_loss": losses.train, "eval_loss": losses.validation},
-        )
+        with replacing_folder(run_dir / "output") as folder:
+            writer.write(
+                folder,
+                tensors,
+                losses={"train_loss": losses.train, "eval_loss": losses.validation},
+            )
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _open_store(settings: TrainSettings, *, reads_data: bool) -> CheckpointStore | None:
+    """Return where this run's checkpoints go; only the rank that writes needs to know the run."""
+    if settings.checkpoint_folder is None:
+        return None
+    run = describe_run(settings) if reads_data else {}
+    return CheckpointStore(Path(settings.checkpoint_folder), run)
 
 
 def _say(line: str) -> None:
@@ -173,23 +237,6 @@ def _say(line: str) -> None:
 
 def _say_nothing(line: str) -> None:
     """Only one rank speaks."""
-
-
-def _start(local_rank: int) -> torch.device:
-    """Join the other ranks and return this rank's device."""
-    for name in ("DeepSpeed", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # The supervisor has decided; DeepSpeed's launcher would show hidden GPUs again.
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-        # This op only speeds up collectives on CPU; it needs a compiler and leaks shared memory.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    return device
 
 
 def _measure_machine(device: torch.device) -> Machine:
@@ -221,28 +268,3 @@ def _peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return process_memory(peak=True)
-
-
-def _build_engine(
-    module: nn.Module,
-    parameters: list[nn.Parameter],
-    config: dict[str, Any],
-    learning_rate: float,
-) -> Any:
-    is_cuda = parameters[0].device.type == "cuda"
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=is_cuda)
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        optimizer=optimizer,
-        model_parameters=parameters,  # type: ignore[arg-type]
-        config=config,
-    )
-    return engine
-
-
-def _gather_adapter(model: Any, *, is_shared: bool) -> dict[str, torch.Tensor]:
-    """Return the whole adapter on the CPU; every rank takes part."""
-    named = list(adapter_parameters(model))
-    parameters = [parameter for _, parameter in named]
-    with deepspeed.zero.GatheredParameters(parameters) if is_shared else nullcontext():
-        return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in named}

@@ -5,6 +5,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,13 @@ from src.data.batch_plan import plan_batches
 from src.data.examples import ExampleFile
 from src.errors import UserError
 from src.settings import TrainSettings
+from src.training.checkpoint import (
+    CheckpointStore,
+    check_same_run,
+    describe_run,
+    read_checkpoint,
+    run_folder,
+)
 from src.training.devices import count_devices, free_cpu_memory, free_gpu_memory, memory_limit
 from src.training.hosts import Hosts, find_hosts
 from src.training.launcher import run_workers
@@ -24,7 +32,7 @@ RecordMetric = Callable[..., None]
 
 def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> Path:
     """Check everything that can be checked, train, and return the archive of the adapter."""
-    settings = _gather_settings(inputs)
+    settings = _with_checkpoints(_gather_settings(inputs), os.environ)
     hosts = find_hosts(os.environ)
     num_processes, on_gpus = _count_processes(settings, hosts)
     shared_folder = None if hosts is None else hosts.shared_folder
@@ -100,6 +108,37 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
             has_bfloat16=on_gpus,
         )
         return lines + make_plan(settings, data, schedule, machine).lines()
+
+
+def _with_checkpoints(settings: TrainSettings, environ: Mapping[str, str]) -> TrainSettings:
+    """Return the settings with the places of checkpoints, as `CHECKPOINT_DIR` gives them.
+
+    Raises UserError for a checkpoint that is not there, torn, or of another run.
+    """
+    name = environ.get("CHECKPOINT_DIR", "").strip()
+    if not name:
+        if settings.resume_from or settings.save_on_cancel:
+            asked = "resume_from" if settings.resume_from else "save_on_cancel"
+            raise UserError(f"{asked}: the server has no CHECKPOINT_DIR to keep checkpoints in")
+        return settings
+    root, run = Path(name).resolve(), describe_run(settings)
+    folder = run_folder(root, run)
+    checkpoint = None
+    if settings.resume_from == "auto":
+        checkpoint = CheckpointStore(folder, run).newest()
+        if checkpoint is None:
+            print("resume_from: there is no checkpoint of this run; it starts anew", flush=True)
+    elif settings.resume_from:
+        asked_folder = (root / settings.resume_from).resolve()
+        if not asked_folder.is_relative_to(root):
+            raise UserError("resume_from: expected auto or a folder below CHECKPOINT_DIR")
+        checkpoint = read_checkpoint(asked_folder)
+        check_same_run(checkpoint, run)
+    return replace(
+        settings,
+        checkpoint_folder=str(folder),
+        resume_from=None if checkpoint is None else str(checkpoint.folder),
+    )
 
 
 def _gather_settings(inputs: Mapping[str, Any]) -> TrainSettings:

@@ -1,6 +1,9 @@
 """How a step is taken with DeepSpeed's engine: the base model whole on each rank, or shared."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +21,13 @@ class Trainer(Protocol):
 
     module: Any
     engine: Any
+    num_steps_done: int
+    changing: Lock
+    """Held while a step changes the weights."""
+
+    def prime(self, micro_batch: MicroBatch, dataset: TokenDataset) -> None:
+        """Take a step that changes nothing, so that the optimizer has states to put back."""
+        ...
 
     def sum_losses(
         self, micro_batches: Sequence[MicroBatch], dataset: TokenDataset
@@ -26,11 +36,17 @@ class Trainer(Protocol):
         ...
 
     def step(
-        self, micro_batches: Sequence[MicroBatch], dataset: TokenDataset
+        self,
+        micro_batches: Sequence[MicroBatch],
+        dataset: TokenDataset,
+        *,
+        is_poisoned: bool = False,
     ) -> tuple[float, float]:
         """Take one optimizer step and return the summed loss and weight over all ranks.
 
-        Raises FloatingPointError with the loss, before the step, if that is not finite.
+        `is_poisoned` makes this rank's loss NaN, for tests.
+        Raises FloatingPointError on every rank, before the weights change, if the loss or the
+        gradient of any is not finite.
         """
         ...
 
@@ -40,31 +56,59 @@ class WholeModelTrainer:
 
     def __init__(self, engine: Any, gradient_sum: GradientSum, module: Any) -> None:
         self.engine, self.module, self._sum = engine, module, gradient_sum
+        self.num_steps_done, self.changing = 0, Lock()
+
+    def prime(self, micro_batch: MicroBatch, dataset: TokenDataset) -> None:
+        """See Trainer."""
+        with _frozen_rate(self.engine):
+            self._take_step([torch.zeros_like(p) for p in self.engine.module.adapter])
 
     def sum_losses(
         self, micro_batches: Sequence[MicroBatch], dataset: TokenDataset
     ) -> tuple[float, float]:
         """See Trainer."""
+        self._add_up(micro_batches, dataset)
+        loss_sum, weight_sum = _sum_over_ranks([self._sum.loss, self._sum.weight], self.engine)
+        return loss_sum, weight_sum
+
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        dataset: TokenDataset,
+        *,
+        is_poisoned: bool = False,
+    ) -> tuple[float, float]:
+        """See Trainer."""
+        self._add_up(micro_batches, dataset)
+        parameters = list(self.engine.module.adapter)
+        gradients = self._sum.gradients or [
+            torch.zeros_like(p, dtype=torch.float32) for p in parameters
+        ]
+        if is_poisoned:
+            self._sum.loss = math.nan
+        square = torch.stack([gradient.norm() for gradient in gradients]).square().sum()
+        loss_sum, weight_sum, squares = _sum_over_ranks(
+            [self._sum.loss, self._sum.weight, square], self.engine
+        )
+        _check_finite("loss", loss_sum)
+        _check_finite("gradient", squares)
+        # DeepSpeed averages over ranks; the sum is divided by the weight of all ranks together.
+        scale = dist.get_world_size() / max(weight_sum, 1e-9)
+        gradients = [gradient.mul_(scale) for gradient in gradients]
+        with self.changing:
+            self._take_step(gradients)
+            self.num_steps_done += 1
+        self._sum.clear()
+        return loss_sum, weight_sum
+
+    def _add_up(self, micro_batches: Sequence[MicroBatch], dataset: TokenDataset) -> None:
         self._sum.clear()
         for micro_batch in micro_batches:
             self._sum.add(micro_batch, dataset)
-        return _sum_over_ranks(self._sum.loss, self._sum.weight, self.engine.device)
 
-    def step(
-        self, micro_batches: Sequence[MicroBatch], dataset: TokenDataset
-    ) -> tuple[float, float]:
-        """See Trainer."""
-        loss_sum, weight_sum = self.sum_losses(micro_batches, dataset)
-        _check_finite(loss_sum)
-        # DeepSpeed averages over ranks; the sum is divided by the weight of all ranks together.
-        scale = dist.get_world_size() / max(weight_sum, 1e-9)
-        parameters = list(self.engine.module.adapter)
-        gradients = self._sum.gradients or [torch.zeros_like(p) for p in parameters]
-        scalar = self.engine([gradient.mul_(scale) for gradient in gradients])
-        self.engine.backward(scalar, scale_wrt_gas=False)
+    def _take_step(self, gradients: Sequence[torch.Tensor]) -> None:
+        self.engine.backward(self.engine(gradients), scale_wrt_gas=False)
         self.engine.step()
-        self._sum.clear()
-        return loss_sum, weight_sum
 
 
 class SharedModelTrainer:
@@ -75,25 +119,39 @@ class SharedModelTrainer:
     ) -> None:
         self.engine = self.module = engine
         self._make_batch = make_batch
+        self.num_steps_done, self.changing = 0, Lock()
+
+    def prime(self, micro_batch: MicroBatch, dataset: TokenDataset) -> None:
+        """See Trainer."""
+        with _frozen_rate(self.engine):
+            loss = self.engine(*vars(self._make_batch(micro_batch, dataset)).values())
+            self.engine.set_gradient_accumulation_boundary(True)
+            self.engine.backward(loss * 0.0, scale_wrt_gas=False)
+            self.engine.step()
 
     def sum_losses(
         self, micro_batches: Sequence[MicroBatch], dataset: TokenDataset
     ) -> tuple[float, float]:
         """See Trainer."""
-        loss_sum = weight_sum = torch.zeros((), device=self.engine.device)
+        losses = weights = torch.zeros((), device=self.engine.device)
         for micro_batch in micro_batches:
             batch = self._make_batch(micro_batch, dataset)
-            loss_sum = loss_sum + self.engine(*vars(batch).values()).detach()
-            weight_sum = weight_sum + batch.label_weights.sum()
-        return _sum_over_ranks(loss_sum, weight_sum, self.engine.device)
+            losses = losses + self.engine(*vars(batch).values()).detach()
+            weights = weights + batch.label_weights.sum()
+        loss_sum, weight_sum = _sum_over_ranks([losses, weights], self.engine)
+        return loss_sum, weight_sum
 
     def step(
-        self, micro_batches: Sequence[MicroBatch], dataset: TokenDataset
+        self,
+        micro_batches: Sequence[MicroBatch],
+        dataset: TokenDataset,
+        *,
+        is_poisoned: bool = False,
     ) -> tuple[float, float]:
         """See Trainer."""
         batches = [self._make_batch(micro_batch, dataset) for micro_batch in micro_batches]
         local_weight = sum(float(batch.label_weights.sum()) for batch in batches)
-        _, weight_sum = _sum_over_ranks(0.0, local_weight, self.engine.device)
+        (weight_sum,) = _sum_over_ranks([local_weight], self.engine)
         scale = dist.get_world_size() / max(weight_sum, 1e-9)
         local_loss, loss_sum = torch.zeros((), device=self.engine.device), 0.0
         for number, batch in enumerate(batches):
@@ -108,11 +166,22 @@ class SharedModelTrainer:
                 # All ranks are in the same layer at any time: none can try again alone.
                 raise UserError(_too_much(micro_batches[number], dataset)) from None
             local_loss += loss.detach()
+            if is_poisoned:
+                local_loss += math.nan
             if is_last:
-                loss_sum, _ = _sum_over_ranks(local_loss, 0.0, self.engine.device)
-                _check_finite(loss_sum)
-            self.engine.step()
+                (loss_sum,) = _sum_over_ranks([local_loss], self.engine)
+                _check_finite("loss", loss_sum)
+            with self.changing:
+                self.engine.step()
+        self.num_steps_done += 1
         return loss_sum, weight_sum
+
+
+@contextmanager
+def _frozen_rate(engine: Any) -> Iterator[None]:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = 0.0
+    yield
 
 
 def _too_much(micro_batch: MicroBatch, dataset: TokenDataset) -> str:
@@ -125,16 +194,13 @@ def _too_much(micro_batch: MicroBatch, dataset: TokenDataset) -> str:
     )
 
 
-def _check_finite(loss: float) -> None:
-    if not torch.isfinite(torch.tensor(loss)):
-        raise FloatingPointError(str(loss))
+def _check_finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the {name} is not finite ({value})")
 
 
-def _sum_over_ranks(
-    loss: torch.Tensor | float, weight: torch.Tensor | float, device: torch.device
-) -> tuple[float, float]:
-    sums = torch.stack([torch.as_tensor(x, device=device).double() for x in (loss, weight)])
+def _sum_over_ranks(values: Sequence[torch.Tensor | float], engine: Any) -> list[float]:
+    sums = torch.stack([torch.as_tensor(x, device=engine.device).double() for x in values])
     if dist.get_world_size() > 1:
         dist.all_reduce(sums)
-    loss_sum, weight_sum = sums.tolist()
-    return loss_sum, weight_sum
+    return sums.tolist()

@@ -1,9 +1,14 @@
 """What the supervisor sees of a run: which rank failed and why, and the metrics as they come."""
 
 import json
+import os
 import signal
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from src.errors import UserError
@@ -11,6 +16,20 @@ from src.errors import UserError
 
 class TrainingError(RuntimeError):
     """A run that failed, with the rank and its last error in one sentence."""
+
+
+@dataclass
+class _Sign:
+    """Something that changes as long as all is well."""
+
+    value: Any
+    since: float
+
+    def note(self, value: Any, now: float) -> float:
+        """Return for how many seconds it has been the same."""
+        if value != self.value:
+            self.value, self.since = value, now
+        return now - self.since
 
 
 class RankWatch:
@@ -21,13 +40,46 @@ class RankWatch:
         self._folder = folder
         self._alive = set(range(num_ranks))
         self._ended_first: list[int] = []
+        self._patience = float(os.environ.get("FROZEN_SECONDS", "60"))
+        now = time.monotonic()
+        self._beats = {rank: _Sign(None, now) for rank in range(num_ranks)}
+        self._progress = _Sign(None, now)
+        self._step_times: list[float] = []
 
     def poll(self) -> None:
-        """Note the ranks that are gone since the last poll."""
+        """Note the ranks that are gone since the last poll.
+
+        Raises TrainingError when a rank shows no sign of life, or none gets any further.
+        """
+        self._check_signs()
         ended = [rank for rank in sorted(self._alive) if self._is_gone(rank)]
         self._alive.difference_update(ended)
         if not self._ended_first:
             self._ended_first = ended
+
+    def _check_signs(self) -> None:
+        now = time.monotonic()
+        words = {rank: self._read(rank) for rank in sorted(self._alive)}
+        for rank, word in words.items():
+            silent = self._beats[rank].note(word.get("beat"), now)
+            if word and silent > self._patience:
+                raise TrainingError(
+                    f"rank {rank} is frozen {_place(word['step'])}: no sign of it for "
+                    f"{silent:.0f} s"
+                )
+        steps = [word.get("step", 0) for word in words.values()]
+        if steps and min(steps) > len(self._step_times):
+            self._step_times += [now] * (min(steps) - len(self._step_times))
+        stuck = self._progress.note([(w.get("step"), w.get("work")) for w in words.values()], now)
+        patience = max(self._patience, 10 * self._median_step())
+        if len(self._step_times) > 1 and stuck > patience:
+            raise TrainingError(
+                f"no rank has come any further for {stuck:.0f} s {_place(min(steps, default=0))}"
+            )
+
+    def _median_step(self) -> float:
+        durations = [b - a for a, b in pairwise(self._step_times)]
+        return median(durations) if durations else 0.0
 
     def failure(self, return_code: int | None) -> Exception:
         """Return the error that tells why the run failed."""

@@ -201,7 +201,7 @@ def test_a_user_error_in_a_rank_is_one_sentence(train, capfd):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(train):
-    with pytest.raises(TrainingError, match=r"of step \d+ is not finite"):
+    with pytest.raises(TrainingError, match=r"step \d+: the \w+ is not finite"):
         train(**{**CURVE, "learning_rate": 1e30, "warmup_ratio": 0.0}, num_processes=2)
 
 

@@ -1,0 +1,298 @@
+"""Whatever ends a run, the next one goes on from it, and the numbers are those of a whole run."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from src.errors import UserError
+from src.training.checkpoint import (
+    MANIFEST,
+    METRICS,
+    STATE,
+    CheckpointStore,
+    check_same_run,
+    describe_run,
+    disk_full,
+    read_checkpoint,
+    run_folder,
+)
+from src.training.launcher import run_workers
+from src.training.run import run_training
+from src.training.watch import TrainingError
+from tests.conftest import ROWS
+from tests.training.test_runs import CURVE, session_processes
+
+OPTIONS = {**CURVE, "lora_dropout": 0.1, "num_validation_samples": 4, "checkpoint_seconds": 0}
+
+
+@pytest.fixture
+def train(tmp_path: Path, make_settings):
+    """Return a function that trains with checkpoints after every step."""
+    numbers = iter(range(100))
+
+    def run(*, num_processes: int = 2, on_metric=lambda record: None, **values) -> Path:
+        run_dir = tmp_path / f"run-{next(numbers)}"
+        run_dir.mkdir()
+        settings = make_settings(**{**OPTIONS, **values})
+        folder = str(tmp_path / "checkpoints" / "run")
+        return run_workers(
+            replace(settings, checkpoint_folder=folder),
+            run_dir,
+            num_processes=num_processes,
+            on_gpus=False,
+            on_metric=on_metric,
+        )
+
+    return run
+
+
+def checkpoints(tmp_path: Path) -> list[str]:
+    folder = tmp_path / "checkpoints" / "run"
+    return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+
+
+def records(output: Path) -> list[dict[str, object]]:
+    """Return the metrics without the speeds."""
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if key != "tokens_per_second"}
+        for line in lines
+    ]
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_a_killed_run_goes_on_to_the_bit(train, tmp_path: Path, stage: str):
+    os.environ["ZERO_STAGE"] = stage
+    whole = train()
+    shutil.rmtree(tmp_path / "checkpoints")
+    newest = None
+    # Between two steps, in the middle of a save, and in a validation.
+    for fault, left in (("1:step4:kill", 3), ("0:save6:kill", 5), ("1:validation9:exit", 8)):
+        os.environ["FAULT"] = fault
+        with pytest.raises(TrainingError):
+            train(resume_from=newest)
+        store = CheckpointStore(tmp_path / "checkpoints" / "run", {})
+        checkpoint = store.newest()
+        assert checkpoint is not None
+        assert checkpoint.step == left
+        newest = str(checkpoint.folder)
+    del os.environ["FAULT"]
+    resumed = train(resume_from=newest)
+    assert records(resumed) == records(whole)
+    expected, found = (load_file(o / "adapter_model.safetensors") for o in (whole, resumed))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert checkpoints(tmp_path) == ["step-00000011", "step-00000012"]
+
+
+def test_not_a_number_on_one_rank_stops_all_before_it_is_learned(train, tmp_path: Path):
+    os.environ["FAULT"] = "1:step4:nan"
+    with pytest.raises(TrainingError, match="step 4: the loss is not finite") as error:
+        train()
+    assert "the adapter before it is in run/stopped-step-00000003" in str(error.value)
+    kept = tmp_path / "checkpoints" / "run" / "stopped-step-00000003"
+    assert json.loads((kept / "training.json").read_text())["stopped_early"] is True
+    tensors = load_file(kept / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_a_frozen_rank_is_named(train, tmp_path: Path):
+    os.environ |= {"FAULT": "1:step4:stop", "FROZEN_SECONDS": "4"}
+    started = time.monotonic()
+    with pytest.raises(TrainingError, match=r"rank 1 is frozen after step 3: no sign of it for"):
+        train()
+    assert time.monotonic() - started < 60
+    assert session_processes(str(tmp_path)) == []
+
+
+def test_a_server_that_ends_leaves_the_adapter(train, tmp_path: Path):
+    """Cog's server tells a training nothing: its port is closed, and ten seconds are left."""
+    server = socket.create_server(("127.0.0.1", 0))
+    os.environ["PORT"] = str(server.getsockname()[1])
+    ended: list[float] = []
+
+    def end_at_step_3(record: dict[str, object]) -> None:
+        if record["step"] == 3 and not ended:
+            ended.append(time.monotonic())
+            time.sleep(1.2)  # one look at the open port
+            server.close()
+
+    with pytest.raises(TrainingError, match=r"stopped early after step \d+: the adapter is in"):
+        train(num_train_epochs=2000, on_metric=end_at_step_3)
+    assert time.monotonic() - ended[0] < 10
+    check_stopped(tmp_path)
+
+
+def check_stopped(tmp_path: Path) -> None:
+    """Assert that there is one adapter of an unfinished run, and that it is a good one."""
+    (name,) = (name for name in checkpoints(tmp_path) if name.startswith("stopped"))
+    folder = tmp_path / "checkpoints" / "run" / name
+    manifest = json.loads((folder / "training.json").read_text())
+    assert manifest["stopped_early"] is True
+    assert 3 <= manifest["step"] == int(name.removeprefix("stopped-step-"))
+    assert load_file(folder / "adapter_model.safetensors")
+    assert session_processes(str(tmp_path)) == []
+
+
+class Cancel(BaseException):
+    """What Cog raises in the thread of a canceled training."""
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_cancel_keeps_what_is_there_if_asked(train, tmp_path: Path, is_kept: bool):
+    canceled: list[float] = []
+
+    def cancel_at_step_3(record: dict[str, object]) -> None:
+        if record["step"] == 3:
+            canceled.append(time.monotonic())
+            raise Cancel
+
+    with pytest.raises(Cancel):
+        train(num_train_epochs=2000, on_metric=cancel_at_step_3, save_on_cancel=is_kept)
+    assert time.monotonic() - canceled[0] < 5
+    assert any("stopped" in name for name in checkpoints(tmp_path)) == is_kept
+    if is_kept:
+        check_stopped(tmp_path)
+
+
+# What is on disk.
+
+
+def save(store: CheckpointStore, step: int, content: bytes = b"state") -> Path:
+    def write_files(folder: Path) -> None:
+        (folder / STATE).write_bytes(content)
+        (folder / METRICS).write_text("{}\n")
+
+    return store.save(step, {"tokens": 1}, write_files)
+
+
+def test_two_are_kept_and_a_torn_one_is_passed_over(tmp_path: Path, capsys):
+    store = CheckpointStore(tmp_path / "run", {"seed": 1})
+    folders = [save(store, step) for step in (1, 2, 3)]
+    assert [folder.exists() for folder in folders] == [False, True, True]
+    newest = store.newest()
+    assert newest is not None
+    assert (newest.step, newest.run, newest.progress) == (3, {"seed": 1}, {"tokens": 1})
+    torn = [
+        lambda: (folders[2] / STATE).write_bytes(b"stale"),
+        lambda: (folders[2] / STATE).write_bytes(b"stat"),
+        lambda: (folders[2] / METRICS).unlink(),
+        lambda: (folders[2] / MANIFEST).write_text("{"),
+        lambda: (folders[2] / MANIFEST).unlink(),
+    ]
+    for tear in torn:
+        tear()
+        found = store.newest()
+        assert found is not None
+        assert found.step == 2
+        assert "checkpoint step-00000003" in capsys.readouterr().out
+        shutil.rmtree(folders[2])
+        save(store, 3)
+
+
+def test_a_manifest_names_no_file_elsewhere(tmp_path: Path):
+    folder = save(CheckpointStore(tmp_path / "run", {}), 1)
+    outside = tmp_path / "secret"
+    outside.write_text("x")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"]["../../secret"] = {"size": 1, "sha256": "0"}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="secret is missing"):
+        read_checkpoint(folder)
+
+
+def test_a_disk_that_fills_at_any_place_leaves_the_last_checkpoint(tmp_path: Path):
+    """A small real file system is filled so far that each next byte may be the one too many."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.system(f"mount -t tmpfs -o size=512k tmpfs {disk} 2>/dev/null") != 0:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        store = CheckpointStore(disk / "run", {})
+        save(store, 1)
+        numbers = random.Random(0)
+        num_full = 0
+        for step in range(2, 202):
+            content = numbers.randbytes(numbers.randrange(1000, 700_000))
+            before = store.newest()
+            assert before is not None
+            error = None
+            try:
+                save(store, step, content)
+            except OSError as found:
+                error = found
+            if error is None:
+                shutil.rmtree(disk / "run" / f"step-{step:08d}")
+                save(store, step, b"small")
+                continue
+            num_full += 1
+            assert error.errno == errno.ENOSPC
+            sentence = disk_full(error, disk, len(content))
+            assert sentence is not None
+            assert sentence.startswith("the disk is full: about 0.")
+            after = store.newest()
+            assert after is not None
+            assert after.step == before.step
+            assert not list((disk / "run").glob(".*"))
+        assert 20 < num_full < 180
+    finally:
+        os.system(f"umount {disk}")
+
+
+# Which run it is.
+
+
+def test_a_run_is_its_settings_and_files(make_settings, tmp_path: Path):
+    settings = make_settings()
+    run = describe_run(settings)
+    checkpoint = read_checkpoint(save(CheckpointStore(tmp_path / "run", run), 1))
+    check_same_run(checkpoint, describe_run(replace(settings, checkpoint_seconds=5)))
+    with pytest.raises(UserError, match=r"learning_rate was 0\.0001, and is 0\.1 now"):
+        check_same_run(checkpoint, describe_run(replace(settings, learning_rate=0.1)))
+    other = make_settings(ROWS[:3])
+    with pytest.raises(UserError, match="train_data is another file"):
+        check_same_run(checkpoint, describe_run(other))
+    assert run_folder(tmp_path, run) != run_folder(tmp_path, describe_run(other))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "directory", "words"),
+    [
+        ({"resume_from": "auto"}, "", "resume_from: the server has no CHECKPOINT_DIR"),
+        ({"save_on_cancel": True}, "", "save_on_cancel: the server has no CHECKPOINT_DIR"),
+        ({"resume_from": "../x"}, "here", "expected auto or a folder below CHECKPOINT_DIR"),
+        ({"resume_from": "run-1/step-00000001"}, "here", "expected a folder with a whole"),
+    ],
+)
+def test_what_cannot_be_resumed_is_said(
+    base_dir: Path, write_rows, tmp_path: Path, inputs, directory: str, words: str
+):
+    os.environ["BASE_MODEL"] = str(base_dir)
+    os.environ["CHECKPOINT_DIR"] = directory and str(tmp_path / directory)
+    with pytest.raises(UserError, match=words):
+        run_training(
+            {"train_data": write_rows(ROWS), **inputs}, record_metric=lambda *_, **__: None
+        )
+
+
+def test_auto_finds_this_runs_checkpoint(base_dir: Path, write_rows, tmp_path: Path, capfd):
+    os.environ |= {"BASE_MODEL": str(base_dir), "CHECKPOINT_DIR": str(tmp_path / "kept")}
+    inputs = {"train_data": write_rows(ROWS), "max_steps": 4, "resume_from": "auto"}
+    inputs |= {"checkpoint_seconds": 1, "run_validation": False, "num_train_epochs": 400}
+
+    def train(**values: object) -> str:
+        run_training({**inputs, **values}, record_metric=lambda *_, **__: None)
+        return capfd.readouterr().out
+
+    assert "there is no checkpoint of this run; it starts anew" in train(max_steps=600)
+    assert "resumed after step" in train(max_steps=600)
+    assert "it starts anew" in train(max_steps=4)
