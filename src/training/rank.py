@@ -203,11 +203,7 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     except StoppedEarly:
         return
     except FloatingPointError as error:
-        folder = keeper.keep_adapter()
-        if folder is None:
-            raise
-        place = f"{folder.parent.name}/{folder.name}"
-        raise FloatingPointError(f"{error}; the adapter before it is in {place}") from None
+        raise FloatingPointError(f"{error}{_where_it_is_kept(keeper)}") from None
     say(peak_line(plan, _peak_memory(device)))
 
     # What comes back.
@@ -221,6 +217,14 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
             )
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _where_it_is_kept(keeper: Keeper) -> str:
+    """Keep the adapter, and return where it is; every rank takes part and tells the same."""
+    folder = keeper.keep_adapter()
+    told = [folder and f"; the adapter before it is in {folder.parent.name}/{folder.name}"]
+    dist.broadcast_object_list(told, 0)
+    return told[0] or ""
 
 
 def _open_store(settings: TrainSettings, *, reads_data: bool) -> CheckpointStore | None:
