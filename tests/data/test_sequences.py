@@ -155,7 +155,7 @@ def test_what_was_cut_is_counted_where_it_went(tmp_path):
     """The validation part does not count what was cut from the training part."""
     examples = [TokenizedExample([1, 2], [2, -100], [True, False], cut) for cut in (5, 0, 7, 1)]
     writer = collect(enumerate(examples, start=1))
-    writer.write(tmp_path / "train", rows=slice(0, 3))
-    writer.write(tmp_path / "validation", rows=slice(3, 4))
+    writer.write(tmp_path / "train", rows=slice(0, 3), name="data.jsonl")
+    writer.write(tmp_path / "validation", rows=slice(3, 4), name="data.jsonl")
     counts = [TokenDataset(tmp_path / name).counts for name in ("train", "validation")]
     assert [(c.cut_examples, c.cut_tokens) for c in counts] == [(2, 12), (1, 1)]
