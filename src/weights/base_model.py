@@ -123,6 +123,7 @@ def _fetch_from_mirror(mirror: str, folder: Path) -> None:
                 folder / name,
                 max_bytes=MAX_FILE_BYTES,
                 timeout_seconds=DOWNLOAD_SECONDS,
+                any_address=True,  # the operator's own mirror, not a stranger's address
             )
         except HttpError as error:
             if is_optional and error.status in (403, 404):
