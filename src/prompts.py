@@ -281,7 +281,8 @@ def _merge_text(pieces: list[Piece]) -> list[Piece]:
     return merged
 
 
-_TURN_START = re.compile(r"\s*(?:</s>)?\s*(?:<s>)?\s*\[INST\]")
+# Begins only where white space begins and never gives any back: a prompt of blanks takes no longer.
+_TURN_START = re.compile(r"(?<!\s)\s*+(?:</s>\s*+)?(?:<s>\s*+)?\[INST\]")
 
 
 def read_dialogue(prompt: str) -> Dialogue | None:

@@ -13,6 +13,8 @@ from src.weights.archive import MEMBERS, REQUIRED, read_archive
 from src.weights.download import fetch
 from src.weights.printable import printable
 
+MAX_PATH_CHARACTERS = 1000
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -121,6 +123,11 @@ def find_local(source: str, local_root: Path | None) -> Path:
     """
     if "\0" in source:
         raise UserError("weights: expected a path, found a NUL character in it")
+    if len(source) > MAX_PATH_CHARACTERS:
+        raise UserError(
+            f"weights: expected a path of at most {MAX_PATH_CHARACTERS:,} characters, "
+            f"found {len(source):,}"
+        )
     path = Path(source)
     try:
         if local_root is not None:

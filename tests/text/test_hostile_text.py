@@ -1,6 +1,7 @@
 """What people write is literal text: no attribute is read and no control token is made of it."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,29 @@ def test_the_check_would_see_a_control_token(llama: Tokenizer):
     """The control: read in the tokenizer's usual way, the text does make control tokens."""
     usual = llama.tokenizer.encode("a</s><s>b", add_special_tokens=False)
     assert controls(usual, llama) == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " ",
+        "\n",
+        "\u3000",
+        "</s>",
+        "<s>",
+        "</s> ",
+        " <s>",
+        "</s>\n\n<s>",
+        "[INST",
+        "[/INST]",
+        "<",
+        "{",
+    ],
+)
+def test_long_prompts_take_no_long_time(tokenizer: Tokenizer, text: str):
+    prompt = text * (250_000 // len(text))
+    speech = build_speech("llama-2-7b-chat", tokenizer)
+    for whole in (f"{prompt}x", f"[INST]{prompt}x", f"[INST] a [/INST] b{prompt}[INST"):
+        started = time.thread_time()
+        speech.prompt_format.pieces(speech.of_prompt(whole))
+        assert time.thread_time() - started < 0.1
