@@ -123,12 +123,14 @@ def _fetch_http(
         with closing(_open(session, url, headers, deadline)) as response:
             _copy_body(response, file, name, max_bytes, deadline)
     except UserError:
-        _seconds_left(deadline, name)
+        if time.monotonic() >= deadline:
+            raise _too_long(name) from None
         raise
     # requests and urljoin read a redirect's address too, and raise a bare ValueError.
     except (requests.RequestException, HTTPError, ValueError) as error:
         # At the deadline the connection is shut, which looks like any other end of it.
-        _seconds_left(deadline, name)
+        if time.monotonic() >= deadline:
+            raise _too_long(name) from None
         # The error's own text would repeat the URL with its query.
         raise UserError(f"could not download {name}: {_reason(error)}") from None
 
@@ -192,8 +194,12 @@ def _copy_body(
 def _seconds_left(deadline: float, name: str) -> float:
     seconds = deadline - time.monotonic()
     if seconds <= 0:
-        raise UserError(f"could not download {name}: it took too long")
+        raise _too_long(name)
     return seconds
+
+
+def _too_long(name: str) -> UserError:
+    return UserError(f"could not download {name}: it took too long")
 
 
 def _reason(error: Exception) -> str:
