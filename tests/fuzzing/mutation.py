@@ -53,10 +53,10 @@ def mutate_bytes(rng: Random, data: bytes, others: Sequence[bytes]) -> bytes:
 
 def random_text(rng: Random) -> str:
     """Return a text of the words that attacks are made of."""
-    match rng.randrange(20):
+    match rng.randrange(100):
         case 0:
             return rng.choice(WORDS) * rng.randrange(2000)
-        case 1:
+        case 1 | 2 | 3 | 4 | 5:
             return "".join(chr(rng.randrange(0x110000)) for _ in range(rng.randrange(30)))
     return "".join(rng.choices(WORDS, k=rng.randrange(8)))
 

@@ -1,6 +1,7 @@
 """Try damaged input without end: scripts/fuzz.
 
-`scripts/fuzz [archives=N] [adapters=N] [lines=N] [requests=N] [--seed S]`
+`scripts/fuzz [archives=N] [adapters=N] [lines=N] [requests=N] [--seed S]
+[--seconds T]`, which stops each of them after T seconds
 """
 
 import argparse
@@ -30,16 +31,19 @@ class Tally:
     first_failure: str = ""
 
 
-def fuzz(name: str, num_inputs: int, seed: int) -> Tally:
-    """Try that many inputs; input number n of a seed is always the same.
+def fuzz(name: str, num_inputs: int, seed: int, max_seconds: float = float("inf")) -> Tally:
+    """Try that many inputs, or what the time allows; input number n of a seed is always the same.
 
     The limit is on processor time: what else the machine does is not the input's doing.
     """
     target, tally = load(name), Tally()
     at_once = INPUTS_A_RUN.get(name, 1)
+    end = time.monotonic() + max_seconds
     with tempfile.TemporaryDirectory(dir=_memory()) as made:
         folder = Path(made)
         for number in range(-(-num_inputs // at_once)):
+            if number % 100 == 0 and time.monotonic() > end:
+                break
             started = time.thread_time()
             try:
                 tally.taken += target(Random(f"{name} {seed} {number}"), folder)
@@ -65,6 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
     parser.add_argument("counts", nargs="*", metavar="TARGET=COUNT")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
     options = parser.parse_args()
     counts = dict(count.split("=") for count in options.counts) or dict.fromkeys(TARGETS, "10_000")
     is_clean = True
@@ -72,7 +77,7 @@ def main() -> int:
         started = time.monotonic()
         child = os.fork()
         if child == 0:
-            tally = fuzz(name, int(count), options.seed)
+            tally = fuzz(name, int(count), options.seed, options.seconds)
             print(
                 f"{name}: {tally.inputs:,} inputs in {time.monotonic() - started:.0f} s, "
                 f"{tally.failures} failures, {tally.slow} over {LIMIT_SECONDS * 1000:.0f} ms, "
