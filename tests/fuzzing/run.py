@@ -27,6 +27,7 @@ class Tally:
     taken: int = 0
     slow: int = 0
     slowest_seconds: float = 0.0
+    slowest_number: int = 0
     failures: int = 0
     first_failure: str = ""
 
@@ -53,7 +54,8 @@ def fuzz(name: str, num_inputs: int, seed: int, max_seconds: float = float("inf"
                     f"{name}, seed {seed}, number {number}:\n{traceback.format_exc()}"
                 )
             seconds = time.thread_time() - started
-            tally.slowest_seconds = max(tally.slowest_seconds, seconds)
+            if seconds > tally.slowest_seconds:
+                tally.slowest_seconds, tally.slowest_number = seconds, number
             tally.slow += seconds > LIMIT_SECONDS
             tally.inputs += at_once
     return tally
@@ -81,7 +83,7 @@ def main() -> int:
             print(
                 f"{name}: {tally.inputs:,} inputs in {time.monotonic() - started:.0f} s, "
                 f"{tally.failures} failures, {tally.slow} over {LIMIT_SECONDS * 1000:.0f} ms, "
-                f"slowest {tally.slowest_seconds * 1000:.1f} ms, {tally.taken:,} taken",
+                f"slowest {tally.slowest_seconds * 1000:.1f} ms (number {tally.slowest_number}), {tally.taken:,} taken",
                 flush=True,
             )
             print(tally.first_failure, end="", file=sys.stderr, flush=True)
