@@ -83,7 +83,8 @@ def main() -> int:
             print(
                 f"{name}: {tally.inputs:,} inputs in {time.monotonic() - started:.0f} s, "
                 f"{tally.failures} failures, {tally.slow} over {LIMIT_SECONDS * 1000:.0f} ms, "
-                f"slowest {tally.slowest_seconds * 1000:.1f} ms (number {tally.slowest_number}), {tally.taken:,} taken",
+                f"slowest {tally.slowest_seconds * 1000:.1f} ms (number {tally.slowest_number}), "
+                f"{tally.taken:,} taken",
                 flush=True,
             )
             print(tally.first_failure, end="", file=sys.stderr, flush=True)
