@@ -7,6 +7,9 @@ from typing import Protocol
 
 from src.errors import UserError
 
+FREE_CHARACTERS = 10_000
+MAX_GROWTH = 4
+
 BOS = "<bos>"
 EOS = "<eos>"
 
@@ -68,7 +71,16 @@ class PromptFormat(Protocol):
 
 
 def fill(template: str, **values: str) -> str:
-    """Replace each {name} once and literally; all other braces stay as they are."""
+    """Replace each {name} once and literally; all other braces stay as they are.
+
+    Raises UserError for a template that repeats a long text so often that it grows out of bounds.
+    """
+    longest = FREE_CHARACTERS + MAX_GROWTH * (len(template) + sum(map(len, values.values())))
+    if sum(template.count(f"{{{name}}}") * len(value) for name, value in values.items()) > longest:
+        raise UserError(
+            f"prompt_template: expected a text of at most {longest:,} characters after the prompt "
+            "has taken its places, found more"
+        )
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
 
 
@@ -269,7 +281,8 @@ def _merge_text(pieces: list[Piece]) -> list[Piece]:
     return merged
 
 
-_TURN_START = re.compile(r"\s*(?:</s>)?\s*(?:<s>)?\s*\[INST\]")
+# Begins only where white space begins and never gives any back: a prompt of blanks takes no longer.
+_TURN_START = re.compile(r"(?<!\s)\s*+(?:</s>\s*+)?(?:<s>\s*+)?\[INST\]")
 
 
 def read_dialogue(prompt: str) -> Dialogue | None:

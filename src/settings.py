@@ -7,6 +7,23 @@ from pathlib import Path
 
 from src.errors import UserError
 
+MAX_RANK = 1024
+"""The largest that is served."""
+LIMITS = {
+    "num_train_epochs": (1, 10**6),
+    "train_batch_size": (1, 10**6),
+    "micro_batch_size": (1, 10**6),
+    "num_validation_samples": (1, 10**9),
+    "validation_batch_size": (1, 10**6),
+    "chunk_size": (1, 2**31),
+    "seed": (0, 2**63 - 1),
+    "lora_rank": (1, MAX_RANK),
+    "lora_alpha": (1, 10**6),
+    "max_steps": (1, 10**9),
+}
+MAX_CHARACTERS = 10**6
+TEXTS = ("prompt_template", "system_prompt", "validation_prompt", "lora_target_modules")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
@@ -56,6 +73,14 @@ class TrainSettings:
     save_on_cancel: bool = False
 
     def __post_init__(self) -> None:
+        for name, (lowest, highest) in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not lowest <= value <= highest:
+                raise UserError(
+                    f"{name}: expected a whole number from {lowest} to {highest:,}, got {value}"
+                )
+        for name in TEXTS:
+            _check_text(name, getattr(self, name) or "")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UserError(f"learning_rate: expected a number above 0, got {self.learning_rate}")
         for name in ("prompt_loss_weight", "warmup_ratio", "lora_dropout"):
@@ -80,3 +105,14 @@ class TrainSettings:
     def load(cls, path: Path) -> "TrainSettings":
         """Read settings that `save` wrote."""
         return cls(**json.loads(path.read_text()))
+
+
+def _check_text(name: str, text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(
+            f"{name}: expected at most {MAX_CHARACTERS:,} characters, got {len(text):,}"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: expected Unicode text, got half of a surrogate pair") from None

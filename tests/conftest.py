@@ -73,6 +73,11 @@ def make_settings(base_dir: Path, write_rows):
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _servers_of_tests_are_private() -> None:
+    os.environ["ALLOW_PRIVATE_URLS"] = "1"
+
+
 @pytest.fixture(autouse=True)
 def _no_leftover_environment() -> Iterator[None]:
     before = dict(os.environ)

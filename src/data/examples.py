@@ -12,6 +12,7 @@ from src.errors import UserError
 from src.prompts import Turn
 
 MAX_LISTED_ERRORS = 10
+MAX_KEY_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class ChatExample:
 
 Example = TextExample | CompletionExample | ChatExample
 
+KEYS = {"text", "prompt", "completion", "messages"}
 KINDS = '{"text"}, {"prompt", "completion"} or {"messages"}'
 
 
@@ -94,18 +96,16 @@ class ExampleFile:
         record = _parse(line)
         if not isinstance(record, dict):
             raise _BadLineError(f"expected a JSON object {KINDS}, found {_describe(record)}")
-        kinds = [
-            kind
-            for kind in (("text",), ("prompt", "completion"), ("messages",))
-            if any(key in record for key in kind)
-        ]
-        if len(kinds) != 1:
+        is_text, is_chat = "text" in record, "messages" in record
+        is_completion = "prompt" in record or "completion" in record
+        if is_text + is_chat + is_completion != 1:
             raise _BadLineError(f"expected one of {KINDS}, found the keys {_keys(record)}")
-        for key in record.keys() - set(kinds[0]):
-            self._count_unknown(key)
-        if kinds[0] == ("text",):
+        if len(record) > 1 + is_completion:
+            for key in record.keys() - KEYS:
+                self._count_unknown(key)
+        if is_text:
             return TextExample(_text(record, "text", may_be_empty=False))
-        if kinds[0] == ("messages",):
+        if is_chat:
             return self._chat(record["messages"])
         return CompletionExample(
             _text(record, "prompt"), _text(record, "completion", may_be_empty=False)
@@ -119,18 +119,19 @@ class ExampleFile:
         system, contents = None, []
         expected = ("system", "user")
         for number, message in enumerate(messages):
-            where = f"messages[{number}]"
+            where = f"messages[{number}]."
             if not isinstance(message, dict):
                 raise _BadLineError(
-                    f'"{where}": expected {{"role", "content"}}, found {_describe(message)}'
+                    f'"{where[:-1]}": expected {{"role", "content"}}, found {_describe(message)}'
                 )
             role = message.get("role")
             if role not in expected:
                 names = " or ".join(f'"{name}"' for name in expected)
-                raise _BadLineError(f'"{where}.role": expected {names}, found {_describe(role)}')
-            content = _text(message, "content", where=f"{where}.", may_be_empty=role != "assistant")
-            for key in message.keys() - {"role", "content"}:
-                self._count_unknown(f"messages[].{key}")
+                raise _BadLineError(f'"{where}role": expected {names}, found {_describe(role)}')
+            content = _text(message, "content", where=where, may_be_empty=role != "assistant")
+            if len(message) > 2:
+                for key in message.keys() - {"role", "content"}:
+                    self._count_unknown(f"messages[].{key}")
             if role == "system":
                 system = content
             else:
@@ -145,7 +146,8 @@ class ExampleFile:
         return ChatExample(turns, system)
 
     def _count_unknown(self, key: str) -> None:
-        # A file with ever new keys must not fill the memory.
+        # A file with ever new or huge keys must not fill the memory.
+        key = key[:MAX_KEY_CHARACTERS]
         if key in self.unknown_keys or len(self.unknown_keys) < 100:
             self.unknown_keys[key] += 1
 
@@ -159,19 +161,27 @@ def _parse(line: bytes) -> Any:
             f"expected UTF-8, found the byte 0x{found} at column {error.start + 1}"
         ) from None
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        value, end = _scan(text, 0)
+        # The plain way again, for the words of its error.
+        return value if end == len(text) else _DECODER.decode(text)
+    except StopIteration:
+        raise _not_json(text, "Expecting value", 1) from None
     except json.JSONDecodeError as error:
-        if text.startswith("[") and len(text) < 3:
-            hint = "a JSON array over several lines; expected one JSON object a line"
-        elif error.msg == "Extra data":
-            hint = "more than one JSON value on the line; expected one JSON object a line"
-        else:
-            hint = f"{_excerpt(text)} ({error.msg} at column {error.colno})"
-        raise _BadLineError(f"expected a JSON object {KINDS}, found {hint}") from None
+        raise _not_json(text, error.msg, error.colno) from None
     except RecursionError:
         raise _BadLineError("expected a JSON object, found brackets nested too deep") from None
     except ValueError as error:  # numbers with thousands of digits
         raise _BadLineError(f"expected a JSON object, found {str(error)[:80]}") from None
+
+
+def _not_json(text: str, problem: str, column: int) -> _BadLineError:
+    if text.startswith("[") and len(text) < 3:
+        hint = "a JSON array over several lines; expected one JSON object a line"
+    elif problem == "Extra data":
+        hint = "more than one JSON value on the line; expected one JSON object a line"
+    else:
+        hint = f"{_excerpt(text)} ({problem} at column {column})"
+    return _BadLineError(f"expected a JSON object {KINDS}, found {hint}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -187,11 +197,18 @@ def _constant(name: str) -> Any:
     raise _BadLineError(f"expected JSON, found {name}")
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+# Without the search for blanks around the value: lines come stripped.
+_scan = _DECODER.scan_once  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _text(record: dict[str, Any], key: str, *, where: str = "", may_be_empty: bool = True) -> str:
+    value = record.get(key)
+    if isinstance(value, str) and value and value.isascii():
+        return value
     label = f'"{where}{key}"'
     if key not in record:
         raise _BadLineError(f"expected the key {label}, found only {_keys(record)}")
-    value = record[key]
     if not isinstance(value, str):
         raise _BadLineError(f"{label}: expected text, found {_describe(value)}")
     if not value and not may_be_empty:
@@ -227,9 +244,5 @@ def _keys(record: dict[str, Any]) -> str:
 
 def _excerpt(text: str) -> str:
     """Return the start of a stranger's text as one printable line."""
-    shown = (
-        text[:40].encode("ascii", "backslashreplace").decode()
-        if not text[:40].isprintable()
-        else text[:40]
-    )
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:40])
     return f'"{shown}{"..." if len(text) > 40 else ""}"'

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import UserError
+from src.settings import MAX_RANK
 from src.weights.json_object import read_json_object
 from src.weights.printable import printable
 
 NAME = "adapter_config.json"
 MAX_BYTES = 1 << 20
-MAX_RANK = 1024
 MAX_ALPHA = 1e6
 MAX_NAMES = 1000
 

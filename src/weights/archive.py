@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from src.errors import UserError
+from src.weights.member_name import member_parts
 from src.weights.printable import printable
 from src.weights.tar import read_tar
 
@@ -30,6 +31,11 @@ MAX_ZIP_DIRECTORY_BYTES = 1 << 20
 SKIPPED_BYTES = 64 << 20
 """Room for headers and for members that are not copied out."""
 BLOCK_BYTES = 1 << 20
+MAX_RATIO = 20
+"""Trained numbers hardly get smaller, reports and metrics up to ten times."""
+RATIO_FREE_BYTES = 16 << 20
+PACKED_BLOCK_BYTES = 64 << 10
+"""Small, because what is left of a block is copied with each read."""
 
 Read = Callable[[int], bytes]
 """Return up to so many bytes, and none only at the end."""
@@ -115,7 +121,9 @@ class MemberWriter:
 
     def copy(self, name: str, size: int, read: Read) -> bool:
         """Copy a file if it is a known member; return whether it was read."""
-        parts = _checked_parts(name)
+        parts = member_parts(name)
+        if not parts:
+            raise UserError("weights archive: a file has no name")
         if len(parts) > 2 or parts[-1] not in MEMBERS:
             return False
         top, member = "/".join(parts[:-1]), parts[-1]
@@ -158,14 +166,13 @@ class MemberWriter:
                 size -= len(block)
 
 
-def _checked_parts(name: str) -> list[str]:
-    """Return the parts of a member's path, which must stay inside the archive's folder."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
-        raise UserError(f"weights archive: a name leads out of the archive: {printable(name)!r}")
-    if not parts:
-        raise UserError("weights archive: a file has no name")
-    return parts
+def _check_ratio(num_bytes: int, packed_bytes: int) -> None:
+    """Refuse what unpacks to far more than numbers and text ever do: it is there to fill a disk."""
+    if num_bytes > RATIO_FREE_BYTES + MAX_RATIO * packed_bytes:
+        raise UserError(
+            f"weights archive: {packed_bytes:,} packed bytes unpack to {num_bytes:,} or more, "
+            f"expected at most {MAX_RATIO} times as many"
+        )
 
 
 class _Bounded:
@@ -190,17 +197,23 @@ class _Gunzip:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._packed = b""
+        self._packed_bytes = self._bytes = 0
         self._unpacker = zlib.decompressobj(wbits=31)
 
     def read(self, size: int) -> bytes:
         while not self._unpacker.eof:
-            packed = self._packed or self._file.read(BLOCK_BYTES)
+            packed = self._packed
+            if not packed:
+                packed = self._file.read(PACKED_BLOCK_BYTES)
+                self._packed_bytes += len(packed)
             try:
                 block = self._unpacker.decompress(packed, size)
             except zlib.error:
                 raise UserError("weights archive: its gzip data are damaged") from None
             self._packed = self._unpacker.unconsumed_tail
             if block:
+                self._bytes += len(block)
+                _check_ratio(self._bytes, self._packed_bytes)
                 return block
             if not packed and not self._unpacker.eof:
                 raise UserError("weights archive: its gzip data end too early")
@@ -217,7 +230,7 @@ class _Gunzip:
 
 
 def _read_zip(file: BinaryIO, members: MemberWriter) -> None:
-    _check_zip_directory(file)
+    file_bytes = _check_zip_directory(file)
     try:
         with zipfile.ZipFile(file) as archive:
             left = members.total_bytes
@@ -225,14 +238,15 @@ def _read_zip(file: BinaryIO, members: MemberWriter) -> None:
                 # zipfile itself stumbles over these two.
                 if not entry.filename or entry.header_offset < 0:
                     raise UserError("weights archive: the zip is damaged")
+                _check_zip_entry(entry)
                 if entry.is_dir():
                     continue
-                _check_zip_entry(entry)
                 left -= entry.file_size
                 if left < 0:
                     raise UserError(
                         f"weights archive: it holds more than {members.total_bytes:,} bytes"
                     )
+                _check_ratio(members.total_bytes - left, file_bytes)
                 with archive.open(entry) as data:
                     members.copy(entry.filename, entry.file_size, data.read)
     except UserError:
@@ -249,8 +263,8 @@ def _read_zip(file: BinaryIO, members: MemberWriter) -> None:
         raise UserError("weights archive: the zip is damaged") from None
 
 
-def _check_zip_directory(file: BinaryIO) -> None:
-    """Bound the list of entries before zipfile reads it."""
+def _check_zip_directory(file: BinaryIO) -> int:
+    """Bound the list of entries before zipfile reads it; return the size of the file."""
     size = file.seek(0, os.SEEK_END)
     tail_start = max(0, size - (1 << 16) - 22)
     file.seek(tail_start)
@@ -271,11 +285,12 @@ def _check_zip_directory(file: BinaryIO) -> None:
             f"weights archive: expected at most {MAX_ZIP_ENTRIES} entries, "
             f"found {num_entries} in {directory_bytes:,} bytes"
         )
+    return size
 
 
 def _check_zip_entry(entry: zipfile.ZipInfo) -> None:
     name = printable(entry.filename)
-    _checked_parts(entry.orig_filename)
+    member_parts(entry.orig_filename)
     if "\0" in entry.orig_filename:
         raise UserError(f"weights archive: {name!r} has a zero byte in its name")
     if entry.flag_bits & 0x1:
@@ -285,7 +300,8 @@ def _check_zip_entry(entry: zipfile.ZipInfo) -> None:
             f"weights archive: {name!r} uses compression method {entry.compress_type}, "
             "expected stored or deflate"
         )
-    if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+    kind = stat.S_IFDIR if entry.is_dir() else stat.S_IFREG
+    if stat.S_IFMT(entry.external_attr >> 16) not in (0, kind):
         raise UserError(f"weights archive: {name!r} is not a regular file")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from src.base_models import KNOWN_MODELS
 from src.errors import UserError
-from src.weights.download import HttpError, fetch, printable_url
+from src.weights.download import HttpError, check_url, fetch, printable_url
 from src.weights.printable import printable
 
 OPTIONAL_FILES = (
@@ -52,6 +52,8 @@ def find_base_model(environ: Mapping[str, str]) -> BaseModelFiles:
     mirror = environ.get("BASE_MODEL_URL", "").strip()
     if mirror and "://" not in mirror:
         return _local(name, Path(mirror), "BASE_MODEL_URL")
+    if mirror:
+        check_url(mirror)
     if not mirror and name not in KNOWN_MODELS and Path(name).is_dir():
         return _local(name, Path(name), "BASE_MODEL")
     known = KNOWN_MODELS.get(name)
@@ -63,7 +65,7 @@ def find_base_model(environ: Mapping[str, str]) -> BaseModelFiles:
         )
     cache = Path(environ.get("BASE_MODEL_CACHE") or "~/.cache/cog-finetune").expanduser()
     # A query may be a signature: it is asked for, and kept nowhere.
-    source = mirror.partition("?")[0] or repository
+    source = re.split("[?#]", mirror, maxsplit=1)[0] or repository
     folder = cache / re.sub(r"[^\w.-]+", "--", source.strip("/"))
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_name(f"{folder.name}.lock")):
@@ -123,6 +125,7 @@ def _fetch_from_mirror(mirror: str, folder: Path) -> None:
                 folder / name,
                 max_bytes=MAX_FILE_BYTES,
                 timeout_seconds=DOWNLOAD_SECONDS,
+                any_address=True,  # the operator's own mirror, not a stranger's address
             )
         except HttpError as error:
             if is_optional and error.status in (403, 404):

@@ -13,6 +13,8 @@ from src.weights.archive import MEMBERS, REQUIRED, read_archive
 from src.weights.download import fetch
 from src.weights.printable import printable
 
+MAX_PATH_CHARACTERS = 1000
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -52,7 +54,9 @@ class WeightsCache:
             return self._use(key)
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".download-") as folder:
             archive = Path(folder) / "weights"
-            fetch(url, archive, max_bytes=self._max_archive_bytes)
+            # The container's own weights are named by the operator, who may keep them at home.
+            is_own = url == os.environ.get("COG_WEIGHTS")
+            fetch(url, archive, max_bytes=self._max_archive_bytes, any_address=is_own)
             weights = self._of_archive(archive)
         self._key_of_url[url] = weights.key
         return weights
@@ -119,6 +123,11 @@ def find_local(source: str, local_root: Path | None) -> Path:
     """
     if "\0" in source:
         raise UserError("weights: expected a path, found a NUL character in it")
+    if len(source) > MAX_PATH_CHARACTERS:
+        raise UserError(
+            f"weights: expected a path of at most {MAX_PATH_CHARACTERS:,} characters, "
+            f"found {len(source):,}"
+        )
     path = Path(source)
     try:
         if local_root is not None:

@@ -2,10 +2,12 @@
 
 import base64
 import binascii
+import ipaddress
 import os
 import re
 import secrets
 import time
+import unicodedata
 from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +18,9 @@ from urllib3.exceptions import HTTPError, ProtocolError, SSLError
 from urllib3.exceptions import TimeoutError as ReadTimeout
 
 from src.errors import UserError
+from src.weights.guarded_session import GuardedSession
 from src.weights.printable import printable
+from src.weights.public_address import private_urls_allowed
 
 MAX_REDIRECTS = 10
 CONNECT_SECONDS = 15
@@ -39,8 +43,12 @@ def fetch(
     max_bytes: int,
     timeout_seconds: float = 600,
     headers: dict[str, str] | None = None,
+    any_address: bool = False,
 ) -> None:
-    """Put what an http(s) or data URL names into a file, which appears only when it is whole."""
+    """Put what an http(s) or data URL names into a file, which appears only when it is whole.
+
+    Without `any_address`, only public addresses are asked, unless ALLOW_PRIVATE_URLS is 1.
+    """
     deadline = time.monotonic() + timeout_seconds
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -48,7 +56,10 @@ def fetch(
             if url[:5].lower() == "data:":
                 file.write(_decode_data_url(url, max_bytes))
             else:
-                _fetch_http(url, file, max_bytes=max_bytes, deadline=deadline, headers=headers)
+                with GuardedSession(
+                    deadline=deadline, any_address=any_address or private_urls_allowed()
+                ) as session:
+                    _fetch_http(session, url, file, max_bytes, deadline, headers or {})
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -57,8 +68,7 @@ def fetch(
 
 
 def check_url(url: str) -> None:
-    """Refuse an address that must not be asked; every redirect passes here too."""
-    # The one place where private addresses will be refused.
+    """Refuse what is no plain http(s) URL; every redirect passes here too."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -70,12 +80,26 @@ def check_url(url: str) -> None:
             f"found {printable(parts.scheme, 20) or 'no'} scheme"
         )
     # Spaces, control characters and backslashes are where two URL parsers disagree about the host.
-    if not host or port == 0 or re.search(r"[\x00-\x20\x7f\\]", url):
+    bad_characters = re.search(r"[\x00-\x20\x7f\\]", url)
+    if not host or port == 0 or bad_characters or not _is_plain_host(host):
         raise UserError(f"not a valid URL: {printable_url(url)}")
     if "@" in parts.netloc:
         raise UserError(
             f"cannot download {printable_url(url)}: a URL with a user name or password is not taken"
         )
+
+
+def _is_plain_host(host: str) -> bool:
+    """Tell whether all readers of the host see the same: no 0177.1, no 2130706433, no %31."""
+    plain = unicodedata.normalize("NFKC", host).replace("。", ".").rstrip(".")
+    if "%" in host or ":" in host:
+        return "%" not in host
+    if re.fullmatch("0x[0-9a-f]*|[0-9]+", plain.rpartition(".")[2].lower()) is None:
+        return True
+    try:
+        return str(ipaddress.IPv4Address(plain)) == host
+    except ValueError:
+        return False
 
 
 def printable_url(url: str) -> str:
@@ -87,30 +111,32 @@ def printable_url(url: str) -> str:
 
 
 def _fetch_http(
+    session: requests.Session,
     url: str,
     file: BinaryIO,
-    *,
     max_bytes: int,
     deadline: float,
-    headers: dict[str, str] | None,
+    headers: dict[str, str],
 ) -> None:
     name = printable_url(url)
-    with requests.Session() as session:
-        # A stranger's URL must not make us send what ~/.netrc holds.
-        session.auth = _no_credentials
-        try:
-            with closing(_open(session, url, headers, deadline)) as response:
-                _copy_body(response, file, name, max_bytes, deadline)
-        except UserError:
-            raise
-        # requests and urljoin read a redirect's address too, and raise a bare ValueError.
-        except (requests.RequestException, HTTPError, ValueError) as error:
-            # The error's own text would repeat the URL with its query.
-            raise UserError(f"could not download {name}: {_reason(error)}") from None
+    try:
+        with closing(_open(session, url, headers, deadline)) as response:
+            _copy_body(response, file, name, max_bytes, deadline)
+    except UserError:
+        if time.monotonic() >= deadline:
+            raise _too_long(name) from None
+        raise
+    # requests and urljoin read a redirect's address too, and raise a bare ValueError.
+    except (requests.RequestException, HTTPError, ValueError) as error:
+        # At the deadline the connection is shut, which looks like any other end of it.
+        if time.monotonic() >= deadline:
+            raise _too_long(name) from None
+        # The error's own text would repeat the URL with its query.
+        raise UserError(f"could not download {name}: {_reason(error)}") from None
 
 
 def _open(
-    session: requests.Session, url: str, headers: dict[str, str] | None, deadline: float
+    session: requests.Session, url: str, headers: dict[str, str], deadline: float
 ) -> requests.Response:
     """Return the first answer that is not a redirect."""
     check_url(url)
@@ -120,7 +146,7 @@ def _open(
         check_url(url)
         seconds = _seconds_left(deadline, name)
         # Headers may hold a token: it is for the host that the caller named.
-        own = (headers or {}) if urlsplit(url)[:2] == origin else {}
+        own = headers if urlsplit(url)[:2] == origin else {}
         response = session.get(
             url,
             headers={**own, "Accept-Encoding": "identity"},
@@ -156,6 +182,7 @@ def _copy_body(
             break
         received += len(block)
         file.write(block)
+    _seconds_left(deadline, name)
     if max(received, expected or 0) > max_bytes:
         raise UserError(f"could not download {name}: it is larger than {max_bytes:,} bytes")
     if expected is not None and received != expected:
@@ -167,8 +194,12 @@ def _copy_body(
 def _seconds_left(deadline: float, name: str) -> float:
     seconds = deadline - time.monotonic()
     if seconds <= 0:
-        raise UserError(f"could not download {name}: it took too long")
+        raise _too_long(name)
     return seconds
+
+
+def _too_long(name: str) -> UserError:
+    return UserError(f"could not download {name}: it took too long")
 
 
 def _reason(error: Exception) -> str:
@@ -181,10 +212,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.ConnectionError):
         return "no connection to the server"
     return f"the answer could not be read ({type(error).__name__})"
-
-
-def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
 
 
 def _decode_data_url(url: str, max_bytes: int) -> bytes:

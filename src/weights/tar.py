@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 from src.errors import UserError
+from src.weights.member_name import member_parts
 from src.weights.printable import printable
 
 MAX_MEMBERS = 256
@@ -92,6 +93,7 @@ def _size(header: bytes) -> int:
 
 
 def _check_folder(name: str, size: int) -> None:
+    member_parts(name)
     if size != 0:
         raise UserError(f"weights archive: the folder {printable(name)!r} has a size")
 

@@ -8,7 +8,7 @@ import pytest
 
 from src.errors import UserError
 from src.weights.cache import WeightsCache
-from tests.weights.test_archive import FILES, HOSTILE, make_tar, make_zip
+from tests.weights.archives import FILES, HOSTILE, make_tar, make_zip
 from tests.weights.test_sources import cut_off, serving
 
 

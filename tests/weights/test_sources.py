@@ -16,7 +16,7 @@ from src.errors import UserError
 from src.weights.base_model import check_complete, find_base_model
 from src.weights.cache import WeightsCache
 from src.weights.download import fetch
-from tests.weights.test_archive import make_tar
+from tests.weights.archives import make_tar
 
 
 @contextlib.contextmanager

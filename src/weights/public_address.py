@@ -1,0 +1,84 @@
+"""Connections to public addresses only: what is checked is what is dialled."""
+
+import ipaddress
+import os
+import socket
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from typing import Any
+
+from src.errors import UserError
+from src.weights.printable import printable
+
+SWITCH = "ALLOW_PRIVATE_URLS"
+
+_NAT64 = IPv6Network("64:ff9b::/96")
+_IPV6_PUBLIC = IPv6Network("2000::/3")
+# Parts of it that carry an IPv4 address, or are given out for documentation and tests.
+_IPV6_SPECIAL = [
+    IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+]
+_IPV4_SPECIAL = [
+    ipaddress.IPv4Network(text)
+    for text in (
+        "0.0.0.0/8",
+        "100.64.0.0/10",
+        "168.63.129.16/32",  # a cloud's own service for its machines, at a public number
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "224.0.0.0/3",
+    )
+]
+
+
+def private_urls_allowed() -> bool:
+    """Tell whether the operator lets URLs lead into the private network."""
+    return os.environ.get(SWITCH) == "1"
+
+
+def is_public(text: str) -> bool:
+    """Tell whether an address is one of the public internet."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, IPv6Address):
+        inner = address.ipv4_mapped
+        if inner is None and address in _NAT64:
+            inner = IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is None:
+            special = any(address in network for network in _IPV6_SPECIAL)
+            return address in _IPV6_PUBLIC and address.is_global and not special
+        address = inner
+    return address.is_global and not any(address in network for network in _IPV4_SPECIAL)
+
+
+def resolve_public(host: str, port: int) -> list[tuple[Any, ...]]:
+    """Return where a host name leads, as `getaddrinfo` does; all of it must be public.
+
+    Raises UserError for one address that is not: it may be the one that is meant.
+    """
+    is_here = host.lower().rstrip(".").rpartition(".")[2] == "localhost"
+    try:
+        found = [] if is_here else socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise OSError(f"{host!r} is no host name") from None
+    if is_here or not all(is_public(str(address[0])) for *_, address in found):
+        raise UserError(
+            # Not which one: the names of a private network are nobody's business.
+            f"cannot download from {printable(host, 60)}: expected a public address, found "
+            f"one that is not (for a network of your own, set {SWITCH}=1)"
+        )
+    return found
+
+
+def connect_public(host: str, port: int, timeout: float | None) -> socket.socket:
+    """Connect to the first address that answers, of those that were just checked."""
+    last_error: OSError | None = None
+    # Asked for once: a second answer could be another one.
+    for family, kind, protocol, _, address in resolve_public(host, port):
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(timeout)
+            connection.connect(address)
+            return connection
+        except OSError as error:
+            last_error = error
+            connection.close()
+    raise last_error or OSError(f"{host!r} has no address")

@@ -1,0 +1,10 @@
+"""Work on training files that tests measure from outside; imports no more than that takes."""
+
+from pathlib import Path
+
+from src.data.examples import ExampleFile
+
+
+def check(path: str) -> None:
+    """Check a training file."""
+    ExampleFile(Path(path)).check()

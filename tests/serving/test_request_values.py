@@ -1,0 +1,91 @@
+"""Every value of a request has a bound that is checked at once; the next request is unharmed."""
+
+import json
+import time
+
+import pytest
+
+from src.errors import UserError
+from src.local.tiny_model import make_base_model
+from src.serving.predictor import TextPredictor
+from tests.serving.test_base_stays import REQUEST, answer
+
+NAN, INF = float("nan"), float("inf")
+OUT_OF_BOUNDS = [
+    *(("temperature", value) for value in (NAN, INF, -INF, -1, 5.1)),
+    *(("top_p", value) for value in (NAN, INF, -0.1, 1.1)),
+    *(("top_k", value) for value in (-2, 10**30)),
+    *(("repetition_penalty", value) for value in (NAN, INF, -1, 1e300)),
+    *(("max_new_tokens", value) for value in (0, -5, 10**30)),
+    *(("min_new_tokens", value) for value in (-2, 10**30)),
+    *((name, text) for name in ("prompt", "system_prompt", "prompt_template")
+      for text in ("{prompt}" + "a" * 10**7, "{prompt}\ud800", "{prompt}\udfff")),
+    ("prompt", "a" * 4000),
+    ("prompt_template", "{prompt}" * 100_000),
+    ("prompt_template", "none"),
+    ("prompt_template", "{prompt.__class__}"),
+    ("stop_sequences", "ab," * 500_000),
+    ("stop_sequences", json.dumps(["ab"] * 500_000)),
+    ("stop_sequences", json.dumps(["a"] * 65)),
+    ("stop_sequences", "[" * 900_000),
+    ("stop_sequences", "a" * 1001),
+    ("stop_sequences", json.dumps([1])),
+    ("stop_sequences", "[null]"),
+    ("stop_sequences", "[NaN]"),
+    *(("replicate_weights", source) for source in (
+        "\0", "x" * 10**6, "\ud800", "/etc/passwd", "../x", "http://\ud800/", "file:///etc/passwd",
+        "data:,x", "data:;base64,!", "ftp://example.org/x",
+    )),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> TextPredictor:
+    folder = tmp_path_factory.mktemp("values")
+    make_base_model(
+        folder / "base", ["What is it?"] * 9, vocab_size=300, hidden_size=16, num_layers=1,
+        num_heads=2, num_key_value_heads=1, context=64,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BASE_MODEL", str(folder / "base"))
+        patch.setenv("WEIGHTS_CACHE", str(folder / "cache"))
+        return TextPredictor(None)
+
+
+@pytest.mark.parametrize("number", range(len(OUT_OF_BOUNDS)))
+def test_values_out_of_bounds_are_refused_at_once(predictor: TextPredictor, number: int):
+    name, value = OUT_OF_BOUNDS[number]
+    before = answer(predictor, None)
+    seconds = []
+    for _ in range(3):  # the machine may be busy with something else
+        started = time.monotonic()
+        with pytest.raises(UserError) as caught:
+            list(predictor.stream({**REQUEST, name: value}, record_metric=lambda *_, **__: None))
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 0.05
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+    assert answer(predictor, None) == before
+
+
+def test_a_template_cannot_multiply_a_long_prompt(predictor: TextPredictor):
+    request = {**REQUEST, "prompt": "a" * 4000, "prompt_template": "{prompt}" * 500}
+    with pytest.raises(UserError, match="prompt_template: expected a text of at most"):
+        list(predictor.stream(request, record_metric=lambda *_, **__: None))
+
+
+ODD = [
+    ("temperature", 5e-324), ("top_p", 0), ("top_p", 1e-300), ("top_k", 0), ("seed", 2**70),
+    ("seed", -(2**63)), ("repetition_penalty", 0), ("repetition_penalty", 1e-300), ("prompt", ""),
+    ("prompt", "\0"), ("stop_sequences", ",,,"), ("stop_sequences", "[INST],foo"),
+    ("stop_sequences", '["\\ud800"]'), ("prompt_template", "{{prompt}} {0} {x!r:>9} {prompt}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), ODD)
+def test_odd_values_are_answered(predictor: TextPredictor, name: str, value: object):
+    list(
+        predictor.stream(
+            {**REQUEST, "temperature": 0.5, name: value}, record_metric=lambda *_, **__: None
+        )
+    )
