@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -33,7 +34,7 @@ class LoadedAdapter:
         """The rank that a slot must have room for."""
         return max(len(module.lora_A) for module in self.modules.values())
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """What it takes in memory."""
         tensors = [t for m in self.modules.values() for t in (m.lora_A, m.lora_B)]

@@ -144,6 +144,16 @@ class Engine:
         finally:
             self.cancel(request)
 
+    def warm_up(self) -> float:
+        """Run what requests will run, so that none waits for it; return the seconds it took."""
+        started = time.monotonic()
+        for settings in (
+            SamplingSettings(max_new_tokens=4, temperature=0, repetition_penalty=1),
+            SamplingSettings(max_new_tokens=4),
+        ):
+            list(self.generate([self.tokenizer.eos_id] * 2, settings, adapter=None))
+        return time.monotonic() - started
+
     def close(self) -> None:
         """End all requests and the thread."""
         self._is_closed = True

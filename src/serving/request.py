@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import torch
+
 from src.serving.adapters import LoadedAdapter
 from src.serving.sampling import SamplingSettings
 
@@ -14,7 +16,7 @@ FinishReason = Literal["end", "length", "canceled", "error"]
 class Grammar(Protocol):
     """Decides which tokens may come next."""
 
-    def fill(self, allowed: "object") -> None:
+    def fill(self, allowed: torch.Tensor) -> None:
         """Write into a boolean row of the vocabulary which tokens are allowed."""
 
     def push(self, token: int) -> None:
