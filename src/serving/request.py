@@ -75,6 +75,8 @@ class Generation:
     place: int | None = None
     num_read: int = 0
     num_drawn: int = 0
+    num_stepped: int = 0
+    """Tokens drawn on the device, of which the last may not have arrived."""
     max_drawn: int = 0
     ids: list[int] = field(default_factory=list)
     is_done: bool = False
@@ -87,4 +89,4 @@ class Generation:
     @property
     def length(self) -> int:
         """How many tokens the slot holds after the next step."""
-        return len(self.prompt_ids) + self.num_drawn
+        return len(self.prompt_ids) + self.num_stepped

@@ -62,6 +62,7 @@ class Steps:
         )
         self._tokens[rows] = token
         self.rows[slot] = request
+        request.num_stepped = 1
         self._is_changed = True
         return self._drawn(token, logits, [request])
 
@@ -86,9 +87,8 @@ class Steps:
                 [row is not None for row in rows],
             )
             self._features = self.sampler.features(slice(num_rows))
-        # One more where the tokens of the step before have not arrived.
-        late = int(self._graphs is not None)
-        lengths = [row.length + late for row in rows if row is not None]
+        running = [row for row in rows if row is not None]
+        lengths = [row.length for row in running]
 
         def step() -> torch.Tensor:
             return self._step(num_rows, lengths)
@@ -98,6 +98,8 @@ class Steps:
         else:
             shape = num_rows, self._features, self._forward.plan(lengths)
             logits = self._graphs.run(shape, step)
+        for row in running:
+            row.num_stepped += 1
         return self._drawn(self._tokens[:num_rows], logits, list(rows))
 
     def _step(self, num_rows: int, lengths: Sequence[int]) -> torch.Tensor:

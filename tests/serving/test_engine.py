@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from src.errors import UserError
@@ -14,38 +13,6 @@ from src.serving.sampling import SamplingSettings
 from src.weights.adapter import read_adapter
 
 GREEDY = SamplingSettings(max_new_tokens=48, temperature=0, repetition_penalty=1.0, top_p=1.0)
-
-
-@pytest.fixture(scope="module")
-def engine(base_dir: Path) -> Engine:
-    return Engine(base_dir)
-
-
-def save_random_adapter(base_dir: Path, folder: Path, *, seed: int, **options) -> Path:
-    torch.manual_seed(seed)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base_dir),
-        LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options}),
-    )
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def adapters(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    root = tmp_path_factory.mktemp("adapters")
-    return [
-        save_random_adapter(base_dir, root / "all", seed=1),
-        save_random_adapter(base_dir, root / "few", seed=2, target_modules=["q_proj", "v_proj"]),
-        save_random_adapter(base_dir, root / "rslora", seed=3, r=8, use_rslora=True),
-        save_random_adapter(
-            base_dir, root / "patterns", seed=4, rank_pattern={"q_proj": 2},
-            alpha_pattern={"up_proj": 32},
-        ),
-    ]  # fmt: skip
 
 
 def reference(base_dir: Path, adapter: Path | None, ids: list[int]) -> list[int]:
@@ -71,11 +38,12 @@ def test_greedy_answers_are_those_of_transformers_and_peft(engine, base_dir, ada
     before = base_hash(engine)
     prompts = [engine.tokenizer.encode(text) for text in ("What is it?\n", "It", "number 7" * 9)]
     loaded = {None: None} | {
-        path: engine.load_adapter(read_adapter(path, engine.linear_shapes)) for path in adapters
+        path: engine.load_adapter(read_adapter(path, engine.linear_shapes))
+        for path in adapters.values()
     }
     answers = set()
     for ids in prompts:
-        for path in (None, *adapters, None):
+        for path in (None, *adapters.values(), None):
             answer = list(engine.generate(ids, GREEDY, adapter=loaded[path]))
             assert answer == reference(base_dir, path, ids), path
             answers.add(tuple(answer))
@@ -87,7 +55,8 @@ def test_requests_that_take_turns_do_not_mix(engine, adapters):
     """Two generators at once, a token each in turn, with different adapters."""
     ids = engine.tokenizer.encode("What is it?\n")
     one, two = (
-        engine.load_adapter(read_adapter(path, engine.linear_shapes)) for path in adapters[:2]
+        engine.load_adapter(read_adapter(path, engine.linear_shapes))
+        for path in (adapters["all"], adapters["few"])
     )
     expected = [list(engine.generate(ids, GREEDY, adapter=adapter)) for adapter in (one, two)]
     streams = [engine.generate(ids, GREEDY, adapter=adapter) for adapter in (one, two)]
@@ -103,7 +72,7 @@ def test_a_prompt_that_fills_the_context_is_refused(engine):
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "tied", "gpt-neox"])
-def test_other_layouts_answer_as_in_transformers(base_dir: Path, tmp_path: Path, kind: str):
+def test_other_layouts_answer_as_in_transformers(base_dir: Path, tmp_path: Path, kind: str, capsys):
     """A short sliding window, biases, a tied head, and a stranger to our attention."""
     import shutil
 
@@ -132,6 +101,7 @@ def test_other_layouts_answer_as_in_transformers(base_dir: Path, tmp_path: Path,
     shutil.copytree(base_dir, folder, ignore=shutil.ignore_patterns("model*", "config.json"))
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     engine = Engine(folder)
+    assert ("in transformers" in capsys.readouterr().out) == (kind == "gpt-neox")
     for prompt in ("What is it?", "What is the colour of number 7? " * 3):
         ids = engine.tokenizer.encode(prompt)
         answer = list(engine.generate(ids, GREEDY, adapter=None))
