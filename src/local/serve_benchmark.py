@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from src.local.picture import draw_bars, machine_name
-from src.local.serve_work import PROMPT_TOKENS, ServeWork, make_work
+from src.local.serve_work import PROMPT_TOKENS, make_work
 from src.local.server import ROOT
 
 OURS = "cog-finetune"
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         work = make_work(Path(folder), arguments.tokens)
         work.save(Path(folder) / "work.json")
-        weight_bytes = _weight_bytes(work)
+        weight_bytes = work.weight_bytes
         rounds = [_round(Path(folder)) for _ in range(arguments.rounds)]
         bandwidth = _bandwidth(Path(folder))
     record = {
@@ -127,13 +127,6 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
         "p50": round(statistics.median(ordered), 4),
         "p95": round(ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))], 4),
     }
-
-
-def _weight_bytes(work: ServeWork) -> int:
-    """Return what one step reads at least: all weights but the embedding."""
-    files = Path(work.base_model).glob("*.safetensors")
-    config = json.loads((Path(work.base_model) / "config.json").read_text())
-    return sum(f.stat().st_size for f in files) - 4 * config["vocab_size"] * config["hidden_size"]
 
 
 def _bandwidth(folder: Path) -> float:

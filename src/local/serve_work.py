@@ -2,13 +2,21 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
+
+from src.local.demo import every_docstring
+from src.local.tiny_model import make_base_model
+from src.model.adapter import save_adapter
+from src.model.base_model import linear_shapes, load_base_model
 
 CONTEXT = 4352
 NUM_ADAPTERS = 8
 PROMPT_TOKENS = 32
+RANK = 8
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,14 @@ class ServeWork:
         """Read what `save` wrote."""
         return cls(**json.loads(path.read_text()))
 
+    @property
+    def weight_bytes(self) -> int:
+        """What one step reads at least: all weights but the embedding."""
+        folder = Path(self.base_model)
+        config = json.loads((folder / "config.json").read_text())
+        embedding = 4 * config["vocab_size"] * config["hidden_size"]
+        return sum(f.stat().st_size for f in folder.glob("*.safetensors")) - embedding
+
     def prompts(self, num: int, length: int, *, seed: int) -> list[list[int]]:
         """Return random prompts, no two of which begin alike."""
         rng = random.Random(seed)
@@ -38,27 +54,35 @@ class ServeWork:
 
 def make_work(folder: Path, num_tokens: int) -> ServeWork:
     """Make the demo's base model with a long context, and adapters for it."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    from src.local.demo import every_docstring
-    from src.local.tiny_model import make_base_model
-
     base_model = folder / "base-model"
     texts = [example["completion"] for example in every_docstring()]
     make_base_model(base_model, texts, context=CONTEXT)
+    model = load_base_model(base_model, dtype=torch.float32, device=torch.device("cpu"))
+    shapes = {name: shape for name, shape in linear_shapes(model).items() if name != "lm_head"}
     adapters = []
     for number in range(NUM_ADAPTERS):
-        torch.manual_seed(number)
-        model = get_peft_model(
-            AutoModelForCausalLM.from_pretrained(base_model),
-            LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"),
+        adapter = folder / f"adapter-{number}"
+        adapter.mkdir()
+        save_adapter(
+            adapter,
+            _random_matrices(shapes, seed=number),
+            base_model="",
+            target_modules=sorted({name.rpartition(".")[2] for name in shapes}),
+            rank=RANK,
+            alpha=2 * RANK,
+            dropout=0.0,
         )
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.02)
-        model.save_pretrained(str(folder / f"adapter-{number}"))
-        adapters.append(str(folder / f"adapter-{number}"))
-    vocab_size = AutoModelForCausalLM.from_pretrained(base_model).config.vocab_size
-    return ServeWork(str(base_model), adapters, vocab_size, num_tokens)
+        adapters.append(str(adapter))
+    return ServeWork(str(base_model), adapters, model.config.vocab_size, num_tokens)
+
+
+def _random_matrices(
+    shapes: Mapping[str, tuple[int, int]], *, seed: int
+) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    matrices = {}
+    for name, (out_features, in_features) in shapes.items():
+        for part, shape in (("A", (RANK, in_features)), ("B", (out_features, RANK))):
+            values = torch.randn(shape, generator=generator) * 0.02
+            matrices[f"base_model.model.{name}.lora_{part}.weight"] = values
+    return matrices

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from src.errors import UserError
 from src.serving.adapters import LoadedAdapter
 from src.serving.lora_stack import LoraStack
 from src.serving.projections import Projection
@@ -16,9 +17,15 @@ class AdapterSlots:
     """Copies adapters into slots beside the base model, whose weights are never written to."""
 
     def __init__(
-        self, projections: Sequence[Projection], *, num_slots: int, like: torch.Tensor
+        self,
+        projections: Sequence[Projection],
+        *,
+        num_slots: int,
+        like: torch.Tensor,
+        max_bytes: int,
     ) -> None:
         self.num_slots = num_slots
+        self._max_bytes = max_bytes
         self.version = 0
         """Another number means that the tensors lie elsewhere now."""
         self.stacks: list[LoraStack | None] = [None] * len(projections)
@@ -66,10 +73,14 @@ class AdapterSlots:
         while rank < adapter.max_rank:
             rank *= 2
         stacks = list(self.stacks)
+        needed = [
+            old is not None or any(name in adapter.modules for name in projection.names)
+            for old, projection in zip(stacks, self._projections, strict=True)
+        ]
+        self._check_room(adapter, rank, needed)
         for number, projection in enumerate(self._projections):
             old = stacks[number]
-            is_needed = any(name in adapter.modules for name in projection.names)
-            if (old is None and is_needed) or (old is not None and old.rank < rank):
+            if needed[number] and (old is None or old.rank < rank):
                 new = self._new_stack(projection, rank)
                 if old is not None:
                     new.take(old)
@@ -81,6 +92,21 @@ class AdapterSlots:
         for stack in stacks:
             if stack is not None:
                 stack.write(slot, adapter.modules)
+
+    def _check_room(self, adapter: LoadedAdapter, rank: int, needed: Sequence[bool]) -> None:
+        """Every slot has room for the highest rank of all, and the device only so much memory."""
+        numbers_per_rank = sum(
+            len(projection.names) * (projection.in_features + sum(projection.out_features))
+            for projection, is_needed in zip(self._projections, needed, strict=True)
+            if is_needed
+        )
+        num_bytes = self.num_slots * rank * numbers_per_rank * self._like.itemsize
+        if num_bytes > self._max_bytes:
+            raise UserError(
+                f"weights: expected an adapter of a rank that {self.num_slots} adapters have room "
+                f"for in {self._max_bytes / 1e9:.1f} GB, found rank {adapter.max_rank}, "
+                f"which takes {num_bytes / 1e9:.1f} GB"
+            )
 
     def _new_stack(self, projection: Projection, rank: int) -> LoraStack:
         return LoraStack(

@@ -1,5 +1,6 @@
 """The base model in memory and the thread that owns it: requests go in, tokens come out."""
 
+import itertools
 import os
 import queue
 import threading
@@ -14,7 +15,7 @@ from src.model.base_model import context_length, linear_shapes, load_base_model,
 from src.serving.adapters import LoadedAdapter, load_adapter
 from src.serving.decoder import Decoder, refusal
 from src.serving.forward import Forward, StaticForward
-from src.serving.memory import num_slots_that_fit
+from src.serving.memory import adapter_bytes_that_fit, num_slots_that_fit
 from src.serving.request import Event, Finished, Generation
 from src.serving.sampler import Sampler
 from src.serving.sampling import SamplingSettings
@@ -26,6 +27,10 @@ from src.weights.adapter import AdapterFile
 
 MAX_SLOTS = 32
 MAX_ADAPTERS = 16
+WARM_UP = (
+    SamplingSettings(max_new_tokens=6, temperature=0, repetition_penalty=1),
+    SamplingSettings(max_new_tokens=6),
+)
 
 
 class Engine:
@@ -62,6 +67,7 @@ class Engine:
         reason = refusal(self.model)
         if reason is None:
             decoder = Decoder(self.model)
+            adapter_bytes = adapter_bytes_that_fit(self.device)
             self.num_slots = num_slots_that_fit(
                 decoder.bytes_per_token * (self.context + 1), max_slots, self.device
             )
@@ -70,6 +76,7 @@ class Engine:
                 num_slots=self.num_slots,
                 context=self.context,
                 num_adapters=max_adapters,
+                adapter_bytes=adapter_bytes,
             )
         else:
             print(f"this base model runs in transformers, one row at a time: {reason}", flush=True)
@@ -147,12 +154,21 @@ class Engine:
     def warm_up(self) -> float:
         """Run what requests will run, so that none waits for it; return the seconds it took."""
         started = time.monotonic()
-        for settings in (
-            SamplingSettings(max_new_tokens=4, temperature=0, repetition_penalty=1),
-            SamplingSettings(max_new_tokens=4),
-        ):
-            list(self.generate([self.tokenizer.eos_id] * 2, settings, adapter=None))
+        is_gpu = self.device.type == "cuda"
+        sizes = [2**n for n in range((self.num_slots - 1).bit_length() + 1)] if is_gpu else [1]
+        for settings, size in itertools.product(WARM_UP, sizes):
+            ended: queue.SimpleQueue[Event] = queue.SimpleQueue()
+            for _ in range(min(size, self.num_slots)):
+                self.submit(Generation([self.tokenizer.eos_id] * 2, settings, ended.put))
+            for _ in range(min(size, self.num_slots)):
+                while not isinstance(ended.get(), Finished):
+                    pass
         return time.monotonic() - started
+
+    def check_alive(self) -> None:
+        """Raise an error where nothing will be delivered any more."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the engine has stopped")
 
     def close(self) -> None:
         """End all requests and the thread."""

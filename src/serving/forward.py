@@ -60,7 +60,13 @@ class StaticForward:
     is_static = True
 
     def __init__(
-        self, decoder: Decoder, *, num_slots: int, context: int, num_adapters: int
+        self,
+        decoder: Decoder,
+        *,
+        num_slots: int,
+        context: int,
+        num_adapters: int,
+        adapter_bytes: int,
     ) -> None:
         self._decoder = decoder
         self._device = decoder.device
@@ -76,7 +82,10 @@ class StaticForward:
         )
         decoder.rotary.grow(context + 1)
         self._adapters = AdapterSlots(
-            decoder.projections, num_slots=num_adapters, like=decoder.like
+            decoder.projections,
+            num_slots=num_adapters,
+            like=decoder.like,
+            max_bytes=adapter_bytes,
         )
         self._first_places = torch.arange(num_slots, device=self._device) * (context + 1)
         self._row_adapters: RowAdapters | None = None

@@ -77,6 +77,7 @@ class TextPredictor:
                 try:
                     text = prediction.push(*events.get(timeout=WAIT_SECONDS))
                 except queue.Empty:
+                    self._engine.check_alive()
                     continue
                 if text:
                     yield text

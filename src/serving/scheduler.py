@@ -2,16 +2,14 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-
-import torch
+from collections.abc import Iterable
 
 from src.serving.forward import Forward
 from src.serving.prefixes import Prefixes
-from src.serving.request import Finished, FinishReason, Generation, Token, TokenScores
+from src.serving.request import Finished, FinishReason, Generation, Token
 from src.serving.steps import Drawn, Steps
 
-CHUNK_TOKENS = 512
+CHUNK_TOKENS, CHUNK_TOKENS_ALONE = 512, 4096
 PATIENCE_SECONDS = 5.0
 """How long others may overtake a request whose adapter finds no room on the device."""
 
@@ -54,7 +52,7 @@ class Scheduler:
         self._read()
         if any(row is not None for row in self._steps.rows):
             drawn = self._steps.run()
-            if self._can_overlap and not any(map(_needs_host, drawn.rows)):
+            if self._can_overlap and not drawn.needs_host:
                 # The tokens of the step before are handed out while this one runs.
                 drawn, self._in_flight = self._in_flight, drawn
             else:
@@ -125,8 +123,9 @@ class Scheduler:
         return True
 
     def _read(self) -> None:
-        """Read up to one chunk in all, so that running answers do not stall."""
-        room = CHUNK_TOKENS
+        """Read up to one chunk in all, a short one where running answers would stall."""
+        is_alone = not any(row is not None for row in self._steps.rows)
+        room = CHUNK_TOKENS_ALONE if is_alone else CHUNK_TOKENS
         while self._reading and room > 0:
             request = self._reading[0]
             try:
@@ -146,7 +145,7 @@ class Scheduler:
         if logits is not None:
             self._fill_grammar(request)
             drawn = self._steps.start(request, logits)
-            self._take(request, drawn.ids()[0], drawn.logits[0])
+            self._take(request, drawn, 0, drawn.ids()[0])
         return len(ids)
 
     def _hand_out(self, drawn: Drawn | None) -> None:
@@ -158,20 +157,17 @@ class Scheduler:
             try:
                 # The token that was read in this step.
                 self._prefixes.append(request.slot, request.ids[-1:])
-                self._take(request, token, drawn.logits[row])
+                self._take(request, drawn, row, token)
             except Exception as error:
                 self._finish(request, "error", error)
 
-    def _take(self, request: Generation, token: int, logits: torch.Tensor) -> None:
+    def _take(self, request: Generation, drawn: Drawn, row: int, token: int) -> None:
         """Hand a token to its request, and see whether it was the last."""
         request.num_drawn += 1
         request.ids.append(token)
         if request.first_token_at is None:
             request.first_token_at = time.monotonic()
-        scores = None
-        if request.num_logprobs >= 0:
-            scores = _scores(logits, token, request.num_logprobs)
-        request.deliver(Token(token, scores))
+        request.deliver(Token(token, drawn.scores(row, token)))
         if token in self._end_ids:
             self._finish(request, "end")
         elif request.num_drawn >= request.max_drawn:
@@ -202,15 +198,3 @@ class Scheduler:
             request.deliver(Finished(reason, error))
         except Exception as lost:
             print(f"nobody takes the end of a request: {lost}", flush=True)
-
-
-def _needs_host(request: Generation | None) -> bool:
-    """Whether the next step depends on what the host makes of this one."""
-    return request is not None and (request.grammar is not None or request.num_logprobs >= 0)
-
-
-def _scores(logits: torch.Tensor, token: int, num_best: int) -> TokenScores:
-    logprobs = logits.float().log_softmax(-1)
-    values, ids = logprobs.topk(min(num_best, len(logprobs)))
-    best: Sequence[tuple[int, float]] = list(zip(ids.tolist(), values.tolist(), strict=True))
-    return TokenScores(float(logprobs[token]), tuple(best))

@@ -22,7 +22,7 @@ class StepGraphs:
         known = self._graphs[shape]
         if known is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 output = step()
             known = self._graphs[shape] = graph, output
         graph, output = known

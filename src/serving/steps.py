@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from src.serving.forward import Forward
-from src.serving.request import Generation
+from src.serving.request import Generation, TokenScores
 from src.serving.sampler import Sampler
 from src.serving.step_graphs import StepGraphs
 
@@ -25,6 +25,24 @@ class Drawn:
         if self.is_there is not None:
             self.is_there.synchronize()
         return self.tokens.tolist()
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether the next step depends on what the host makes of this one."""
+        return any(
+            row is not None and (row.grammar is not None or row.num_logprobs >= 0)
+            for row in self.rows
+        )
+
+    def scores(self, row: int, token: int) -> TokenScores | None:
+        """Return how likely the model found a row's token, if its request asks for that."""
+        request = self.rows[row]
+        if request is None or request.num_logprobs < 0:
+            return None
+        logprobs = self.logits[row].float().log_softmax(-1)
+        values, ids = logprobs.topk(min(request.num_logprobs, len(logprobs)))
+        best = zip(ids.tolist(), values.tolist(), strict=True)
+        return TokenScores(float(logprobs[token]), tuple(best))
 
 
 class Steps:

@@ -252,6 +252,16 @@ def test_an_error_in_one_request_fails_that_one_alone(engine, loaded):
     assert neighbour.read() == expected
 
 
+def test_an_adapter_that_the_device_has_no_room_for_is_refused(engine, loaded, monkeypatch):
+    monkeypatch.setattr(engine._scheduler._forward._adapters, "_max_bytes", 1000)
+    stranger = LoadedAdapter("stranger", loaded["rank-40"].modules)
+    reader = Reader(engine, [5, 6, 7], adapter=stranger)
+    assert reader.read() == []
+    assert "found rank 40" in str(reader.end.error)
+    monkeypatch.undo()
+    assert Reader(engine, [5, 6, 7], adapter=stranger).read() != []
+
+
 def test_another_ones_overflow_stays_with_them(engine, loaded):
     huge = LoadedAdapter(
         "huge",
