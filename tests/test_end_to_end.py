@@ -11,6 +11,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -67,11 +68,25 @@ def archive(trainings: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def predictions(base_dir: Path, archive: Path) -> Iterator[str]:
+NUM_READERS = 8
+
+
+@pytest.fixture(scope="module", params=["Predictor", "ConcurrentPredictor"])
+def predictions(request, base_dir: Path, archive: Path) -> Iterator[str]:
     os.environ.update(BASE_MODEL=str(base_dir), WEIGHTS_DIR=str(archive.parent))
+    os.environ["COG_PREDICT_TYPE_STUB"] = f"predict.py:{request.param}"
+    if request.param == "ConcurrentPredictor":
+        os.environ["COG_MAX_CONCURRENCY"] = str(NUM_READERS)
+    else:
+        os.environ.pop("COG_MAX_CONCURRENCY", None)
     with running_server("predict", ROOT, verbose=False) as address:
         yield f"{address}/predictions"
+
+
+@pytest.fixture
+def predictor(request) -> str:
+    """The name of the predictor that this test meets."""
+    return request.node.callspec.params["predictions"]
 
 
 def ask(predictions: str, prompt: str, **inputs) -> dict:
@@ -175,22 +190,29 @@ def stream(predictions: str, prompt: str, **inputs) -> Iterator[tuple[str, dict,
                 yield name, json.loads(line[5:]), time.monotonic()
 
 
-def test_the_text_streams_while_it_is_made(predictions: str):
-    events = list(stream(predictions, "number", max_new_tokens=200))
+def test_the_text_streams_while_it_is_made(predictions: str, predictor: str):
+    if predictor == "ConcurrentPredictor":
+        assert post(predictions, GREEDY, headers={"Accept": "text/event-stream"}).status_code == 406
+        return
+    # Sixteen answers, because one is over before HTTP notices.
+    inputs = {"max_new_tokens": 240, "min_new_tokens": 240, "num_outputs": 16}
+    events = list(stream(predictions, "number", **inputs))
     pieces = [(data["chunk"], at) for name, data, at in events if name == "output"]
     assert len(pieces) > 20
-    assert pieces[-1][1] - pieces[0][1] > 0.05
+    metrics = next(data["metrics"] for name, data, _ in events if name == "completed")
+    seconds = metrics["output_token_count"] / metrics["tokens_per_second"]
+    assert pieces[-1][1] - pieces[0][1] > 0.25 * seconds
     joined = "".join(piece for piece, _ in pieces)
-    assert joined == text_of(ask(predictions, "number", max_new_tokens=200))
+    assert joined == text_of(ask(predictions, "number", **inputs))
 
 
 def test_a_stop_sequence_is_never_shown(predictions: str, archive: Path):
     row = ROWS[4]
     stop = row["completion"][4:9]
     inputs = {"replicate_weights": archive.name, "stop_sequences": json.dumps([stop])}
-    events = list(stream(predictions, row["prompt"], **inputs))
-    shown = "".join(data["chunk"] for name, data, _ in events if name == "output")
-    assert shown == row["completion"].partition(stop)[0]
+    answer = ask(predictions, row["prompt"], **inputs)
+    assert text_of(answer) == row["completion"].partition(stop)[0]
+    assert answer["metrics"]["finish_reason"] == "stop"
 
 
 def test_metrics_of_a_request(predictions: str, archive: Path):
@@ -212,6 +234,88 @@ def test_seeds_reproduce(predictions: str):
     assert text_of(ask(predictions, "It", **{**inputs, "seed": 8})) != first
 
 
+def test_messages_are_the_dialogue_that_a_prompt_is(predictions: str, archive: Path):
+    row = ROWS[6]
+    messages = json.dumps([{"role": "user", "content": row["prompt"]}])
+    found = ask(predictions, "", messages=messages, replicate_weights=archive.name)
+    assert text_of(found) == row["completion"]
+
+
+def test_the_next_turn_reads_only_what_is_new(predictions: str):
+    turns = [{"role": "user", "content": "What is the colour of number 3?"}]
+    first = ask(predictions, "", messages=json.dumps(turns))
+    turns += [{"role": "assistant", "content": text_of(first)}]
+    turns += [{"role": "user", "content": "And of number 4?"}]
+    second = ask(predictions, "", messages=json.dumps(turns))
+    assert second["metrics"]["cached_input_token_count"] >= first["metrics"]["input_token_count"]
+
+
+def test_an_answer_follows_its_json_schema(predictions: str):
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "number": {"type": "boolean"}},
+        "required": ["colour", "number"],
+        "additionalProperties": False,
+    }
+    for seed in range(4):
+        inputs = {"json_schema": json.dumps(schema), "temperature": 1, "seed": seed}
+        value = json.loads(text_of(ask(predictions, "It", **inputs, max_new_tokens=100)))
+        assert value["colour"] in ("red", "green")
+        assert isinstance(value["number"], bool)
+        assert len(value) == 2
+
+
+def test_several_answers_are_a_list_of_what_each_seed_gives(predictions: str):
+    inputs = {"temperature": 1.5, "seed": 20}
+    several = ask(predictions, "It", num_outputs=3, **inputs)
+    texts = json.loads(text_of(several))
+    alone = [text_of(ask(predictions, "It", **{**inputs, "seed": 20 + n})) for n in range(3)]
+    assert texts == alone
+    assert len(set(texts)) == 3
+    assert len(several["metrics"]["finish_reasons"]) == 3
+
+
+def test_log_probabilities_are_those_of_the_model(predictions: str, base_dir: Path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    answer = ask(predictions, "It", logprobs=2, max_new_tokens=4)
+    (told,) = answer["metrics"]["logprobs"]
+    assert "".join(token["token"] for token in told) == text_of(answer)
+    tokenizer = AutoTokenizer.from_pretrained(base_dir)
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode("It")]])
+    logits = AutoModelForCausalLM.from_pretrained(base_dir)(ids).logits[0, -1]
+    values = logits.log_softmax(-1).topk(2).values.tolist()
+    assert told[0]["logprob"] == pytest.approx(values[0], abs=1e-4)
+    assert [best["logprob"] for best in told[0]["top"]] == pytest.approx(values, abs=1e-4)
+
+
+def test_many_readers_at_once_get_what_each_gets_alone(predictions, predictor, archive):
+    requests_ = [
+        {
+            "prompt": row["prompt"],
+            "seed": number,
+            "temperature": 0.9 * (number % 2),
+            **({"replicate_weights": archive.name} if number % 3 else {}),
+        }
+        for number, row in enumerate(ROWS[:NUM_READERS])
+    ]
+    alone = [text_of(ask(predictions, **inputs)) for inputs in requests_]
+    with ThreadPoolExecutor(NUM_READERS) as readers:
+        together = list(readers.map(lambda inputs: text_of(ask(predictions, **inputs)), requests_))
+    assert together == alone
+
+
+def test_a_canceled_request_leaves_its_place_to_others(predictions: str):
+    url = f"{predictions}/to-cancel"
+    request = {
+        "input": {"prompt": "number", **GREEDY, "max_new_tokens": 250, "min_new_tokens": 250}
+    }
+    answer = requests.put(url, json=request, headers={"Prefer": "respond-async"}, timeout=30)
+    assert answer.status_code == 202
+    requests.post(f"{url}/cancel", timeout=30)
+    assert text_of(ask(predictions, "number", max_new_tokens=3)) is not None
+
+
 BAD_REQUESTS = {
     "no-prompt": ({"prompt": None}, 422, "prompt"),
     "temperature": ({"temperature": 9}, 422, "maximum of 5"),
@@ -226,6 +330,16 @@ BAD_REQUESTS = {
     "traversal": ({"replicate_weights": "../../etc/passwd"}, 200, "outside of WEIGHTS_DIR"),
     "missing": ({"replicate_weights": "none.tar"}, 200, "there is no file or folder 'none.tar'"),
     "scheme": ({"replicate_weights": "ftp://host/w.tar"}, 200, "expected an http, https or data"),
+    "messages": ({"prompt": "", "messages": "[]"}, 200, "expected a JSON list of 1 to"),
+    "two-prompts": ({"messages": "[]"}, 200, "expected an empty prompt beside it"),
+    "roles": (
+        {"prompt": "", "messages": json.dumps([{"role": "tool", "content": "x"}])},
+        200,
+        "message 1: expected role system, user or assistant, found tool",
+    ),
+    "schema": ({"json_schema": "[1]"}, 200, "json_schema: expected a JSON object"),
+    "schema-type": ({"json_schema": '{"type": "nope"}'}, 200, "json_schema: expected a schema"),
+    "outputs": ({"num_outputs": 17}, 422, "maximum of 16"),
     "no-archive": ({"replicate_weights": data_url(b"hello")}, 200, "not a .tar, .tar.gz or .zip"),
 }
 

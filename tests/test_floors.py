@@ -22,6 +22,7 @@ ONE_DOOR = {
     "peft": {"model/adapter.py"},
     "bitsandbytes": set(),
     "cog": set(),
+    "llguidance": {"serving/json_grammar.py"},
 }
 
 

@@ -6,11 +6,14 @@ is an error. See https://cog.run/docs for the rules.
 
 import ast
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PREDICTOR = "predict.py:Predictor"
+CONCURRENT_PREDICTOR = "predict.py:ConcurrentPredictor"
 _TYPES: dict[str, dict[str, Any]] = {
     "str": {"type": "string"},
     "int": {"type": "integer"},
@@ -42,12 +45,14 @@ _PREDICT = _Door("/predictions", "Predict", "prediction", "prediction_id", "")
 _TRAIN = _Door("/trainings", "Train", "training", "training_id", "Training")
 
 
-def build_schema(train_source: Path, predict_source: Path) -> dict[str, Any]:
-    """Return the document for both files.
+def build_schema(
+    train_source: Path, predict_source: Path, *, predictor: str = "Predictor"
+) -> dict[str, Any]:
+    """Return the document for both files; predict is the one of this class.
 
     Raises ValueError for a signature that Cog would read as something else than it says.
     """
-    schema = _door_schema(predict_source, "predict", _PREDICT)
+    schema = _door_schema(predict_source, f"{predictor}.predict", _PREDICT)
     train = _door_schema(train_source, "train", _TRAIN)
     schema["paths"] = {**train["paths"], **schema["paths"]}
     for name, component in train["components"]["schemas"].items():
@@ -58,21 +63,19 @@ def build_schema(train_source: Path, predict_source: Path) -> dict[str, Any]:
 
 
 def write_schema(root: Path) -> Path:
-    """Write the document where Cog's server looks for it."""
+    """Write the document where Cog's server looks for it, for the predictor it will run."""
+    predictor = os.environ.get("COG_PREDICT_TYPE_STUB", PREDICTOR).rpartition(":")[2]
     path = root / ".cog" / "openapi_schema.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(build_schema(root / "train.py", root / "predict.py")))
+    schema = build_schema(root / "train.py", root / "predict.py", predictor=predictor)
+    path.write_text(json.dumps(schema))
     return path
 
 
 def _door_schema(source_path: Path, function_name: str, door: _Door) -> dict[str, Any]:
     source = source_path.read_text()
     tree = ast.parse(source)
-    function = next(
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function_name
-    )
+    function = _find_function(tree, function_name)
     enums: dict[str, Any] = {}
     properties, required = {}, []
     arguments = [argument for argument in function.args.args if argument.arg != "self"]
@@ -103,6 +106,18 @@ def _door_schema(source_path: Path, function_name: str, door: _Door) -> dict[str
         "paths": _paths(door, is_streaming=is_streaming),
         "components": {"schemas": schemas},
     }
+
+
+def _find_function(tree: ast.Module, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
+    class_name, _, function_name = name.rpartition(".")
+    parents = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    body = tree.body
+    if class_name:
+        body = next((node.body for node in parents if node.name == class_name), [])
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function_name:
+            return node
+    raise ValueError(f"there is no {name}")
 
 
 class _Field:
@@ -180,7 +195,7 @@ def _output_schema(
     if function.returns is None:
         raise ValueError(f"{function.name}: Cog needs a return type")
     name = ast.unparse(function.returns)
-    if name == "ConcatenateIterator[str]":
+    if name.removeprefix("Async") == "ConcatenateIterator[str]":
         return {
             "title": "Output",
             "type": "array",

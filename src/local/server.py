@@ -1,6 +1,6 @@
 """Cog's own HTTP server on this checkout, without Docker.
 
-`python -m src.local.server predict|train [--port N] [--host H]`
+`python -m src.local.server predict|train [--port N] [--host H] [--concurrency N]`
 """
 
 import argparse
@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from src.local.schema import write_schema
+from src.local.schema import CONCURRENT_PREDICTOR, PREDICTOR, write_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def server_environment(root: Path, port: int) -> dict[str, str]:
     """Return the environment that `cog build` puts into an image, for this checkout."""
     environment = dict(os.environ)
-    environment.setdefault("COG_PREDICT_TYPE_STUB", "predict.py:Predictor")
+    environment.setdefault("COG_PREDICT_TYPE_STUB", PREDICTOR)
     environment.setdefault("COG_TRAIN_TYPE_STUB", "train.py:train")
     environment["PORT"] = str(port)
     # Cog's server starts its worker as `python`.
@@ -42,7 +42,11 @@ def main() -> None:
     parser.add_argument("mode", choices=["predict", "train"])
     parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "5000")))
     parser.add_argument("--host", default="0.0.0.0")
+    parser.add_argument("--concurrency", type=int, help="answer so many requests at once")
     arguments = parser.parse_args()
+    if arguments.concurrency is not None:
+        os.environ["COG_PREDICT_TYPE_STUB"] = CONCURRENT_PREDICTOR
+        os.environ["COG_MAX_CONCURRENCY"] = str(arguments.concurrency)
     write_schema(ROOT)
     os.chdir(ROOT)
     command = server_command(arguments.mode, arguments.host)

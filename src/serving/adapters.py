@@ -1,69 +1,67 @@
-"""Adapters beside the base model: added to a layer's output, never written into its weights."""
+"""Adapters in memory, as they were read from their file."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
-from torch import nn
-from torch.nn.functional import linear
 
-from src.model.base_model import linear_modules
 from src.weights.adapter import AdapterFile
 from src.weights.safetensors_header import TensorSlice
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedModule:
-    """The update of one linear layer on the device."""
+    """The update of one linear layer: lora_B @ lora_A."""
 
     lora_A: torch.Tensor  # (rank, in_features)
-    lora_B: torch.Tensor  # (out_features, rank)
-    scale: float
+    lora_B: torch.Tensor  # (out_features, rank), the scale is in it
 
 
-LoadedAdapter = Mapping[str, LoadedModule]
+@dataclass(frozen=True, eq=False)
+class LoadedAdapter:
+    """An adapter on the host, ready to be copied into a slot of the device."""
+
+    key: str
+    """Known by its content: two adapters with one key are one adapter."""
+    modules: Mapping[str, LoadedModule]
+
+    @property
+    def max_rank(self) -> int:
+        """The rank that a slot must have room for."""
+        return max(len(module.lora_A) for module in self.modules.values())
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """What it takes in memory."""
+        tensors = [t for m in self.modules.values() for t in (m.lora_A, m.lora_B)]
+        return sum(tensor.nbytes for tensor in tensors)
 
 
-def load_adapter(file: AdapterFile, *, dtype: torch.dtype, device: torch.device) -> LoadedAdapter:
-    """Read the tensors of a checked adapter file."""
+def load_adapter(file: AdapterFile, *, dtype: torch.dtype, key: str | None = None) -> LoadedAdapter:
+    """Read the tensors of a checked adapter file, whose content has this key if it is known."""
     data = file.path.read_bytes()
+    if key is None:
+        scales = [(name, module.scale) for name, module in sorted(file.modules.items())]
+        key = hashlib.sha256(data + repr(scales).encode()).hexdigest()
 
-    def tensor(part: TensorSlice) -> torch.Tensor:
+    def tensor(part: TensorSlice, scale: float = 1) -> torch.Tensor:
         buffer = bytearray(data[part.start : part.end])
-        values = torch.frombuffer(buffer, dtype=_DTYPES[part.dtype])
-        return values.reshape(part.shape).to(device=device, dtype=dtype)
+        values = torch.frombuffer(buffer, dtype=_DTYPES[part.dtype]).reshape(part.shape)
+        if scale != 1:
+            values = values.float() * scale
+        return values.to(dtype)
 
-    return {
-        name: LoadedModule(tensor(module.lora_A), tensor(module.lora_B), module.scale)
-        for name, module in file.modules.items()
-    }
-
-
-class AdapterSlot:
-    """Adds the active adapter to every linear layer's output; without one, nothing is added."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._active: LoadedAdapter = {}
-        for name, module in linear_modules(model).items():
-            module.register_forward_hook(self._hook(name))
-
-    def activate(self, adapter: LoadedAdapter | None) -> None:
-        """Use this adapter from the next forward pass on; None is the bare base model."""
-        self._active = adapter or {}
-
-    def _hook(self, name: str) -> Any:
-        def add_update(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> Any:
-            update = self._active.get(name)
-            if update is None:
-                return None
-            (x,) = inputs
-            low = linear(x.to(update.lora_A.dtype), update.lora_A)
-            return output + linear(low, update.lora_B) * update.scale
-
-        return add_update
+    return LoadedAdapter(
+        key,
+        {
+            name: LoadedModule(tensor(module.lora_A), tensor(module.lora_B, module.scale))
+            for name, module in file.modules.items()
+        },
+    )
 
 
 def adapter_bytes_limit(shapes: Mapping[str, tuple[int, int]]) -> int:

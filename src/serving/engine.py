@@ -1,36 +1,133 @@
-"""The base model in memory: one token after the other, with the adapter that a request names."""
+"""The base model in memory and the thread that owns it: requests go in, tokens come out."""
 
+import itertools
+import os
+import queue
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache
 
 from src.errors import UserError
 from src.model.base_model import linear_shapes, load_base_model, training_dtype
 from src.model.shape import context_length
-from src.serving.adapters import AdapterSlot, LoadedAdapter, load_adapter
-from src.serving.sampling import Sampler, SamplingSettings
+from src.serving.adapters import LoadedAdapter, load_adapter
+from src.serving.decoder import Decoder, refusal
+from src.serving.forward import Forward, StaticForward
+from src.serving.memory import adapter_bytes_that_fit, num_slots_that_fit
+from src.serving.request import Event, Finished, Generation
+from src.serving.sampler import Sampler
+from src.serving.sampling import SamplingSettings
+from src.serving.scheduler import Scheduler
+from src.serving.steps import Steps
+from src.serving.transformers_forward import TransformersForward
 from src.text.tokenizer import Tokenizer
 from src.weights.adapter import AdapterFile
+
+MAX_SLOTS = 32
+MAX_ADAPTERS = 16
+WARM_UP = (
+    SamplingSettings(max_new_tokens=6, temperature=0, repetition_penalty=1),
+    SamplingSettings(max_new_tokens=6),
+)
 
 
 class Engine:
     """Owns the device; its base weights are never written to."""
 
-    def __init__(self, folder: Path, *, known_context: int | None = None, in_4bit: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        known_context: int | None = None,
+        in_4bit: bool = False,
+        max_slots: int = MAX_SLOTS,
+        max_adapters: int = MAX_ADAPTERS,
+    ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = training_dtype(self.device)
         self.tokenizer = Tokenizer(folder)
         self.context = context_length(folder, known=known_context)
+        started = time.monotonic()
         self.model = load_base_model(folder, dtype=self.dtype, device=self.device, in_4bit=in_4bit)
         self.model.eval()
+        self.load_seconds = time.monotonic() - started
         self.linear_shapes = linear_shapes(self.model)
-        self._slot = AdapterSlot(self.model)
+        self.vocab_size: int = self.model.config.vocab_size
+        with torch.inference_mode():
+            self._scheduler = self._build(max_slots, max_adapters)
+        self._inbox: queue.SimpleQueue[Generation | None] = queue.SimpleQueue()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
 
-    def load_adapter(self, file: AdapterFile) -> LoadedAdapter:
-        """Bring a checked adapter onto the device."""
-        return load_adapter(file, dtype=self.dtype, device=self.device)
+    def _build(self, max_slots: int, max_adapters: int) -> Scheduler:
+        forward: Forward
+        reason = refusal(self.model)
+        if reason is None:
+            decoder = Decoder(self.model)
+            adapter_bytes = adapter_bytes_that_fit(self.device)
+            self.num_slots = num_slots_that_fit(
+                decoder.bytes_per_token * (self.context + 1), max_slots, self.device
+            )
+            forward = StaticForward(
+                decoder,
+                num_slots=self.num_slots,
+                context=self.context,
+                num_adapters=max_adapters,
+                adapter_bytes=adapter_bytes,
+            )
+        else:
+            print(f"this base model runs in transformers, one row at a time: {reason}", flush=True)
+            self.num_slots = max_slots
+            forward = TransformersForward(self.model)
+        sampler = Sampler(
+            num_slots=self.num_slots,
+            vocab_size=self.vocab_size,
+            end_ids=self.tokenizer.end_ids,
+            device=self.device,
+        )
+        steps = Steps(
+            forward,
+            sampler,
+            num_slots=self.num_slots,
+            context=self.context,
+            device=self.device,
+        )
+        return Scheduler(
+            forward,
+            steps,
+            num_slots=self.num_slots,
+            end_ids=self.tokenizer.end_ids,
+            can_overlap=forward.is_static and self.device.type == "cuda",
+        )
+
+    def load_adapter(self, file: AdapterFile, *, key: str | None = None) -> LoadedAdapter:
+        """Bring a checked adapter into memory."""
+        return load_adapter(file, dtype=self.dtype, key=key)
+
+    def submit(self, request: Generation) -> None:
+        """Take a request; what comes of it is delivered on the engine's thread.
+
+        Raises UserError for a prompt that fills the context.
+        """
+        room = self.context - len(request.prompt_ids)
+        if room < 1:
+            raise UserError(
+                f"prompt: expected fewer than {self.context:,} tokens, the base model's context; "
+                f"found {len(request.prompt_ids):,}"
+            )
+        request.max_drawn = min(request.settings.max_new_tokens, room)
+        if self._is_closed:
+            raise RuntimeError("the engine is closed")
+        self._inbox.put(request)
+
+    def cancel(self, request: Generation) -> None:
+        """End a request; its slot is free after the step that runs."""
+        request.is_canceled = True
+        self._inbox.put(None)
 
     def generate(
         self,
@@ -44,36 +141,62 @@ class Engine:
         The token that ends a turn is yielded too. Raises UserError for a prompt that fills the
         context.
         """
-        room = self.context - len(prompt_ids)
-        if room < 1:
-            raise UserError(
-                f"prompt: expected fewer than {self.context:,} tokens, the base model's context; "
-                f"found {len(prompt_ids):,}"
-            )
-        sampler = Sampler(
-            settings,
-            prompt_ids=prompt_ids,
-            end_ids=self.tokenizer.end_ids,
-            vocab_size=self.model.config.vocab_size,
-            device=self.device,
-        )
-        cache = DynamicCache(config=self.model.config)
-        input_ids = torch.tensor([list(prompt_ids)], device=self.device)
-        for _ in range(min(settings.max_new_tokens, room)):
-            token = sampler.draw(self._logits(input_ids, cache, adapter))
-            yield token
-            if token in self.tokenizer.end_ids:
-                return
-            input_ids = torch.tensor([[token]], device=self.device)
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        request = Generation(prompt_ids, settings, events.put, adapter=adapter)
+        self.submit(request)
+        try:
+            while not isinstance(event := events.get(), Finished):
+                yield event.id
+            if event.error is not None:
+                raise event.error
+        finally:
+            self.cancel(request)
+
+    def warm_up(self) -> float:
+        """Run what requests will run, so that none waits for it; return the seconds it took."""
+        started = time.monotonic()
+        is_gpu = self.device.type == "cuda"
+        sizes = [2**n for n in range((self.num_slots - 1).bit_length() + 1)] if is_gpu else [1]
+        for settings, size in itertools.product(WARM_UP, sizes):
+            ended: queue.SimpleQueue[Event] = queue.SimpleQueue()
+            for _ in range(min(size, self.num_slots)):
+                self.submit(Generation([self.tokenizer.eos_id] * 2, settings, ended.put))
+            for _ in range(min(size, self.num_slots)):
+                while not isinstance(ended.get(), Finished):
+                    pass
+        return time.monotonic() - started
+
+    def check_alive(self) -> None:
+        """Raise an error where nothing will be delivered any more."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the engine has stopped")
+
+    def close(self) -> None:
+        """End all requests and the thread."""
+        self._is_closed = True
+        self._inbox.put(None)
+        self._thread.join()
 
     @torch.inference_mode()
-    def _logits(
-        self, input_ids: torch.Tensor, cache: DynamicCache, adapter: LoadedAdapter | None
-    ) -> torch.Tensor:
-        """Return the scores after the last token, with this adapter and no other."""
-        self._slot.activate(adapter)
-        try:
-            output = self.model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        finally:
-            self._slot.activate(None)
-        return output.logits[0, -1]
+    def _run(self) -> None:
+        while not self._is_closed:
+            self._take_new()
+            try:
+                self._scheduler.turn()
+            except Exception as error:
+                print(f"the engine failed: {error}", flush=True)
+                self._scheduler.fail(error)
+                if "CUDA error" in str(error):
+                    os._exit(1)  # no work on this device succeeds any more; Cog starts a new worker
+        self._scheduler.fail(RuntimeError("the engine is closed"))
+
+    def _take_new(self) -> None:
+        is_idle = self._scheduler.is_idle
+        while True:
+            try:
+                request = self._inbox.get(block=is_idle)
+            except queue.Empty:
+                return
+            is_idle = False
+            if request is not None:
+                self._scheduler.add(request)

@@ -1,41 +1,34 @@
-"""A request from its inputs to a stream of text."""
+"""A request from its inputs to a stream of text, for one reader at a time or for many."""
 
+import asyncio
 import os
-import secrets
+import queue
 import tempfile
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from src.base_models import KNOWN_MODELS
 from src.errors import UserError
-from src.serving.adapters import LoadedAdapter, adapter_bytes_limit
-from src.serving.detokenizer import Detokenizer
+from src.serving.adapter_store import BARE, Adapter, AdapterStore
+from src.serving.adapters import adapter_bytes_limit
 from src.serving.engine import Engine
-from src.serving.sampling import SamplingSettings
-from src.serving.stopping import StopBuffer, parse_stop_sequences
+from src.serving.json_grammar import JsonGrammars
+from src.serving.messages import parse_messages
+from src.serving.prediction import Prediction
+from src.serving.request import Event
+from src.serving.request_inputs import RequestInputs, check_inputs
 from src.text.formats import Speech, build_speech
-from src.weights.adapter import Manifest, read_adapter
+from src.weights.adapter import read_adapter
 from src.weights.base_model import find_base_model
-from src.weights.cache import WeightsCache
+from src.weights.cache import Weights, WeightsCache
 
 RecordMetric = Callable[..., None]
-MAX_LOADED_ADAPTERS = 8
-MAX_PROMPT_CHARACTERS_PER_TOKEN = 64
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """Fine-tuned weights on the device, and how they want to be spoken to."""
-
-    loaded: LoadedAdapter | None
-    manifest: Manifest
-
-
-BARE = Adapter(None, Manifest())
+MAX_PREPARING = 64
+WAIT_SECONDS = 0.5
+"""Cog's cancel is not noticed by a thread that waits without end."""
 
 
 class TextPredictor:
@@ -52,59 +45,104 @@ class TextPredictor:
             in_4bit=os.environ.get("BASE_MODEL_IN_4BIT") == "1",
         )
         cache = os.environ.get("WEIGHTS_CACHE") or Path(tempfile.gettempdir()) / "weights-cache"
-        self._cache = WeightsCache(
-            Path(cache), max_archive_bytes=adapter_bytes_limit(self._engine.linear_shapes)
+        limit = adapter_bytes_limit(self._engine.linear_shapes)
+        self._store = AdapterStore(WeightsCache(Path(cache), max_archive_bytes=limit), self._load)
+        self._grammars = JsonGrammars(
+            self._engine.tokenizer,
+            vocab_size=self._engine.vocab_size,
+            end_ids=self._engine.tokenizer.end_ids,
         )
-        self._loaded: OrderedDict[str, Adapter] = OrderedDict()
+        self._preparing = ThreadPoolExecutor(MAX_PREPARING, thread_name_prefix="prepare")
         root = os.environ.get("WEIGHTS_DIR")
         self._weights_dir = Path(root) if root else None
-        self._own = self._adapter(weights, local_root=None) if weights else BARE
-        print(f"ready after {time.monotonic() - started:.1f} s", flush=True)
+        self._own = self._store.acquire(weights, local_root=None) if weights else BARE
+        warm_up_seconds = self._engine.warm_up()
+        print(
+            f"ready after {time.monotonic() - started:.1f} s "
+            f"(model {self._engine.load_seconds:.1f}, warm-up {warm_up_seconds:.1f}), "
+            f"{self._engine.num_slots} requests at once",
+            flush=True,
+        )
 
     def stream(self, request: Mapping[str, Any], *, record_metric: RecordMetric) -> Iterator[str]:
         """Yield the answer as it is generated, and record the metrics of the request.
 
         Raises UserError for a request that cannot be answered.
         """
-        started = time.monotonic()
-        seed = request["seed"]
-        if seed is None:
-            seed = secrets.randbelow(2**31)
-            print(f"seed {seed}", flush=True)
-        # Cog lets 3.0 pass for an integer.
-        settings = SamplingSettings(
-            **{
-                name: kind(seed if name == "seed" else request[name])
-                for name, kind in SamplingSettings.__annotations__.items()
-            }
-        )
-        stop_sequences = parse_stop_sequences(request["stop_sequences"])
-        adapter = self._requested(request["replicate_weights"])
-        speech = self._speech(request, adapter)
-        prompt_ids = self._prompt_ids(request, speech)
-        if request["debug"]:
-            self._log_prompt(prompt_ids)
-        answer = _Answer(self._engine, prompt_ids, settings, stop_sequences, adapter.loaded)
-        first_piece_seconds = None
+        events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        prediction = self._prepare(request)
         try:
-            for piece in answer.pieces(speech.prompt_format.answer_prefix):
-                if first_piece_seconds is None:
-                    first_piece_seconds = time.monotonic() - started
-                yield piece
+            prediction.submit(lambda *event: events.put(event))
+            while not prediction.is_over:
+                try:
+                    text = prediction.push(*events.get(timeout=WAIT_SECONDS))
+                except queue.Empty:
+                    self._engine.check_alive()
+                    continue
+                if text:
+                    yield text
         finally:
-            seconds = time.monotonic() - started
-            metrics = {
-                "input_token_count": len(prompt_ids),
-                "output_token_count": answer.num_tokens,
-                "time_to_first_token": round(answer.first_token_seconds or seconds, 4),
-                "tokens_per_second": round(answer.num_tokens / max(seconds, 1e-9), 2),
-                "finish_reason": answer.finish_reason,
-                "seed": seed,
-            }
-            for name, value in metrics.items():
-                record_metric(name, value)
-            if request["debug"]:
-                self._log_costs(metrics, seconds)
+            self._end(prediction, record_metric)
+
+    async def stream_async(
+        self, request: Mapping[str, Any], *, record_metric: RecordMetric
+    ) -> AsyncIterator[str]:
+        """Like `stream`, with others answered at the same time."""
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        preparing = self._preparing.submit(self._prepare, request)
+        try:
+            prediction = await asyncio.wrap_future(preparing)
+        except asyncio.CancelledError:
+            preparing.add_done_callback(self._abandon)
+            raise
+        try:
+            prediction.submit(lambda *event: loop.call_soon_threadsafe(events.put_nowait, event))
+            while not prediction.is_over:
+                if text := prediction.push(*await events.get()):
+                    yield text
+        finally:
+            self._end(prediction, record_metric)
+
+    def _end(self, prediction: Prediction, record_metric: RecordMetric) -> None:
+        prediction.cancel()
+        self._release(prediction.adapter)
+        for name, value in prediction.metrics().items():
+            record_metric(name, value)
+        if prediction.inputs.debug:
+            prediction.log_costs()
+
+    def _abandon(self, preparing: "Future[Prediction]") -> None:
+        if not preparing.cancelled() and preparing.exception() is None:
+            self._release(preparing.result().adapter)
+
+    def _prepare(self, request: Mapping[str, Any]) -> Prediction:
+        received_at = time.monotonic()
+        inputs = check_inputs(request, context=self._engine.context)
+        grammar = None if inputs.json_schema is None else self._grammars.check(inputs.json_schema)
+        adapter = self._requested(inputs.replicate_weights)
+        try:
+            speech = self._speech(inputs, adapter)
+            prompt_ids = self._prompt_ids(inputs, speech)
+            if inputs.debug:
+                text = self._engine.tokenizer.tokenizer.decode(prompt_ids)
+                print(f"prompt, {len(prompt_ids)} tokens: {text!r}", flush=True)
+            return Prediction(
+                self._engine,
+                inputs,
+                adapter,
+                prompt_ids,
+                prefix=speech.prompt_format.answer_prefix,
+                start_grammar=None if grammar is None else lambda: self._grammars.start(grammar),
+                received_at=received_at,
+            )
+        except BaseException:
+            self._release(adapter)
+            raise
+
+    def _load(self, weights: Weights) -> Adapter:
+        file = read_adapter(weights.folder, self._engine.linear_shapes)
+        return Adapter(self._engine.load_adapter(file, key=weights.key), file.manifest)
 
     def _requested(self, source: str | None) -> Adapter:
         if not source:
@@ -115,108 +153,31 @@ class TextPredictor:
                 "replicate_weights: expected an http(s) or data: URL; paths are served from "
                 "WEIGHTS_DIR, which is not set here"
             )
-        return self._adapter(source, local_root=self._weights_dir)
+        return self._store.acquire(source, local_root=self._weights_dir)
 
-    def _adapter(self, source: str, *, local_root: Path | None) -> Adapter:
-        """Return the weights a source names; what is loaded is known by its content alone."""
-        weights = self._cache.get(source, local_root=local_root)
-        adapter = self._loaded.get(weights.key)
-        if adapter is None:
-            file = read_adapter(weights.folder, self._engine.linear_shapes)
-            adapter = Adapter(self._engine.load_adapter(file), file.manifest)
-            self._loaded[weights.key] = adapter
-            while len(self._loaded) > MAX_LOADED_ADAPTERS:
-                self._loaded.popitem(last=False)
-        self._loaded.move_to_end(weights.key)
-        return adapter
+    def _release(self, adapter: Adapter) -> None:
+        # The container's own weights stay for good.
+        if adapter is not self._own:
+            self._store.release(adapter)
 
-    def _speech(self, request: Mapping[str, Any], adapter: Adapter) -> Speech:
-        template, own_system = request["prompt_template"], adapter.manifest.system_prompt
+    def _speech(self, inputs: RequestInputs, adapter: Adapter) -> Speech:
+        template = inputs.prompt_template
         if template is None:
             template = adapter.manifest.prompt_template
         return build_speech(
             self._base_model,
             self._engine.tokenizer,
             template=template,
-            system_prompt=own_system,
+            system_prompt=adapter.manifest.system_prompt,
         )
 
-    def _prompt_ids(self, request: Mapping[str, Any], speech: Speech) -> list[int]:
-        limit = self._engine.context * MAX_PROMPT_CHARACTERS_PER_TOKEN
-        for name in ("prompt", "system_prompt", "prompt_template"):
-            text = request[name] or ""
-            if len(text) > limit:
-                raise UserError(
-                    f"{name}: expected at most {limit:,} characters, found {len(text):,}"
-                )
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise UserError(
-                    f"{name}: expected Unicode text, found half of a surrogate pair"
-                ) from None
-        dialogue = speech.of_prompt(request["prompt"], request["system_prompt"])
+    def _prompt_ids(self, inputs: RequestInputs, speech: Speech) -> list[int]:
+        if inputs.messages is None:
+            dialogue = speech.of_prompt(inputs.prompt, inputs.system_prompt)
+        else:
+            asked = inputs.system_prompt
+            dialogue = parse_messages(
+                inputs.messages, default_system=speech.system_prompt if asked is None else asked
+            )
         ids = self._engine.tokenizer.encode_pieces(speech.prompt_format.pieces(dialogue))
         return ids or [self._engine.tokenizer.eos_id]
-
-    def _log_prompt(self, prompt_ids: list[int]) -> None:
-        text = self._engine.tokenizer.tokenizer.decode(prompt_ids)
-        print(f"prompt, {len(prompt_ids)} tokens: {text!r}", flush=True)
-
-    def _log_costs(self, metrics: Mapping[str, Any], seconds: float) -> None:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(f"{seconds:.2f} s, peak memory {peak:.2f} GB, {dict(metrics)}", flush=True)
-
-
-class _Answer:
-    """One answer, from tokens to text that is sure to stand."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        prompt_ids: list[int],
-        settings: SamplingSettings,
-        stop_sequences: tuple[str, ...],
-        adapter: LoadedAdapter | None,
-    ) -> None:
-        self._engine, self._settings = engine, settings
-        self._detokenizer = Detokenizer(engine.tokenizer, prompt_ids)
-        self._stop = StopBuffer(stop_sequences)
-        self._started = time.monotonic()
-        self._tokens = engine.generate(prompt_ids, settings, adapter=adapter)
-        self.num_tokens = 0
-        self.first_token_seconds: float | None = None
-        self.finish_reason = "canceled"
-
-    def pieces(self, answer_prefix: str) -> Iterator[str]:
-        """Yield the text, without what the format puts before an answer."""
-        prefix, is_stopped = answer_prefix, False
-        self.finish_reason = "canceled"
-        for text, can_stop in self._texts():
-            if prefix and text:
-                text, prefix = text.removeprefix(prefix), ""
-            if can_stop:
-                text, is_stopped = self._stop.push(text)
-            if text:
-                yield text
-            if is_stopped:
-                self.finish_reason = "stop"
-                return
-        if rest := self._stop.flush():
-            yield rest
-        self.finish_reason = self._end
-
-    def _texts(self) -> Iterator[tuple[str, bool]]:
-        self._end = "length"
-        for token in self._tokens:
-            self.num_tokens += 1
-            if self.first_token_seconds is None:
-                self.first_token_seconds = time.monotonic() - self._started
-            if token in self._engine.tokenizer.end_ids:
-                self._end = "end"
-                break
-            can_stop = self.num_tokens > self._settings.min_new_tokens
-            yield self._detokenizer.push(token), can_stop
-        yield self._detokenizer.flush(), True

@@ -5,12 +5,16 @@ import os
 import shutil
 import tempfile
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import UserError
 from src.weights.archive import MEMBERS, REQUIRED, read_archive
 from src.weights.download import fetch
+from src.weights.keyed_locks import KeyedLocks
 from src.weights.printable import printable
 
 MAX_PATH_CHARACTERS = 1000
@@ -25,7 +29,10 @@ class Weights:
 
 
 class WeightsCache:
-    """Unpacks each archive once; the least recently used ones make room for new ones."""
+    """Unpacks each archive once; the least recently used ones make room for new ones.
+
+    A slow download keeps only those waiting who want the same.
+    """
 
     def __init__(
         self, folder: Path, *, max_archive_bytes: int, max_bytes: int = 50 * 2**30
@@ -35,6 +42,9 @@ class WeightsCache:
         self._max_bytes = max_bytes
         self._key_of_url: dict[str, str] = {}
         self._lock = threading.Lock()
+        """Held for a moment, when the folder's entries change; never while anything is read."""
+        self._sources = KeyedLocks()
+        self._num_users: Counter[str] = Counter()
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, source: str, *, local_root: Path | None = None) -> Weights:
@@ -43,22 +53,37 @@ class WeightsCache:
         With `local_root`, a path must lie below it; without, any path is taken. Raises UserError
         for weights that cannot be had; nothing of them is kept.
         """
-        with self._lock:
-            if source[:5].lower() == "data:" or "://" in source:
-                return self._of_url(source)
-            return self._of_path(find_local(source, local_root))
+        with self.hold(source, local_root=local_root) as weights:
+            return weights
+
+    @contextmanager
+    def hold(self, source: str, *, local_root: Path | None = None) -> Iterator[Weights]:
+        """Like `get`; the weights stay on disk until the block ends."""
+        is_url = source[:5].lower() == "data:" or "://" in source
+        path = None if is_url else find_local(source, local_root)
+        with self._sources.hold(source if path is None else path):
+            weights = self._of_url(source) if path is None else self._of_path(path)
+        try:
+            yield weights
+        finally:
+            with self._lock:
+                self._num_users[weights.key] -= 1
+                self._num_users += Counter()  # drops those without users
 
     def _of_url(self, url: str) -> Weights:
-        key = self._key_of_url.get(url)
-        if key is not None and (self._folder / key).is_dir():
-            return self._use(key)
+        # A data URL is its own content, and too long to remember.
+        is_remembered = url[:5].lower() != "data:"
+        known = self._use(self._key_of_url.get(url) if is_remembered else None)
+        if known is not None:
+            return known
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".download-") as folder:
             archive = Path(folder) / "weights"
             # The container's own weights are named by the operator, who may keep them at home.
             is_own = url == os.environ.get("COG_WEIGHTS")
             fetch(url, archive, max_bytes=self._max_archive_bytes, any_address=is_own)
             weights = self._of_archive(archive)
-        self._key_of_url[url] = weights.key
+        if is_remembered:
+            self._key_of_url[url] = weights.key
         return weights
 
     def _of_path(self, path: Path) -> Weights:
@@ -76,42 +101,55 @@ class WeightsCache:
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
             digest.update(_sha256(file).encode())
         key = digest.hexdigest()
-        if not (self._folder / key).is_dir():
-            with tempfile.TemporaryDirectory(dir=self._folder, prefix=".copy-") as folder:
-                for file in files:
-                    shutil.copyfile(file, Path(folder) / file.name)
-                self._keep(Path(folder), key)
-        return self._use(key)
+        known = self._use(key)
+        if known is not None:
+            return known
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".copy-") as folder:
+            for file in files:
+                shutil.copyfile(file, Path(folder) / file.name)
+            return self._keep(Path(folder), key)
 
     def _of_archive(self, path: Path) -> Weights:
         key = _sha256(path)
-        if not (self._folder / key).is_dir():
-            with tempfile.TemporaryDirectory(dir=self._folder, prefix=".unpack-") as folder:
-                read_archive(path, Path(folder), max_bytes=self._max_archive_bytes)
-                self._keep(Path(folder), key)
-        return self._use(key)
+        known = self._use(key)
+        if known is not None:
+            return known
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".unpack-") as folder:
+            read_archive(path, Path(folder), max_bytes=self._max_archive_bytes)
+            return self._keep(Path(folder), key)
 
-    def _keep(self, folder: Path, key: str) -> None:
+    def _keep(self, folder: Path, key: str) -> Weights:
         whole = folder / "whole"
         whole.mkdir()
         for file in list(folder.iterdir()):
             if file != whole:
                 file.rename(whole / file.name)
-        whole.rename(self._folder / key)
+        with self._lock:
+            # The same content may have come from elsewhere meanwhile.
+            if not (self._folder / key).is_dir():
+                whole.rename(self._folder / key)
+            return self._taken(key)
 
-    def _use(self, key: str) -> Weights:
+    def _use(self, key: str | None) -> Weights | None:
+        with self._lock:
+            if key is None or not (self._folder / key).is_dir():
+                return None
+            return self._taken(key)
+
+    def _taken(self, key: str) -> Weights:
+        self._num_users[key] += 1
         os.utime(self._folder / key)
-        self._make_room(keep=key)
+        self._make_room()
         return Weights(key, self._folder / key)
 
-    def _make_room(self, *, keep: str) -> None:
+    def _make_room(self) -> None:
         entries = [e for e in self._folder.iterdir() if e.is_dir() and not e.name.startswith(".")]
         sizes = {entry: sum(f.stat().st_size for f in entry.iterdir()) for entry in entries}
         total = sum(sizes.values())
         for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime):
             if total <= self._max_bytes:
                 return
-            if entry.name != keep:
+            if not self._num_users[entry.name]:
                 shutil.rmtree(entry)
                 total -= sizes[entry]
 

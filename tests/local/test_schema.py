@@ -50,6 +50,10 @@ PREDICT = {
     "seed": ("integer", None, {}),
     "debug": ("boolean", False, {}),
     "replicate_weights": ("string", None, {}),
+    "messages": ("string", None, {}),
+    "json_schema": ("string", None, {}),
+    "logprobs": ("integer", None, {"minimum": 0, "maximum": 20}),
+    "num_outputs": ("integer", 1, {"minimum": 1, "maximum": 16}),
 }
 
 
@@ -70,6 +74,19 @@ def test_inputs_are_those_of_the_contract(component: str, table: dict):
         assert {k: v for k, v in found.items() if k in ("minimum", "maximum")} == limits, name
     assert schemas["peft_method"]["enum"] == ["lora", "qlora"]
     assert schemas["learning_rate_schedule"]["enum"] == ["cosine", "linear", "constant"]
+
+
+def test_both_predictors_take_the_same_inputs():
+    one, many = (
+        build_schema(ROOT / "train.py", ROOT / "predict.py", predictor=name)
+        for name in ("Predictor", "ConcurrentPredictor")
+    )
+    assert one["components"] == many["components"]
+    post = many["paths"]["/predictions"]["post"]
+    assert "x-cog-streaming" not in post
+    assert post == {k: v for k, v in one["paths"]["/predictions"]["post"].items() if k in post}
+    with pytest.raises(ValueError, match=r"there is no Other\.predict"):
+        build_schema(ROOT / "train.py", ROOT / "predict.py", predictor="Other")
 
 
 def test_the_document_has_what_coglet_looks_for():

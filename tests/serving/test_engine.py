@@ -1,12 +1,20 @@
 """The engine says what transformers and PEFT say, and no adapter ever touches the base model."""
 
 import hashlib
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 
 from src.errors import UserError
 from src.serving.engine import Engine
@@ -14,38 +22,6 @@ from src.serving.sampling import SamplingSettings
 from src.weights.adapter import read_adapter
 
 GREEDY = SamplingSettings(max_new_tokens=48, temperature=0, repetition_penalty=1.0, top_p=1.0)
-
-
-@pytest.fixture(scope="module")
-def engine(base_dir: Path) -> Engine:
-    return Engine(base_dir)
-
-
-def save_random_adapter(base_dir: Path, folder: Path, *, seed: int, **options) -> Path:
-    torch.manual_seed(seed)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base_dir),
-        LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options}),
-    )
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def adapters(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    root = tmp_path_factory.mktemp("adapters")
-    return [
-        save_random_adapter(base_dir, root / "all", seed=1),
-        save_random_adapter(base_dir, root / "few", seed=2, target_modules=["q_proj", "v_proj"]),
-        save_random_adapter(base_dir, root / "rslora", seed=3, r=8, use_rslora=True),
-        save_random_adapter(
-            base_dir, root / "patterns", seed=4, rank_pattern={"q_proj": 2},
-            alpha_pattern={"up_proj": 32},
-        ),
-    ]  # fmt: skip
 
 
 def reference(base_dir: Path, adapter: Path | None, ids: list[int]) -> list[int]:
@@ -71,11 +47,12 @@ def test_greedy_answers_are_those_of_transformers_and_peft(engine, base_dir, ada
     before = base_hash(engine)
     prompts = [engine.tokenizer.encode(text) for text in ("What is it?\n", "It", "number 7" * 9)]
     loaded = {None: None} | {
-        path: engine.load_adapter(read_adapter(path, engine.linear_shapes)) for path in adapters
+        path: engine.load_adapter(read_adapter(path, engine.linear_shapes))
+        for path in adapters.values()
     }
     answers = set()
     for ids in prompts:
-        for path in (None, *adapters, None):
+        for path in (None, *adapters.values(), None):
             answer = list(engine.generate(ids, GREEDY, adapter=loaded[path]))
             assert answer == reference(base_dir, path, ids), path
             answers.add(tuple(answer))
@@ -87,7 +64,8 @@ def test_requests_that_take_turns_do_not_mix(engine, adapters):
     """Two generators at once, a token each in turn, with different adapters."""
     ids = engine.tokenizer.encode("What is it?\n")
     one, two = (
-        engine.load_adapter(read_adapter(path, engine.linear_shapes)) for path in adapters[:2]
+        engine.load_adapter(read_adapter(path, engine.linear_shapes))
+        for path in (adapters["all"], adapters["few"])
     )
     expected = [list(engine.generate(ids, GREEDY, adapter=adapter)) for adapter in (one, two)]
     streams = [engine.generate(ids, GREEDY, adapter=adapter) for adapter in (one, two)]
@@ -103,18 +81,8 @@ def test_a_prompt_that_fills_the_context_is_refused(engine):
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "tied", "gpt-neox"])
-def test_other_layouts_answer_as_in_transformers(base_dir: Path, tmp_path: Path, kind: str):
+def test_other_layouts_answer_as_in_transformers(base_dir: Path, tmp_path: Path, kind: str, capsys):
     """A short sliding window, biases, a tied head, and a stranger to our attention."""
-    import shutil
-
-    from transformers import (
-        AutoModelForCausalLM,
-        GPTNeoXConfig,
-        LlamaConfig,
-        MistralConfig,
-        Qwen2Config,
-    )
-
     sizes = {
         "vocab_size": Engine(base_dir).model.config.vocab_size,
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -132,8 +100,53 @@ def test_other_layouts_answer_as_in_transformers(base_dir: Path, tmp_path: Path,
     shutil.copytree(base_dir, folder, ignore=shutil.ignore_patterns("model*", "config.json"))
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     engine = Engine(folder)
+    assert ("in transformers" in capsys.readouterr().out) == (kind == "gpt-neox")
     for prompt in ("What is it?", "What is the colour of number 7? " * 3):
         ids = engine.tokenizer.encode(prompt)
         answer = list(engine.generate(ids, GREEDY, adapter=None))
         assert answer == reference(folder, None, ids)
         assert len(set(answer)) > 1
+
+
+def test_a_base_model_in_4bit_answers_as_peft_on_it(base_dir: Path, adapters):
+    from peft import PeftModel
+
+    from src.model.base_model import load_base_model
+
+    cpu, float32 = torch.device("cpu"), torch.float32
+    engine = Engine(base_dir, in_4bit=True)
+    model = load_base_model(base_dir, dtype=float32, device=cpu, in_4bit=True)
+    model = PeftModel.from_pretrained(model, adapters["all"])
+    adapter = engine.load_adapter(read_adapter(adapters["all"], engine.linear_shapes))
+    ids = engine.tokenizer.encode("What is it?\n")
+    for active in (adapter, None):
+        answer = list(engine.generate(ids, GREEDY, adapter=active))
+        with torch.inference_mode(), nullcontext() if active else model.disable_adapter():
+            scores = model(torch.tensor([ids + answer[:-1]])).logits[0, len(ids) - 1 :]
+        assert scores.argmax(-1).tolist() == answer
+    engine.close()
+
+
+@pytest.mark.parametrize("scaling", ["linear", "llama3", "yarn", "dynamic"])
+def test_scaled_rotary_embeddings_are_transformers_own(base_dir, tmp_path, scaling, capsys):
+    """Beyond the length that the model was trained for; what changes with it falls back."""
+    folder = tmp_path / scaling
+    shutil.copytree(base_dir, folder, ignore=shutil.ignore_patterns("model*", "config.json"))
+    parameters = {"rope_type": scaling, "factor": 4.0, "rope_theta": 10000.0}
+    if scaling == "llama3":
+        parameters |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = LlamaConfig(
+        vocab_size=AutoConfig.from_pretrained(base_dir).vocab_size, hidden_size=32,
+        intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=128, initializer_range=0.2, eos_token_id=2,
+        rope_parameters={**parameters, "original_max_position_embeddings": 32},
+    )  # fmt: skip
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    engine = Engine(folder)
+    assert ("its rotary embedding is" in capsys.readouterr().out) == (scaling == "dynamic")
+    for text in ("What?", "What is the colour of number 7? " * 2):
+        ids = engine.tokenizer.encode(text)
+        answer = list(engine.generate(ids, GREEDY, adapter=None))
+        assert answer == reference(folder, None, ids)
+    engine.close()

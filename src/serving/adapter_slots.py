@@ -1,0 +1,119 @@
+"""The adapters on the device: a fixed number of slots, the least recently used one makes room."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+
+from src.errors import UserError
+from src.serving.adapters import LoadedAdapter
+from src.serving.lora_stack import LoraStack
+from src.serving.projections import Projection
+
+SMALLEST_RANK = 8
+
+
+class AdapterSlots:
+    """Copies adapters into slots beside the base model, whose weights are never written to."""
+
+    def __init__(
+        self,
+        projections: Sequence[Projection],
+        *,
+        num_slots: int,
+        like: torch.Tensor,
+        max_bytes: int,
+    ) -> None:
+        self.num_slots = num_slots
+        self._max_bytes = max_bytes
+        self.version = 0
+        """Another number means that the tensors lie elsewhere now."""
+        self.stacks: list[LoraStack | None] = [None] * len(projections)
+        self._projections = projections
+        self._like = like
+        self._rank = SMALLEST_RANK
+        self._slot_of_key: OrderedDict[str, int] = OrderedDict()
+        self._num_users = [0] * num_slots
+
+    def acquire(self, adapter: LoadedAdapter) -> int | None:
+        """Return the adapter's slot, which it keeps until released; None while all are in use."""
+        slot = self._slot_of_key.get(adapter.key)
+        if slot is None:
+            slot = self._make_room()
+            if slot is None:
+                return None
+            self._write(slot, adapter)
+            self._slot_of_key[adapter.key] = slot
+        self._slot_of_key.move_to_end(adapter.key)
+        self._num_users[slot] += 1
+        return slot
+
+    def release(self, place: int) -> None:
+        """Say that one of the users of a slot needs it no more."""
+        self._num_users[place] -= 1
+
+    @property
+    def num_bytes(self) -> int:
+        """What all slots take on the device."""
+        return sum(stack.num_bytes for stack in self.stacks if stack is not None)
+
+    def _make_room(self) -> int | None:
+        taken = set(self._slot_of_key.values())
+        for slot in range(self.num_slots):
+            if slot not in taken:
+                return slot
+        for key, slot in self._slot_of_key.items():
+            if self._num_users[slot] == 0:
+                del self._slot_of_key[key]
+                return slot
+        return None
+
+    def _write(self, slot: int, adapter: LoadedAdapter) -> None:
+        rank = self._rank
+        while rank < adapter.max_rank:
+            rank *= 2
+        stacks = list(self.stacks)
+        needed = [
+            old is not None or any(name in adapter.modules for name in projection.names)
+            for old, projection in zip(stacks, self._projections, strict=True)
+        ]
+        self._check_room(adapter, rank, needed)
+        for number, projection in enumerate(self._projections):
+            old = stacks[number]
+            if needed[number] and (old is None or old.rank < rank):
+                new = self._new_stack(projection, rank)
+                if old is not None:
+                    new.take(old)
+                stacks[number] = new
+        # All of it or nothing: memory may have run out on the way.
+        if stacks != self.stacks:
+            self.stacks, self._rank = stacks, rank
+            self.version += 1
+        for stack in stacks:
+            if stack is not None:
+                stack.write(slot, adapter.modules)
+
+    def _check_room(self, adapter: LoadedAdapter, rank: int, needed: Sequence[bool]) -> None:
+        """Every slot has room for the highest rank of all, and the device only so much memory."""
+        numbers_per_rank = sum(
+            len(projection.names) * (projection.in_features + sum(projection.out_features))
+            for projection, is_needed in zip(self._projections, needed, strict=True)
+            if is_needed
+        )
+        num_bytes = self.num_slots * rank * numbers_per_rank * self._like.itemsize
+        if num_bytes > self._max_bytes:
+            raise UserError(
+                f"weights: expected an adapter of a rank that {self.num_slots} adapters have room "
+                f"for in {self._max_bytes / 1e9:.1f} GB, found rank {adapter.max_rank}, "
+                f"which takes {num_bytes / 1e9:.1f} GB"
+            )
+
+    def _new_stack(self, projection: Projection, rank: int) -> LoraStack:
+        return LoraStack(
+            names=projection.names,
+            in_features=projection.in_features,
+            out_features=projection.out_features,
+            num_slots=self.num_slots,
+            rank=rank,
+            like=self._like,
+        )

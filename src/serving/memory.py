@@ -1,0 +1,23 @@
+"""How many requests the memory has room for."""
+
+import os
+
+import torch
+
+CACHE_SHARE, ADAPTER_SHARE = 0.7, 0.15
+
+
+def num_slots_that_fit(bytes_per_slot: int, most: int, device: torch.device) -> int:
+    """Return how many slots of full length fit beside what is in memory, at least one."""
+    return max(1, min(most, int(CACHE_SHARE * _free_bytes(device) // bytes_per_slot)))
+
+
+def adapter_bytes_that_fit(device: torch.device) -> int:
+    """Return how much memory the adapters on the device may take."""
+    return int(ADAPTER_SHARE * _free_bytes(device))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

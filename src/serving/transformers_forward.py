@@ -1,0 +1,96 @@
+"""Any other architecture: transformers' own forward pass, one row after the other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+from transformers import DynamicCache
+
+from src.model.base_model import linear_modules
+from src.serving.adapters import LoadedAdapter, LoadedModule
+
+
+class TransformersForward:
+    """Adapters are added to a layer's output by hooks; a slot's cache is transformers' own."""
+
+    is_static = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model: Any = model
+        self._device = next(model.parameters()).device
+        self._dtype = next(model.parameters()).dtype
+        self._caches: dict[int, DynamicCache] = {}
+        self._adapters: dict[int, LoadedAdapter] = {}
+        self._places: Sequence[int | None] = ()
+        self._is_active: Sequence[bool] = ()
+        self._active: dict[str, LoadedModule] = {}
+        for name, module in linear_modules(model).items():
+            module.register_forward_hook(self._hook(name))
+
+    def acquire(self, adapter: LoadedAdapter) -> int | None:
+        """Bring an adapter onto the device and return its place."""
+        place = max(self._adapters, default=-1) + 1
+        modules = {
+            name: LoadedModule(module.lora_A.to(self._device), module.lora_B.to(self._device))
+            for name, module in adapter.modules.items()
+        }
+        self._adapters[place] = LoadedAdapter(adapter.key, modules)
+        return place
+
+    def release(self, place: int) -> None:
+        """Let go of an adapter."""
+        del self._adapters[place]
+
+    def prefill(
+        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, is_last: bool
+    ) -> torch.Tensor | None:
+        """Read tokens into a slot; of the last ones, return the next scores (1, vocabulary)."""
+        if start == 0:
+            self._caches[slot] = DynamicCache(config=self._model.config)
+        logits = self._logits(slot, torch.tensor([list(ids)], device=self._device), place)
+        return logits if is_last else None
+
+    def set_rows(self, places: Sequence[int | None], is_active: Sequence[bool]) -> None:
+        """Say which adapter each row has from now on."""
+        self._places, self._is_active = places, is_active
+
+    def plan(self, lengths: Sequence[int]) -> tuple[Any, ...]:
+        """Return what decides the shapes of the next step."""
+        return ()
+
+    def decode(
+        self, tokens: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
+    ) -> torch.Tensor:
+        """Read one token in each row and return the next scores (rows, vocabulary)."""
+        logits = torch.zeros((len(tokens), self._model.config.vocab_size), device=self._device)
+        for slot, (place, is_active) in enumerate(zip(self._places, self._is_active, strict=True)):
+            if is_active:
+                logits[slot] = self._logits(slot, tokens[slot].view(1, 1), place)[0]
+        return logits
+
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Give the target slot what the source slot knows of its first tokens."""
+        raise NotImplementedError
+
+    def _logits(self, slot: int, ids: torch.Tensor, place: int | None) -> torch.Tensor:
+        self._active = {} if place is None else dict(self._adapters[place].modules)
+        try:
+            output = self._model(
+                ids, past_key_values=self._caches[slot], use_cache=True, logits_to_keep=1
+            )
+        finally:
+            self._active = {}
+        return output.logits[:, -1]
+
+    def _hook(self, name: str) -> Any:
+        def add_update(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> Any:
+            update = self._active.get(name)
+            if update is None:
+                return None
+            (x,) = inputs
+            low = linear(x.to(update.lora_A.dtype), update.lora_A)
+            return output + linear(low, update.lora_B)
+
+        return add_update

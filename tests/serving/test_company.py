@@ -1,0 +1,308 @@
+"""Whoever else is served: an answer is the one that the base model and its adapter give alone.
+
+COMPANY_REQUESTS, SOAK_REQUESTS and ADAPTER_LOADS make the long runs longer.
+"""
+
+import itertools
+import os
+import queue
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+import src.serving.forward
+from src.errors import UserError
+from src.serving.adapters import LoadedAdapter
+from src.serving.engine import Engine
+from src.serving.request import Event, Finished, Generation, Token
+from src.serving.sampling import SamplingSettings
+
+GREEDY = SamplingSettings(max_new_tokens=64, temperature=0, repetition_penalty=1.0, top_p=1.0)
+NUM_COMPANY = int(os.environ.get("COMPANY_REQUESTS", "200"))
+NUM_SOAK = int(os.environ.get("SOAK_REQUESTS", "400"))
+NUM_LOADS = int(os.environ.get("ADAPTER_LOADS", "200"))
+
+
+class Reader:
+    """Somebody who asks and reads to the end."""
+
+    def __init__(
+        self, engine: Engine, ids: Sequence[int], settings: SamplingSettings = GREEDY, **options
+    ) -> None:
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.ids: list[int] = []
+        self.engine = engine
+        self.generation = Generation(list(ids), settings, self.events.put, **options)
+        engine.submit(self.generation)
+
+    def read(self, most: int | None = None) -> list[int]:
+        while most is None or len(self.ids) < most:
+            event = self.events.get(timeout=60)
+            if isinstance(event, Finished):
+                self.end = event
+                break
+            assert isinstance(event, Token)
+            self.ids.append(event.id)
+        return self.ids
+
+
+def random_prompts(num: int, vocab_size: int, *, seed: int) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [
+        [rng.randrange(3, vocab_size) for _ in range(rng.choice([1, 2, 7, 30, 64, 65, 130, 190]))]
+        for _ in range(num)
+    ]
+
+
+class Reference:
+    """transformers and PEFT, one request at a time."""
+
+    def __init__(self, base_dir: Path, adapters: dict[str, Path]) -> None:
+        names = list(adapters)
+        model = AutoModelForCausalLM.from_pretrained(base_dir)
+        self.model = PeftModel.from_pretrained(model, adapters[names[0]], adapter_name=names[0])
+        for name in names[1:]:
+            self.model.load_adapter(adapters[name], adapter_name=name)
+
+    @torch.inference_mode()
+    def logits(self, adapter: str | None, ids: Sequence[int]) -> torch.Tensor:
+        batch = torch.tensor([list(ids)])
+        if adapter is None:
+            with self.model.disable_adapter():
+                return self.model(batch).logits[0]
+        self.model.set_adapter(adapter)
+        return self.model(batch).logits[0]
+
+    def check_greedy(self, adapter: str | None, prompt: list[int], answer: list[int]) -> None:
+        """Each token is the best one after those before it, hence the answer is the greedy one."""
+        scores = self.logits(adapter, [*prompt, *answer[:-1]])[len(prompt) - 1 :]
+        assert scores.argmax(-1).tolist() == answer, (adapter, len(prompt))
+
+
+@pytest.fixture(scope="module")
+def reference(base_dir: Path, adapters: dict[str, Path]) -> Reference:
+    return Reference(base_dir, adapters)
+
+
+@pytest.mark.parametrize("is_overlapping", [False, True])
+def test_greedy_answers_in_mixed_company(engine, loaded, reference, monkeypatch, is_overlapping):
+    """Random prompts, lengths and adapters; cancels, refusals and other people's wishes between."""
+    monkeypatch.setattr(engine._scheduler, "_can_overlap", is_overlapping)
+    rng = random.Random(is_overlapping)
+    names = [None, *loaded]
+    prompts = random_prompts(NUM_COMPANY, engine.vocab_size, seed=1 + is_overlapping)
+    readers, others = [], []
+    for number, prompt in enumerate(prompts):
+        name = rng.choice(names)
+        adapter = None if name is None else loaded[name]
+        readers.append((name, prompt, Reader(engine, prompt, adapter=adapter)))
+        if number % 3 == 0:
+            wishes = SamplingSettings(max_new_tokens=rng.randint(1, 40), seed=number)
+            others.append(Reader(engine, prompt[:9], wishes, adapter=loaded[rng.choice(names[1:])]))
+        if number % 7 == 0:
+            engine.cancel(rng.choice(others).generation)
+        if number % 11 == 0:
+            with pytest.raises(UserError, match="the base model's context; found"):
+                Reader(engine, [5] * 256)
+    lengths = set()
+    for name, prompt, reader in readers:
+        answer = reader.read()
+        assert len(answer) == 64 or reader.end.reason == "end" or len(prompt) == 190
+        reference.check_greedy(name, prompt, answer)
+        lengths.add(len(answer))
+    assert len(lengths) > 1
+    for other in others:
+        other.read()
+        assert other.end.reason in ("end", "length", "canceled")
+    assert any(other.end.reason == "canceled" for other in others)
+
+
+def soak(engine: Engine, loaded: dict[str, LoadedAdapter]) -> tuple[int, int]:
+    """Return how many answers of mixed requests were read, and how many were wrong."""
+    rng = random.Random(3)
+    prompts = random_prompts(3, engine.vocab_size, seed=4)
+    wishes = [
+        replace(GREEDY, max_new_tokens=24),
+        SamplingSettings(max_new_tokens=16, seed=11),
+        SamplingSettings(max_new_tokens=16, seed=0, temperature=1.4, top_k=12, top_p=0.8),
+    ]
+
+    def ask(key: tuple[int, int, str | None]) -> Reader:
+        adapter = None if key[2] is None else loaded[key[2]]
+        return Reader(engine, prompts[key[0]][:100], wishes[key[1]], adapter=adapter)
+
+    keys = list(itertools.product(range(3), range(3), [None, *loaded]))
+    expected = {key: ask(key).read() for key in keys}
+    running: list[tuple[tuple[int, int, str | None], Reader]] = []
+    num_read = num_wrong = 0
+    for number in range(NUM_SOAK):
+        key = rng.choice(keys)
+        reader = ask(key)
+        if number % 9 == 0:
+            reader.read(rng.randint(0, 3))
+            engine.cancel(reader.generation)
+        else:
+            running.append((key, reader))
+        while len(running) > 20:
+            done, reader = running.pop(0)
+            num_read += 1
+            num_wrong += reader.read() != expected[done]
+    return num_read, num_wrong
+
+
+def test_no_answer_of_a_mixed_soak_is_wrong(engine, loaded):
+    num_read, num_wrong = soak(engine, loaded)
+    assert num_read > NUM_SOAK // 2
+    assert num_wrong == 0
+
+
+def test_the_soak_notices_when_adapters_are_not_kept_apart(engine, loaded, monkeypatch):
+    real = src.serving.forward.others_of
+    monkeypatch.setattr(src.serving.forward, "others_of", lambda *args: real(*args) & False)
+    assert soak(engine, loaded)[1] > 0
+
+
+def test_two_tokens_are_drawn_as_transformers_would(engine, loaded, reference):
+    """Chi-square over the pairs of the first two tokens, against transformers' own warpers."""
+    prompt, num_draws = [9, 30, 31, 32, 33, 34, 35, 36, 37, 38], 3000
+    wishes = {"temperature": 0.7, "top_k": 4, "top_p": 0.9, "repetition_penalty": 1.3}
+
+    def probabilities(ids: list[int]) -> torch.Tensor:
+        scores = reference.logits("all", ids)[-1:]
+        processors = LogitsProcessorList(
+            [
+                RepetitionPenaltyLogitsProcessor(1.3),
+                TemperatureLogitsWarper(0.7),
+                TopKLogitsWarper(4),
+                TopPLogitsWarper(0.9),
+            ]
+        )
+        return processors(torch.tensor([ids]), scores)[0].softmax(-1)
+
+    first = probabilities(prompt)
+    expected = {
+        (a, b): float(first[a] * second[b])
+        for a in first.nonzero()[:, 0].tolist()
+        for second in [probabilities([*prompt, a])]
+        for b in second.nonzero()[:, 0].tolist()
+    }
+    counts = dict.fromkeys(expected, 0)
+    readers = [
+        Reader(
+            engine,
+            prompt,
+            SamplingSettings(max_new_tokens=2, seed=seed, **wishes),
+            adapter=loaded["all"],
+        )
+        for seed in range(num_draws)
+    ]
+    for reader in readers:
+        counts[tuple(reader.read())] += 1
+    assert len(expected) >= 6
+    chi_square = sum(
+        (counts[k] - num_draws * p) ** 2 / (num_draws * p) for k, p in expected.items()
+    )
+    degrees = len(expected) - 1
+    assert chi_square < degrees + 4 * (2 * degrees) ** 0.5
+    uniform = num_draws / len(expected)
+    assert sum((n - uniform) ** 2 / uniform for n in counts.values()) > 2 * degrees + 40
+
+
+def test_an_error_in_one_request_fails_that_one_alone(engine, loaded):
+    class Broken:
+        def __init__(self, after: int) -> None:
+            self.left = after
+
+        def fill(self, allowed: torch.Tensor) -> None:
+            allowed[:] = True
+            if self.left == 0:
+                raise UserError("json_schema: broken")
+            self.left -= 1
+
+        def push(self, token: int) -> None:
+            pass
+
+    expected = Reader(engine, [5, 6, 7], adapter=loaded["all"]).read()
+    neighbour = Reader(engine, [5, 6, 7], adapter=loaded["all"])
+    for after in (0, 3):
+        broken = Reader(engine, [5, 6, 7], grammar=Broken(after))
+        assert len(broken.read()) == after
+        assert broken.end.reason == "error"
+        assert "broken" in str(broken.end.error)
+    bad = LoadedAdapter("bad", {"model.layers.0.self_attn.q_proj": loaded["all"].modules[
+        "model.layers.0.mlp.down_proj"
+    ]})  # fmt: skip
+    reader = Reader(engine, [5, 6, 7], adapter=bad)
+    assert reader.read() == []
+    assert reader.end.reason == "error"
+    assert neighbour.read() == expected
+
+
+def test_an_adapter_that_the_device_has_no_room_for_is_refused(engine, loaded, monkeypatch):
+    monkeypatch.setattr(engine._scheduler._forward._adapters, "_max_bytes", 1000)
+    stranger = LoadedAdapter("stranger", loaded["rank-40"].modules)
+    reader = Reader(engine, [5, 6, 7], adapter=stranger)
+    assert reader.read() == []
+    assert "found rank 40" in str(reader.end.error)
+    monkeypatch.undo()
+    assert Reader(engine, [5, 6, 7], adapter=stranger).read() != []
+
+
+def test_another_ones_overflow_stays_with_them(engine, loaded):
+    huge = LoadedAdapter(
+        "huge",
+        {
+            name: replace(m, lora_A=m.lora_A * 1e38, lora_B=m.lora_B * 1e38)
+            for name, m in loaded["all"].modules.items()
+        },
+    )
+    expected = Reader(engine, [5, 6, 7], adapter=loaded["few"]).read()
+    neighbour = Reader(engine, [5, 6, 7], adapter=loaded["few"])
+    overflowing = Reader(engine, [5, 6, 7], adapter=huge)
+    assert neighbour.read() == expected
+    overflowing.read()
+    assert Reader(engine, [5, 6, 7], adapter=loaded["few"]).read() == expected
+
+
+def test_known_tokens_are_not_read_again_and_change_nothing(engine, loaded, reference):
+    prompt = random_prompts(20, engine.vocab_size, seed=8)
+    dialogue = [*prompt[0], *range(20, 60)][:100]
+    for name in (None, "all"):
+        adapter = None if name is None else loaded[name]
+        first = Reader(engine, dialogue, adapter=adapter)
+        answer = first.read()
+        longer = [*dialogue, *answer, 44, 45]
+        second = Reader(engine, longer, adapter=adapter)
+        reference.check_greedy(name, longer, second.read())
+        # All but the last token of the answer, which nothing was generated after.
+        assert second.generation.num_reused >= len(dialogue) + len(answer) - 1
+    stranger = Reader(engine, dialogue, adapter=loaded["few"])
+    reference.check_greedy("few", dialogue, stranger.read())
+    assert stranger.generation.num_reused == 0
+
+
+def test_memory_is_flat_over_adapter_loads(engine, loaded):
+    """As many adapters as there are loads, far more than there are slots."""
+    process = psutil.Process()
+    before = 0
+    for number in range(NUM_LOADS):
+        name = list(loaded)[number % len(loaded)]
+        adapter = LoadedAdapter(f"{name}-{number}", loaded[name].modules)
+        Reader(engine, [7, 8], replace(GREEDY, max_new_tokens=2), adapter=adapter).read()
+        if number == NUM_LOADS // 4:
+            before = process.memory_info().rss
+    assert process.memory_info().rss - before < 8e6

@@ -1,0 +1,57 @@
+"""Messages are a dialogue in the order that models are trained on, and anything else is refused."""
+
+import json
+
+import pytest
+
+from src.errors import UserError
+from src.prompts import Dialogue, Turn
+from src.serving.messages import parse_messages
+
+
+def message(role: str, content: object) -> dict:
+    return {"role": role, "content": content}
+
+
+USER, ASSISTANT, SYSTEM = (message(role, role[0]) for role in ("user", "assistant", "system"))
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([USER], Dialogue([Turn("u")], system="default")),
+        ([SYSTEM, USER], Dialogue([Turn("u")], system="s")),
+        ([message("system", ""), USER], Dialogue([Turn("u")], system="")),
+        ([USER, ASSISTANT, USER], Dialogue([Turn("u", "a"), Turn("u")], system="default")),
+        ([USER, ASSISTANT], Dialogue([Turn("u", "a")], system="default", is_open=True)),
+        (
+            [message("user", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])],
+            Dialogue([Turn("ab")], system="default"),
+        ),
+    ],
+)
+def test_messages_become_turns(messages: list, expected: Dialogue):
+    assert parse_messages(json.dumps(messages), default_system="default") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "found text that is no JSON"),
+        ("[" * 100_000, "found text that is no JSON"),
+        ("{}", "messages: expected a JSON list of 1 to 1,000 messages, found no list"),
+        ("[]", "found 0"),
+        (json.dumps([USER] * 1001), "found 1,001"),
+        ("[1]", "message 1: expected an object with role and content"),
+        (json.dumps([USER, USER]), "message 2: expected role assistant, found user"),
+        (json.dumps([SYSTEM, ASSISTANT]), "message 2: expected role user, found assistant"),
+        (json.dumps([USER, SYSTEM]), "message 2: expected role assistant, found system"),
+        (json.dumps([SYSTEM]), "expected a message of the user, found a system message alone"),
+        (json.dumps([message("tool", "x")]), "role system, user or assistant, found tool"),
+        (json.dumps([message("user", None)]), "message 1: expected content that is text"),
+        (json.dumps([message("user", [{"type": "image_url"}])]), "expected content that is text"),
+    ],
+)
+def test_anything_else_is_refused(text: str, sentence: str):
+    with pytest.raises(UserError, match=sentence):
+        parse_messages(text, default_system="")
