@@ -35,6 +35,9 @@ TRAIN = {
     "learning_rate_schedule": (None, "cosine", {}),
     "warmup_ratio": ("number", 0.03, {"minimum": 0, "maximum": 1}),
     "max_steps": ("integer", None, {"minimum": 1}),
+    "checkpoint_seconds": ("integer", 300, {"minimum": 1}),
+    "resume_from": ("string", None, {}),
+    "save_on_cancel": ("boolean", False, {}),
 }
 PREDICT = {
     "prompt": ("string", REQUIRED, {}),

@@ -16,6 +16,7 @@ REQUEST = {
     "prompt": "What?", "system_prompt": None, "prompt_template": None, "max_new_tokens": 3,
     "min_new_tokens": 3, "temperature": 0.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0,
     "stop_sequences": None, "seed": 1, "debug": False, "replicate_weights": None,
+    "messages": None, "json_schema": None, "logprobs": None, "num_outputs": 1,
 }  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def test_the_hash_sees_one_changed_number(predictor: TextPredictor):
     own_hash = base_hash(predictor)
     weight = predictor._engine.model.lm_head.weight
     old = weight[0, 0].item()
-    with torch.no_grad():
+    with torch.inference_mode():
         weight[0, 0] = old + 1
         assert base_hash(predictor) != own_hash
         weight[0, 0] = old

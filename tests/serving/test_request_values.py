@@ -21,6 +21,15 @@ OUT_OF_BOUNDS = [
     *((name, text) for name in ("prompt", "system_prompt", "prompt_template")
       for text in ("{prompt}" + "a" * 10**7, "{prompt}\ud800", "{prompt}\udfff")),
     ("prompt", "a" * 4000),
+    *(("num_outputs", value) for value in (0, 17, 10**30)),
+    *(("logprobs", value) for value in (-1, 21, 10**30)),
+    *(("json_schema", text) for text in (
+        "{", "[" * 900_000, "1", "{}" * 500_000, '{"type": "nothing"}', '{"$ref": "#/x"}', "\ud800",
+    )),
+    *(("messages", text) for text in (
+        "[]", "{}", "[" * 900_000, "[1]", '[{"role": "user"}]', '[{"role": "x", "content": ""}]',
+        "\ud800", '[{"role": "assistant", "content": "a"}]',
+    )),
     ("prompt_template", "{prompt}" * 100_000),
     ("prompt_template", "none"),
     ("prompt_template", "{prompt.__class__}"),
@@ -60,7 +69,8 @@ def test_values_out_of_bounds_are_refused_at_once(predictor: TextPredictor, numb
     for _ in range(3):  # the machine may be busy with something else
         started = time.monotonic()
         with pytest.raises(UserError) as caught:
-            list(predictor.stream({**REQUEST, name: value}, record_metric=lambda *_, **__: None))
+            request = {**REQUEST, "prompt": "" if name == "messages" else "a", name: value}
+            list(predictor.stream(request, record_metric=lambda *_, **__: None))
         seconds.append(time.monotonic() - started)
     assert min(seconds) < 0.05
     assert str(caught.value).isprintable()
