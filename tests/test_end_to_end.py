@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -73,13 +74,14 @@ NUM_READERS = 8
 
 @pytest.fixture(scope="module", params=["Predictor", "ConcurrentPredictor"])
 def predictions(request, base_dir: Path, archive: Path) -> Iterator[str]:
-    os.environ.update(BASE_MODEL=str(base_dir), WEIGHTS_DIR=str(archive.parent))
-    os.environ["COG_PREDICT_TYPE_STUB"] = f"predict.py:{request.param}"
-    if request.param == "ConcurrentPredictor":
-        os.environ["COG_MAX_CONCURRENCY"] = str(NUM_READERS)
-    else:
-        os.environ.pop("COG_MAX_CONCURRENCY", None)
-    with running_server("predict", ROOT, verbose=False) as address:
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("BASE_MODEL", str(base_dir))
+            patch.setenv("WEIGHTS_DIR", str(archive.parent))
+            patch.setenv("COG_PREDICT_TYPE_STUB", f"predict.py:{request.param}")
+            if request.param == "ConcurrentPredictor":
+                patch.setenv("COG_MAX_CONCURRENCY", str(NUM_READERS))
+            address = stack.enter_context(running_server("predict", ROOT, verbose=False))
         yield f"{address}/predictions"
 
 
