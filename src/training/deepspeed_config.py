@@ -9,11 +9,14 @@ BUCKET_SIZE = 2**24
 """Gradients that are sent at a time: an adapter is small beside DeepSpeed's default of 5e8."""
 
 
-def build_deepspeed_config(plan: BatchPlan, *, zero_stage: int, bfloat16: bool) -> dict[str, Any]:
+def build_deepspeed_config(
+    plan: BatchPlan, *, zero_stage: int, bfloat16: bool, num_parameters: int | None = None
+) -> dict[str, Any]:
     """Return DeepSpeed's configuration for a batch plan.
 
     Below stage 3 a rank sums up its micro-batches by itself: to DeepSpeed they are one.
     """
+    bucket_size = min(BUCKET_SIZE, num_parameters or BUCKET_SIZE)
     accumulation = plan.gradient_accumulation_steps if zero_stage == 3 else 1
     return {
         "train_batch_size": plan.global_batch_size,
@@ -25,8 +28,8 @@ def build_deepspeed_config(plan: BatchPlan, *, zero_stage: int, bfloat16: bool) 
             "stage": zero_stage,
             "overlap_comm": bfloat16,
             "contiguous_gradients": True,
-            "reduce_bucket_size": BUCKET_SIZE,
-            "allgather_bucket_size": BUCKET_SIZE,
+            "reduce_bucket_size": bucket_size,
+            "allgather_bucket_size": bucket_size,
             "stage3_gather_16bit_weights_on_model_save": False,
         },
         "steps_per_print": 2**31,

@@ -61,6 +61,14 @@ class TrainingPlan:
         """Estimated bytes of a rank at its peak."""
         return None if self.work is None else sum(self._parts(self.work).values())
 
+    @property
+    def trainable_parameters(self) -> int | None:
+        """Parameters of the adapter, where the architecture tells them."""
+        if self.work is None:
+            return None
+        settings = self.settings
+        return self.work.shape.adapter_parameters(settings.lora_target_modules, settings.lora_rank)
+
     def lines(self) -> list[str]:
         """Return the block for the log."""
         lines = [self._data_line(), self._steps_line(), self._method_line(), self._memory_line()]
@@ -120,11 +128,8 @@ class TrainingPlan:
     def _method_line(self) -> str:
         settings = self.settings
         parts = [f"{settings.peft_method} of rank {settings.lora_rank}"]
-        if self.work is not None:
-            parameters = self.work.shape.adapter_parameters(
-                settings.lora_target_modules, settings.lora_rank
-            )
-            parts.append(f"{parameters:,} trainable parameters")
+        if self.trainable_parameters is not None:
+            parts.append(f"{self.trainable_parameters:,} trainable parameters")
         parts += ["bfloat16" if self.machine.has_bfloat16 else "float32"]
         parts.append(f"ZeRO-{self.zero_stage}")
         if self.work is not None:

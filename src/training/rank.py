@@ -81,7 +81,10 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     # Model: base model and adapter.
     dtype = training_dtype(device)
     config = build_deepspeed_config(
-        schedule.plan, zero_stage=plan.zero_stage, bfloat16=dtype == torch.bfloat16
+        schedule.plan,
+        zero_stage=plan.zero_stage,
+        bfloat16=dtype == torch.bfloat16,
+        num_parameters=plan.trainable_parameters,
     )
     # While this object lives, transformers loads only each rank's share of the base model.
     shares_weights = HfDeepSpeedConfig(config) if plan.zero_stage == 3 else None
@@ -255,7 +258,7 @@ def _measure_machine(device: torch.device) -> Machine:
     else:
         free = free_cpu_memory(int(os.environ["LOCAL_SIZE"]))
         if limit is not None:
-            limit_process_memory(limit)
+            limit_process_memory(limit + LATER_LIBRARIES)
         libraries = process_memory() + LATER_LIBRARIES
     least = torch.tensor(min(free, limit or free), dtype=torch.float64, device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)

@@ -18,6 +18,10 @@ class TrainingError(RuntimeError):
     """A run that failed, with the rank and its last error in one sentence."""
 
 
+FIRST_PASS_SECONDS = 900.0
+"""Time for the first pass, before there are steps to tell how long one takes."""
+
+
 @dataclass
 class _Sign:
     """Something that changes as long as all is well."""
@@ -71,8 +75,13 @@ class RankWatch:
         if steps and min(steps) > len(self._step_times):
             self._step_times += [now] * (min(steps) - len(self._step_times))
         stuck = self._progress.note([(w.get("step"), w.get("work")) for w in words.values()], now)
-        patience = max(self._patience, 10 * self._median_step())
-        if len(self._step_times) > 1 and stuck > patience:
+        # The first pass may take much longer than a step: it finds what memory holds.
+        has_steps = len(self._step_times) > 1
+        patience = (
+            max(self._patience, 10 * self._median_step()) if has_steps else FIRST_PASS_SECONDS
+        )
+        has_begun = bool(words) and all(word.get("work") for word in words.values())
+        if has_begun and stuck > patience:
             raise TrainingError(
                 f"no rank has come any further for {stuck:.0f} s {_place(min(steps, default=0))}"
             )

@@ -42,11 +42,23 @@ def main(settings_path: Path) -> None:
     except BaseException as error:
         if not isinstance(error, UserError):
             traceback.print_exc()
-        status.fail(error)
+        status.fail(_explain(error))
         sys.stdout.flush()
         sys.stderr.flush()
         # Other ranks may wait in a collective; leaving at once lets the launcher end them.
         os._exit(1)
+
+
+def _explain(error: BaseException) -> BaseException:
+    """Return the error; for memory that ran out where nothing can be made smaller, what helps."""
+    from src.training.gradients import is_out_of_memory
+
+    if isinstance(error, UserError) or not is_out_of_memory(error):
+        return error
+    return UserError(
+        "out of memory outside of the training passes: expected peft_method=qlora, a smaller "
+        "lora_rank or base model, fewer processes (NUM_PROCESSES), or more memory"
+    )
 
 
 def _end_with_parent() -> None:
