@@ -12,6 +12,7 @@ from cog import (
     streaming,
 )
 
+from src.parent import end_with_parent
 from src.serving.predictor import TextPredictor
 
 
@@ -20,6 +21,7 @@ class Predictor(BasePredictor):
 
     def setup(self, weights: str | None = None) -> None:  # type: ignore[override]
         """Load the base model, and the container's own fine-tuned weights if it has any."""
+        end_with_parent()
         self.predictor = TextPredictor(weights)
 
     @streaming
@@ -103,6 +105,7 @@ class ConcurrentPredictor(BasePredictor):
 
     def setup(self, weights: str | None = None) -> None:  # type: ignore[override]
         """Load the base model, and the container's own fine-tuned weights if it has any."""
+        end_with_parent()
         self.predictor = TextPredictor(weights)
 
     @concurrent(max=32)

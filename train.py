@@ -4,6 +4,7 @@ from typing import Any
 
 from cog import BaseModel, Input, Path, current_scope
 
+from src.parent import end_with_parent
 from src.training.run import run_training
 
 
@@ -106,6 +107,7 @@ def train(
 ) -> TrainingOutput:
     """Fine-tune the base model on the examples and return the adapter as one archive."""
     inputs = locals()
+    end_with_parent()
     scope: Any = current_scope()
     weights = run_training(inputs, record_metric=scope.record_metric)
     return TrainingOutput(weights=Path(weights))  # type: ignore[call-arg]

@@ -36,8 +36,8 @@ from src.training.run import plan_training
 HOST = "127.0.0.1"
 SILENT_SECONDS = 2.0
 _WRAPPING = re.compile(
-    r"^(?:(?:Prediction|Training) failed: |Generator iteration error: "
-    r"|(?:UserError|ValueError|TrainingError|RuntimeError): )+"
+    r"^(?:(?:Async prediction|Prediction|Training) failed: |Generator iteration error: "
+    r"|(?:UserError|HttpError|ValueError|TrainingError|RuntimeError): )+"
 )
 
 
@@ -78,7 +78,12 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
     return 0
 
 
-def _http() -> requests.Session:
+def plain_error(error: str) -> str:
+    """Return the sentence of an error without what Cog and Python put before it."""
+    return _WRAPPING.sub("", error)
+
+
+def http_session() -> requests.Session:
     """Return a session that goes straight to loopback, whatever proxy the environment names."""
     session = requests.Session()
     session.trust_env = False
@@ -136,7 +141,7 @@ def _follow_training(
 ) -> dict[str, Any]:
     """Start the training, print its log as it grows, and return how it ended."""
     url = f"{address}/trainings/local"
-    answer = _http().put(url, json=request, headers={"Prefer": "respond-async"}, timeout=60)
+    answer = http_session().put(url, json=request, headers={"Prefer": "respond-async"}, timeout=60)
     _check_answer(answer)
     num_shown = 0
     is_canceled = False
@@ -145,13 +150,13 @@ def _follow_training(
             event = events.get(timeout=SILENT_SECONDS)
         except Empty:
             # Without a word for so long: an answer of any kind shows that the server lives.
-            _http().get(address, timeout=30)
+            http_session().get(address, timeout=30)
             continue
         except KeyboardInterrupt:
             if is_canceled:
                 raise
             is_canceled = True
-            _http().post(f"{url}/cancel", timeout=30)
+            http_session().post(f"{url}/cancel", timeout=30)
             continue
         log = event.get("logs") or ""
         print(log[num_shown:], end="", flush=True)
@@ -162,7 +167,7 @@ def _follow_training(
             case "canceled":
                 raise KeyboardInterrupt
             case "failed":
-                raise RequestError(_WRAPPING.sub("", event.get("error") or "the training failed"))
+                raise RequestError(plain_error(event.get("error") or "the training failed"))
 
 
 def _write_output(url: str, output: Path) -> None:
@@ -184,7 +189,7 @@ def _predict(inputs: dict[str, Any], root: Path, *, verbose: bool) -> None:
 
 def stream_answer(address: str, inputs: dict[str, Any]) -> Iterator[str]:
     """Yield the answer of a server as it comes; its log goes to standard error."""
-    answer = _http().post(
+    answer = http_session().post(
         f"{address}/predictions",
         json={"input": inputs},
         headers={"Accept": "text/event-stream"},
@@ -198,7 +203,7 @@ def stream_answer(address: str, inputs: dict[str, Any]) -> Iterator[str]:
         elif name == "log":
             print(data.get("data", ""), end="", file=sys.stderr, flush=True)
         elif name == "error" or data.get("status") == "failed":
-            raise RequestError(_WRAPPING.sub("", data.get("error") or "the prediction failed"))
+            raise RequestError(plain_error(data.get("error") or "the prediction failed"))
 
 
 def _sse_events(answer: requests.Response) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -254,7 +259,7 @@ def running_server(mode: str, root: Path, *, verbose: bool) -> Iterator[str]:
 def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log_path: Path) -> None:
     while process.poll() is None:
         try:
-            health: dict[str, Any] = _http().get(f"{address}/health-check", timeout=5).json()
+            health: dict[str, Any] = http_session().get(f"{address}/health-check", timeout=5).json()
         except requests.RequestException:
             health = {"status": "STARTING"}
         if health["status"] in ("READY", "BUSY"):
@@ -268,7 +273,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log_path: 
 
 def _setup_error(logs: list[str]) -> str:
     last = next((line for line in reversed(logs) if line.strip()), "the model could not be set up")
-    return _WRAPPING.sub("", re.sub(r"^.*?(?=UserError: )", "", last))
+    return plain_error(re.sub(r"^.*?(?=UserError: )", "", last))
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -26,18 +25,26 @@ from src.training.launcher import run_workers
 from src.weights.archive import write_archive
 from src.weights.base_model import find_base_model
 from src.weights.printable import printable
+from src.weights.scratch import LastFolder, remove_abandoned, scratch_folder
 
+RUN_PREFIX = "training-"
+ARCHIVE_PREFIX = "weights-"
 RecordMetric = Callable[..., None]
+_archive_folder = LastFolder(ARCHIVE_PREFIX)
 
 
 def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> Path:
-    """Check everything that can be checked, train, and return the archive of the adapter."""
+    """Check everything that can be checked, train, and return the archive of the adapter.
+
+    The archive stays until the next training of this process.
+    """
+    for prefix in (RUN_PREFIX, ARCHIVE_PREFIX):
+        remove_abandoned(prefix)
     settings = _with_checkpoints(_gather_settings(inputs), os.environ)
     hosts = find_hosts(os.environ)
     num_processes, on_gpus = _count_processes(settings, hosts)
     shared_folder = None if hosts is None else hosts.shared_folder
-    run_dir = Path(tempfile.mkdtemp(prefix="training-", dir=shared_folder))
-    try:
+    with scratch_folder(RUN_PREFIX, shared_folder) as run_dir:
         output = run_workers(
             settings,
             run_dir,
@@ -47,10 +54,8 @@ def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> P
             hosts=hosts,
         )
         # The archive outlives the run's folder: Cog reads it after this function has returned.
-        archive = Path(tempfile.mkdtemp(prefix="weights-")) / "weights.tar"
+        archive = _archive_folder.renew() / "weights.tar"
         write_archive(output, archive)
-    finally:
-        shutil.rmtree(run_dir, ignore_errors=True)
     return archive
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -16,8 +15,10 @@ from src.weights.archive import MEMBERS, REQUIRED, read_archive
 from src.weights.download import fetch
 from src.weights.keyed_locks import KeyedLocks
 from src.weights.printable import printable
+from src.weights.scratch import remove_abandoned, scratch_folder
 
 MAX_PATH_CHARACTERS = 1000
+DOWNLOAD, COPY, UNPACK = ".download-", ".copy-", ".unpack-"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class WeightsCache:
         self._sources = KeyedLocks()
         self._num_users: Counter[str] = Counter()
         folder.mkdir(parents=True, exist_ok=True)
+        for prefix in (DOWNLOAD, COPY, UNPACK):
+            remove_abandoned(prefix, folder)
 
     def get(self, source: str, *, local_root: Path | None = None) -> Weights:
         """Return the weights that a URL or path names, unpacked.
@@ -76,8 +79,8 @@ class WeightsCache:
         known = self._use(self._key_of_url.get(url) if is_remembered else None)
         if known is not None:
             return known
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".download-") as folder:
-            archive = Path(folder) / "weights"
+        with scratch_folder(DOWNLOAD, self._folder) as folder:
+            archive = folder / "weights"
             # The container's own weights are named by the operator, who may keep them at home.
             is_own = url == os.environ.get("COG_WEIGHTS")
             fetch(url, archive, max_bytes=self._max_archive_bytes, any_address=is_own)
@@ -104,19 +107,19 @@ class WeightsCache:
         known = self._use(key)
         if known is not None:
             return known
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".copy-") as folder:
+        with scratch_folder(COPY, self._folder) as folder:
             for file in files:
-                shutil.copyfile(file, Path(folder) / file.name)
-            return self._keep(Path(folder), key)
+                shutil.copyfile(file, folder / file.name)
+            return self._keep(folder, key)
 
     def _of_archive(self, path: Path) -> Weights:
         key = _sha256(path)
         known = self._use(key)
         if known is not None:
             return known
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".unpack-") as folder:
-            read_archive(path, Path(folder), max_bytes=self._max_archive_bytes)
-            return self._keep(Path(folder), key)
+        with scratch_folder(UNPACK, self._folder) as folder:
+            read_archive(path, folder, max_bytes=self._max_archive_bytes)
+            return self._keep(folder, key)
 
     def _keep(self, folder: Path, key: str) -> Weights:
         whole = folder / "whole"

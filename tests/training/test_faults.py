@@ -1,0 +1,108 @@
+"""Processes of a real run are killed at random moments: one plain error in time, and none left.
+
+`FAULT_POINTS=50 scripts/test tests/training/test_faults.py` strikes fifty times, at other moments.
+"""
+
+import os
+import random
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from src.training.launcher import run_workers
+from src.training.watch import TrainingError
+from tests.training.test_runs import CURVE, session_processes
+
+NUM_POINTS = int(os.environ.get("FAULT_POINTS", "1"))
+START_SECONDS = 12.0
+"""About as long as a run takes until its first steps: faults come before them and after."""
+PLACE = r"(after step \d+|before its first step ended)"
+
+
+class Strike(threading.Thread):
+    """Kills one process of a run, a while after it is there."""
+
+    def __init__(self, run_dir: Path, *, rank: int | None, seconds: float) -> None:
+        """Without a rank it is DeepSpeed's launcher."""
+        super().__init__(daemon=True)
+        self._run_dir, self._rank, self._seconds = run_dir, rank, seconds
+        self.struck = 0.0
+
+    def run(self) -> None:
+        while (pid := self._find()) is None:
+            time.sleep(0.02)
+        time.sleep(self._seconds)
+        self.struck = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+
+    def _find(self) -> int | None:
+        for pid in session_processes(str(self._run_dir)):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            is_launcher = b"deepspeed.launcher.launch" in command
+            if self._rank is None and is_launcher and b"src.training.guard" not in command:
+                return pid
+            # A rank has said which one it is before anything can go wrong with it.
+            word = self._run_dir / "ranks" / f"{self._rank}.json"
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if not is_launcher and word.is_file() and b"RANK=%d" % (self._rank or 0) in environment:
+                return pid
+        return None
+
+
+def fail(make_settings, run_dir: Path, strike: Strike) -> tuple[str, float]:
+    """Return the error of a run that is struck, and how long after the strike it came."""
+    run_dir.mkdir()
+    strike.start()
+    with pytest.raises(TrainingError) as error:
+        run_workers(
+            make_settings(**{**CURVE, "num_train_epochs": 5000}),
+            run_dir,
+            num_processes=2,
+            on_gpus=False,
+            on_metric=lambda record: None,
+        )
+    return str(error.value), time.monotonic() - strike.struck
+
+
+@pytest.mark.timeout(60 * (NUM_POINTS + 2))
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_killed_at_any_moment_is_named(tmp_path: Path, make_settings, rank: int):
+    numbers = random.Random(rank)
+    for point in range(NUM_POINTS):
+        run_dir = tmp_path / f"run-{point}"
+        strike = Strike(run_dir, rank=rank, seconds=numbers.uniform(0, 2 * START_SECONDS))
+        error, seconds = fail(make_settings, run_dir, strike)
+        assert session_processes(str(tmp_path)) == []
+        assert seconds < 5
+        assert re.match(rf"rank {rank} ended without a word {PLACE}: .*killed", error), error
+
+
+@pytest.mark.timeout(60 * (NUM_POINTS + 2))
+def test_a_killed_launcher_leaves_none(tmp_path: Path, make_settings):
+    numbers = random.Random(2)
+    for point in range(NUM_POINTS):
+        run_dir = tmp_path / f"run-{point}"
+        strike = Strike(run_dir, rank=None, seconds=numbers.uniform(0, 2 * START_SECONDS))
+        error, seconds = fail(make_settings, run_dir, strike)
+        assert session_processes(str(tmp_path)) == []
+        assert seconds < 2
+        assert "killed" in error
+        assert "Traceback" not in error
+
+
+def test_a_rank_frozen_before_its_first_step_is_named(tmp_path: Path, make_settings):
+    os.environ |= {"FAULT": "1:start:stop", "FROZEN_SECONDS": "4"}
+    (tmp_path / "run").mkdir()
+    with pytest.raises(TrainingError, match=r"^rank 1 is frozen before its first step ended"):
+        run_workers(
+            make_settings(**CURVE),
+            tmp_path / "run",
+            num_processes=2,
+            on_gpus=False,
+            on_metric=lambda record: None,
+        )
+    assert session_processes(str(tmp_path)) == []
