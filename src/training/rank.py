@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from src.data.dataset import TokenDataset
@@ -27,12 +29,6 @@ from src.training.checkpoint import (
     replacing_folder,
 )
 from src.training.deepspeed_config import build_deepspeed_config
-from src.training.devices import (
-    free_cpu_memory,
-    limit_process_memory,
-    memory_limit,
-    process_memory,
-)
 from src.training.engine import (
     build_engine,
     gather_adapter,
@@ -44,8 +40,9 @@ from src.training.fault import strike
 from src.training.gradients import AdapterModule, GradientSum
 from src.training.keeper import Keeper, StoppedEarly, read_state
 from src.training.loop import Run, train
+from src.training.machine import measure_machine, peak_memory
 from src.training.output import OutputWriter
-from src.training.plan import LATER_LIBRARIES, Machine, make_plan, peak_line
+from src.training.plan import TrainingPlan, make_plan, peak_line
 from src.training.progress import Progress
 from src.training.reader import open_reader
 from src.training.sample import build_sampler
@@ -60,7 +57,6 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     device = join_ranks(int(os.environ["LOCAL_RANK"]))
 
     # Data: rank 0 prepares it, every rank maps it.
-    base_dir = Path(settings.base_model_dir)
     reader = open_reader(settings)
     tokenizer, speech, context = reader.tokenizer, reader.speech, reader.context
     data_dir = run_dir / "data"
@@ -74,11 +70,11 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     schedule = build_schedule(
         train_data, settings, context=context, num_devices=dist.get_world_size()
     )
-    plan = make_plan(settings, train_data, schedule, _measure_machine(device))
+    plan = make_plan(settings, train_data, schedule, measure_machine(device))
     for line in plan.lines():
         say(line)
 
-    # Model: base model and adapter.
+    # The base model with its adapter.
     dtype = training_dtype(device)
     config = build_deepspeed_config(
         schedule.plan,
@@ -86,11 +82,106 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         bfloat16=dtype == torch.bfloat16,
         num_parameters=plan.trainable_parameters,
     )
+    model, target_modules = _load_model(plan, config, device, say)
+    loss_module = SummedLoss(model, fuses_head=plan.zero_stage != 3)
+
+    # What takes the steps.
+    prompt = settings.validation_prompt if settings.run_validation else None
+    run = Run(
+        settings=settings,
+        schedule=schedule,
+        train_data=train_data,
+        validation_data=validation_data,
+        rank=rank,
+        device=device,
+        sample=build_sampler(
+            prompt, speech=speech, tokenizer=tokenizer, model=model, device=device
+        ),
+        note_step=status.note_step,
+        note_work=status.note_work,
+    )
+    named = list(adapter_parameters(model))
+    trainer = _build_trainer(plan, config, run, loss_module, [p for _, p in named])
+
+    # What is kept on the way, and what a checkpoint brings back.
+    writer = OutputWriter(
+        settings,
+        speech=speech,
+        target_modules=target_modules,
+        resolved={
+            **asdict(schedule.plan),
+            "num_steps": schedule.num_steps,
+            "zero_stage": plan.zero_stage,
+            "context": context,
+            "dtype": str(dtype).removeprefix("torch."),
+        },
+        data={
+            "train": asdict(train_data.counts),
+            "validation": asdict(validation_data.counts),
+            "sequences": len(schedule.sequences),
+        },
+        metrics_path=run_dir / METRICS,
+    )
+    progress = Progress(run_dir / METRICS if rank == 0 else None, num_steps=schedule.num_steps)
+    gather = partial(gather_adapter, named, is_shared=plan.zero_stage == 3)
+    keeper = Keeper(
+        run_dir,
+        _open_store(settings, reads_data=rank == 0),
+        trainer,
+        rank=rank,
+        seconds=settings.checkpoint_seconds,
+        is_shared=plan.zero_stage == 3,
+        gather_state=partial(gather_state, trainer.engine, named),
+        gather_adapter=gather,
+        write_adapter=lambda folder, tensors, step: writer.write(
+            folder, tensors, losses={}, stopped_after=step
+        ),
+    )
+    done = 0
+    if settings.resume_from is not None:
+        checkpoint = read_checkpoint(Path(settings.resume_from))
+        done = trainer.num_steps_done = checkpoint.step
+        trainer.prime(schedule.longest_micro_batch(rank), train_data)
+        restore_state(trainer.engine, named, read_state(checkpoint), step=done)
+        progress.resume(checkpoint.progress)
+        status.note_step(done)
+        if rank == 0:
+            shutil.copyfile(checkpoint.folder / METRICS, run_dir / METRICS)
+        say(f"resumed after step {done} of {schedule.num_steps}")
+
+    # Training.
+    strike("start", rank)
+    try:
+        losses = train(trainer, run, progress, keeper, done=done)
+    except StoppedEarly:
+        return
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error}{_where_it_is_kept(keeper)}") from None
+    say(peak_line(plan, peak_memory(device)))
+
+    # What comes back.
+    tensors = gather()
+    if rank == 0:
+        with replacing_folder(run_dir / "output") as folder:
+            writer.write(
+                folder,
+                tensors,
+                losses={"train_loss": losses.train, "eval_loss": losses.validation},
+            )
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _load_model(
+    plan: TrainingPlan, config: dict[str, Any], device: torch.device, say: Callable[[str], None]
+) -> tuple[Any, list[str]]:
+    """Return the base model with a new adapter, and the names of the adapted layers."""
+    settings = plan.settings
     # While this object lives, transformers loads only each rank's share of the base model.
     shares_weights = HfDeepSpeedConfig(config) if plan.zero_stage == 3 else None
     model = load_base_model(
-        base_dir,
-        dtype=dtype,
+        Path(settings.base_model_dir),
+        dtype=training_dtype(device),
         device=None if shares_weights else device,
         in_4bit=settings.peft_method == "qlora",
     )
@@ -112,114 +203,37 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         off = {part for part in os.environ.get("FAST_PATH_OFF", "").split(",") if part}
         for line in use_fast_path(model, off=off):
             say(line)
-    num_recomputed = min(plan.num_recomputed, len(decoder_layers(model)))
-    recompute_layers(model, num_recomputed)
+    recompute_layers(model, plan.num_recomputed)
     model.train()
-    loss_module = SummedLoss(model, fuses_head=not shares_weights)
+    return model, target_modules
 
-    # Training.
-    prompt = settings.validation_prompt if settings.run_validation else None
-    run = Run(
-        settings=settings,
-        schedule=schedule,
-        train_data=train_data,
-        validation_data=validation_data,
-        rank=rank,
-        device=device,
-        sample=build_sampler(
-            prompt, speech=speech, tokenizer=tokenizer, model=model, device=device
-        ),
-        note_step=status.note_step,
-        note_work=status.note_work,
-    )
-    torch.manual_seed(settings.seed + rank)
-    parameters = [p for _, p in adapter_parameters(model)]
-    trainer: Trainer
-    if shares_weights:
-        engine = build_engine(loss_module, parameters, config, settings.learning_rate)
-        trainer = SharedModelTrainer(engine, run.batch)
-    else:
-        gradient_sum = GradientSum(
-            loss_module,
-            parameters,
-            make_batch=run.batch,
-            recomputed_layers=num_recomputed,
-            max_tokens=plan.max_tokens,
-            say=lambda line: _say(f"rank {rank}: {line}"),
+
+def _build_trainer(
+    plan: TrainingPlan,
+    config: dict[str, Any],
+    run: Run,
+    loss_module: SummedLoss,
+    parameters: list[nn.Parameter],
+) -> Trainer:
+    """Start the engine; without shared weights, the longest micro-batch is tried before."""
+    learning_rate = plan.settings.learning_rate
+    if plan.zero_stage == 3:
+        return SharedModelTrainer(
+            build_engine(loss_module, parameters, config, learning_rate), run.batch
         )
-        gradient_sum.add(schedule.longest_micro_batch(rank), train_data)
-        gradient_sum.clear()
-        module = AdapterModule(parameters)
-        engine = build_engine(module, parameters, config, settings.learning_rate)
-        trainer = WholeModelTrainer(engine, gradient_sum, loss_module)
-    # What is kept on the way, and what a checkpoint brings back.
-    writer = OutputWriter(
-        settings,
-        speech=speech,
-        target_modules=target_modules,
-        resolved={
-            **asdict(schedule.plan),
-            "num_steps": schedule.num_steps,
-            "zero_stage": plan.zero_stage,
-            "context": context,
-            "dtype": str(dtype).removeprefix("torch."),
-        },
-        data={
-            "train": asdict(train_data.counts),
-            "validation": asdict(validation_data.counts),
-            "sequences": len(schedule.sequences),
-        },
-        metrics_path=run_dir / METRICS,
+    num_layers = len(decoder_layers(loss_module.model))
+    gradient_sum = GradientSum(
+        loss_module,
+        parameters,
+        make_batch=run.batch,
+        recomputed_layers=min(plan.num_recomputed, num_layers),
+        max_tokens=plan.max_tokens,
+        say=lambda line: _say(f"rank {run.rank}: {line}"),
     )
-    progress = Progress(run_dir / METRICS if rank == 0 else None, num_steps=schedule.num_steps)
-    named = list(adapter_parameters(model))
-    gather = partial(gather_adapter, named, is_shared=plan.zero_stage == 3)
-    keeper = Keeper(
-        run_dir,
-        _open_store(settings, reads_data=rank == 0),
-        trainer,
-        rank=rank,
-        seconds=settings.checkpoint_seconds,
-        is_shared=plan.zero_stage == 3,
-        gather_state=partial(gather_state, engine, named),
-        gather_adapter=gather,
-        write_adapter=lambda folder, tensors, step: writer.write(
-            folder, tensors, losses={}, stopped_after=step
-        ),
-    )
-    done = 0
-    if settings.resume_from is not None:
-        checkpoint = read_checkpoint(Path(settings.resume_from))
-        done = trainer.num_steps_done = checkpoint.step
-        trainer.prime(schedule.longest_micro_batch(rank), train_data)
-        restore_state(engine, named, read_state(checkpoint), step=done)
-        progress.resume(checkpoint.progress)
-        status.note_step(done)
-        if rank == 0:
-            shutil.copyfile(checkpoint.folder / METRICS, run_dir / METRICS)
-        say(f"resumed after step {done} of {schedule.num_steps}")
-
-    # Training.
-    strike("start", rank)
-    try:
-        losses = train(trainer, run, progress, keeper, done=done)
-    except StoppedEarly:
-        return
-    except FloatingPointError as error:
-        raise FloatingPointError(f"{error}{_where_it_is_kept(keeper)}") from None
-    say(peak_line(plan, _peak_memory(device)))
-
-    # What comes back.
-    tensors = gather()
-    if rank == 0:
-        with replacing_folder(run_dir / "output") as folder:
-            writer.write(
-                folder,
-                tensors,
-                losses={"train_loss": losses.train, "eval_loss": losses.validation},
-            )
-    dist.barrier()
-    dist.destroy_process_group()
+    gradient_sum.add(run.schedule.longest_micro_batch(run.rank), run.train_data)
+    gradient_sum.clear()
+    engine = build_engine(AdapterModule(parameters), parameters, config, learning_rate)
+    return WholeModelTrainer(engine, gradient_sum, loss_module)
 
 
 def _where_it_is_kept(keeper: Keeper) -> str:
@@ -244,34 +258,3 @@ def _say(line: str) -> None:
 
 def _say_nothing(line: str) -> None:
     """Only one rank speaks."""
-
-
-def _measure_machine(device: torch.device) -> Machine:
-    """Return what each rank may count on: the least of what they have."""
-    limit = memory_limit()
-    on_gpus = device.type == "cuda"
-    if on_gpus:
-        free, whole = torch.cuda.mem_get_info(device)
-        if limit is not None:
-            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), device)
-        libraries = 0.0
-    else:
-        free = free_cpu_memory(int(os.environ["LOCAL_SIZE"]))
-        if limit is not None:
-            limit_process_memory(limit + LATER_LIBRARIES)
-        libraries = process_memory() + LATER_LIBRARIES
-    least = torch.tensor(min(free, limit or free), dtype=torch.float64, device=device)
-    dist.all_reduce(least, dist.ReduceOp.MIN)
-    return Machine(
-        on_gpus=on_gpus,
-        available=float(least),
-        libraries=libraries,
-        has_bfloat16=training_dtype(device) == torch.bfloat16,
-    )
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Return the bytes that this rank held at most."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return process_memory(peak=True)

@@ -70,14 +70,17 @@ def records(output: Path) -> list[dict[str, object]]:
     ]
 
 
-@pytest.mark.parametrize("stage", ["2", "3"])
-def test_a_killed_run_goes_on_to_the_bit(train, tmp_path: Path, stage: str):
+FAULTS = (("1:step4:kill", 3), ("0:save6:kill", 5), ("1:validation9:exit", 8))
+"""Between two steps, in the middle of a save, and in a validation; with the last whole step."""
+
+
+@pytest.mark.parametrize(("stage", "faults"), [("2", FAULTS), ("3", FAULTS[1:2])])
+def test_a_killed_run_goes_on_to_the_bit(train, tmp_path: Path, stage: str, faults):
     os.environ["ZERO_STAGE"] = stage
     whole = train()
     shutil.rmtree(tmp_path / "checkpoints")
     newest = None
-    # Between two steps, in the middle of a save, and in a validation.
-    for fault, left in (("1:step4:kill", 3), ("0:save6:kill", 5), ("1:validation9:exit", 8)):
+    for fault, left in faults:
         os.environ["FAULT"] = fault
         with pytest.raises(TrainingError):
             train(resume_from=newest)
