@@ -45,8 +45,9 @@ class SoakServer:
         self.temporary = folder / f"tmp-{mode}"
         self.temporary.mkdir()
         self._log = folder / f"{mode}.log"
-        self._mark = f"SOAK_MARK={secrets.token_hex(12)}"
-        name, _, value = self._mark.partition("=")
+        self.mark = f"SOAK_MARK={secrets.token_hex(12)}"
+        """In the environment of all its processes."""
+        name, _, value = self.mark.partition("=")
         self._environment = {**environment, name: value, "TMPDIR": str(self.temporary)}
         self._process: subprocess.Popen[bytes] | None = None
         self._resting: set[int] = set()
@@ -122,7 +123,7 @@ class SoakServer:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 environment = (folder / "environ").read_bytes()
-                if self._mark.encode() not in environment:
+                if self.mark.encode() not in environment:
                     continue
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
