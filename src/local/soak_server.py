@@ -24,6 +24,8 @@ START_SECONDS = 90.0
 READY_SECONDS = 10.0
 _STEP = re.compile(r"^step (\d+)/", re.MULTILINE)
 _CACHE = "weights-cache"
+_WATCHER = "src/parent.py"
+"""Ends a worker whose server is gone."""
 _LEFTOVERS = ("training-*", "weights-*", "plan-*", f"{_CACHE}/.*")
 
 
@@ -135,7 +137,13 @@ class SoakServer:
 
     def busy(self) -> list[Process]:
         """Return the processes that a server at rest does not have."""
-        return [process for process in self.processes() if process.pid not in self._resting]
+        return [
+            process
+            for process in self.processes()
+            if process.pid not in self._resting
+            # It starts with the first training, and stays for as long as there is a server.
+            and not (self._resting and _WATCHER in process.command)
+        ]
 
     def kill_worker(self) -> None:
         """Kill the process in which the model's own code runs; Cog's own stays."""

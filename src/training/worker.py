@@ -10,6 +10,7 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from src.errors import UserError
 from src.settings import TrainSettings
@@ -43,17 +44,25 @@ def main(settings_path: Path) -> None:
         if not isinstance(error, UserError):
             traceback.print_exc()
         status.fail(_explain(error))
-        sys.stdout.flush()
-        sys.stderr.flush()
         # Other ranks may wait in a collective; leaving at once lets the launcher end them.
-        os._exit(1)
+        _leave(1)
+    # All is written; the interpreter would take seconds to end, in which it shows no sign of life.
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _explain(error: BaseException) -> BaseException:
     """Return the error; for memory that ran out where nothing can be made smaller, what helps."""
+    if isinstance(error, UserError) or "torch" not in sys.modules:
+        return error
     from src.training.gradients import is_out_of_memory
 
-    if isinstance(error, UserError) or not is_out_of_memory(error):
+    if not is_out_of_memory(error):
         return error
     return UserError(
         "out of memory outside of the training passes: expected peft_method=qlora, a smaller "

@@ -7,6 +7,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -92,6 +94,26 @@ def test_a_killed_launcher_leaves_none(tmp_path: Path, make_settings):
         assert seconds < 2
         assert "killed" in error
         assert "Traceback" not in error
+
+
+DONE = """
+import sys, threading, time, types
+from pathlib import Path
+rank = types.ModuleType("src.training.rank")
+rank.run_rank = lambda *_: threading.Thread(target=time.sleep, args=(60,)).start()
+sys.modules["src.training.rank"] = rank
+from src.training.worker import main
+print("done", end="")
+main(Path(sys.argv[1]))
+"""
+
+
+def test_a_rank_that_is_done_leaves_at_once(tmp_path: Path, make_settings):
+    """The interpreter takes seconds to end, and a rank shows no sign of life meanwhile."""
+    make_settings().save(tmp_path / "settings.json")
+    command = [sys.executable, "-c", DONE, str(tmp_path / "settings.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (0, "done"), done.stderr
 
 
 def test_a_rank_frozen_before_its_first_step_is_named(tmp_path: Path, make_settings):
