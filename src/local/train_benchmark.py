@@ -25,12 +25,12 @@ from src.local.picture import draw_bars, machine_name
 from src.local.server import ROOT
 from src.local.shapes import MATMUL_FLOPS, SHAPES, flops_per_token
 from src.local.tiny_model import make_base_model
-from src.model.fast_path import PARTS
 from src.model.shape import ModelShape
 from src.settings import TrainSettings
 from src.text.formats import build_train_speech
 from src.text.tokenizer import Tokenizer
 from src.training.devices import count_devices
+from src.training.switches import FAST_PATH_PARTS
 
 NUM_EXAMPLES = 400
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
@@ -66,9 +66,9 @@ VARIANTS = (
 LIGER = (Variant("TRL SFTTrainer with Liger, packed", True, peer="trl_sft.py", liger=True),)
 """Its kernels run on GPUs only."""
 ABLATIONS = (
-    *(Variant(f"packed, without {part}", True, off=part) for part in PARTS),
-    Variant("packed, without all of these", True, off=",".join(PARTS)),
-    Variant("unpacked, without all of these", False, off=",".join(PARTS)),
+    *(Variant(f"packed, without {part}", True, off=part) for part in FAST_PATH_PARTS),
+    Variant("packed, without all of these", True, off=",".join(FAST_PATH_PARTS)),
+    Variant("unpacked, without all of these", False, off=",".join(FAST_PATH_PARTS)),
 )
 
 

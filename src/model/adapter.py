@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from src.errors import UserError
 from src.model.base_model import linear_modules
+from src.model.shape import choose_targets
 
 _PEFT_NAME = "default"
 
@@ -18,17 +18,7 @@ def resolve_target_modules(model: nn.Module, asked: str) -> list[str]:
     """Return the last names of the modules to adapt; `all-linear` is every layer but the head."""
     modules = linear_modules(model)
     head = {name for name, module in modules.items() if module is model.get_output_embeddings()}  # type: ignore[operator]
-    known = sorted({name.rpartition(".")[2] for name in modules if name not in head})
-    if asked.strip() == "all-linear":
-        return known
-    names = [name.strip() for name in asked.split(",") if name.strip()]
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise UserError(
-            f"lora_target_modules: expected all-linear or some of {', '.join(known)}; "
-            f"found {', '.join(unknown) or 'none'}"
-        )
-    return sorted(set(names))
+    return choose_targets(asked, {name.rpartition(".")[2] for name in modules if name not in head})
 
 
 def attach_adapter(

@@ -10,15 +10,14 @@ from src.model.attention import ISOLATED, Spans, attend, varlen_refusal
 from src.model.elementwise import normalize, rotate
 from src.model.projections import project, project_gated
 
-PARTS = ("norm", "attention", "mlp", "lora")
-
 
 def use_fast_path(model: Any, *, off: Collection[str] = ()) -> list[str]:
     """Replace the forward of norms, attention, MLP and adapted layers; return what is left out.
 
-    What the layers compute stays the same; generation with a cache keeps transformers' attention.
+    `off` names parts to leave out: norm, attention, mlp, lora. What the layers compute stays the
+    same; generation with a cache keeps transformers' attention.
     """
-    lines = [f"fast path: {part} is off, as asked" for part in PARTS if part in off]
+    lines = [f"fast path: {part} is off, as asked" for part in sorted(off)]
     if "lora" not in off:
         lines += _fuse_adapted_layers(model)
     if model.config._attn_implementation != ISOLATED:

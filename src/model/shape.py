@@ -1,6 +1,7 @@
 """The sizes of a base model, read from its configuration alone."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,30 @@ class ModelShape:
 
     def adapted(self, target_modules: str) -> dict[str, tuple[int, int]]:
         """Return the adapted layers of one decoder layer; `target_modules` as users write it."""
-        names = {name.strip() for name in target_modules.split(",")}
-        everything = "all-linear" in names
-        return {n: size for n, size in self.layer_linears.items() if everything or n in names}
+        sizes = self.layer_linears
+        return {name: sizes[name] for name in choose_targets(target_modules, sizes)}
 
     def adapter_parameters(self, target_modules: str, rank: int) -> int:
         """Return the parameters of LoRA matrices of a rank."""
         sizes = self.adapted(target_modules).values()
         return self.num_layers * rank * sum(out + inner for out, inner in sizes)
+
+
+def choose_targets(asked: str, known: Iterable[str]) -> list[str]:
+    """Return the names of the layers to adapt; `all-linear` is all of them.
+
+    Raises UserError for a name that is not known.
+    """
+    if asked.strip() == "all-linear":
+        return sorted(known)
+    names = {name.strip() for name in asked.split(",") if name.strip()}
+    unknown = sorted(names.difference(known))
+    if unknown or not names:
+        raise UserError(
+            f"lora_target_modules: expected all-linear or some of {', '.join(sorted(known))}; "
+            f"found {', '.join(unknown) or 'none'}"
+        )
+    return sorted(names)
 
 
 def read_shape(folder: Path) -> ModelShape | None:

@@ -10,21 +10,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from src.errors import UserError
 
-
-def count_devices() -> tuple[int, bool]:
+def count_devices(asked: int | None = None) -> tuple[int, bool]:
     """Return how many processes to train with, and whether they are GPUs.
 
-    `NUM_PROCESSES` overrides the count; without a GPU the default is two CPU processes.
+    Not more than there are GPUs; without a GPU the default is two CPU processes.
     """
     num_gpus = _count_gpus()
-    asked = os.environ.get("NUM_PROCESSES")
-    if asked is not None:
-        if not asked.isdigit() or int(asked) < 1:
-            raise UserError(f"NUM_PROCESSES: expected a number of at least 1, found {asked!r}")
-        return (min(int(asked), num_gpus), True) if num_gpus else (int(asked), False)
-    return (num_gpus, True) if num_gpus else (min(2, os.cpu_count() or 1), False)
+    if num_gpus:
+        return min(asked or num_gpus, num_gpus), True
+    return asked or min(2, os.cpu_count() or 1), False
 
 
 def _count_gpus() -> int:
@@ -56,20 +51,6 @@ def free_cpu_memory(num_processes: int) -> float:
 def process_memory(*, peak: bool = False) -> float:
     """Return the bytes of memory that this process holds, or held at most."""
     return _kilobytes(Path("/proc/self/status"), "VmHWM" if peak else "VmRSS")
-
-
-def memory_limit() -> float | None:
-    """Return the bytes that a rank may take; `DEVICE_MEMORY_GB` sets it."""
-    asked = os.environ.get("DEVICE_MEMORY_GB")
-    if asked is None:
-        return None
-    try:
-        limit = float(asked)
-    except ValueError:
-        limit = 0.0
-    if not 0 < limit < float("inf"):
-        raise UserError(f"DEVICE_MEMORY_GB: expected a number above 0, found {asked!r}")
-    return limit * 1e9
 
 
 def limit_process_memory(limit: float) -> None:

@@ -16,6 +16,7 @@ from src.settings import TrainSettings
 from src.training.hosts import Hosts, encode_world, local_devices
 from src.training.session import POLL_SECONDS, ROOT, Session
 from src.training.stop import CANCEL_SECONDS, SHUTDOWN_SECONDS, STOP_FILE, STOPPED_FILE, ServerWatch
+from src.training.switches import read_switches
 from src.training.watch import MetricsTail, RankWatch, TrainingError
 
 BEAT_SECONDS = 1.0
@@ -42,7 +43,8 @@ def run_workers(
     invitation = run_dir / "invitation.json"
     invitation.write_text(json.dumps({"port": port, "on_gpus": on_gpus}))
     session = start_session(run_dir, port=port, num_local=num_local, on_gpus=on_gpus, hosts=hosts)
-    ranks = RankWatch(run_dir / "ranks", num_local)
+    patience = read_switches(os.environ).frozen_seconds
+    ranks = RankWatch(run_dir / "ranks", num_local, patience=patience)
     metrics = MetricsTail(run_dir / "metrics.jsonl", on_metric)
     server = ServerWatch(os.environ)
     last_beat = time.monotonic()

@@ -9,15 +9,13 @@ from src.model.base_model import training_dtype
 from src.training.devices import (
     free_cpu_memory,
     limit_process_memory,
-    memory_limit,
     process_memory,
 )
 from src.training.plan import LATER_LIBRARIES, Machine
 
 
-def measure_machine(device: torch.device) -> Machine:
-    """Return what each rank may count on: the least of what they have."""
-    limit = memory_limit()
+def measure_machine(device: torch.device, limit: float | None) -> Machine:
+    """Return what each rank may count on: the least of what they have, at most `limit` bytes."""
     on_gpus = device.type == "cuda"
     if on_gpus:
         free, whole = torch.cuda.mem_get_info(device)

@@ -1,6 +1,5 @@
 """What a run will do and what it will need, known before the base model is loaded."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -157,22 +156,26 @@ def peak_line(plan: TrainingPlan, measured: float) -> str:
 
 
 def make_plan(
-    settings: TrainSettings, data: TokenDataset, schedule: Schedule, machine: Machine
+    settings: TrainSettings,
+    data: TokenDataset,
+    schedule: Schedule,
+    machine: Machine,
+    *,
+    zero_stage: int | None = None,
 ) -> TrainingPlan:
-    """Decide how a run uses its memory.
+    """Decide how a run uses its memory; without a `zero_stage` that is asked for, choose it.
 
     Raises UserError if the base model alone is larger than the memory of its device.
     """
     folder = Path(settings.base_model_dir)
     shape = read_shape(folder)
-    asked = os.environ.get("ZERO_STAGE")
     if shape is None:
-        stage = int(asked) if asked else _stage_by_size(folder, settings, machine)
+        stage = zero_stage or _stage_by_size(folder, settings, machine)
         # Without an estimate a GPU gets the careful way; more layers than there are is all.
         recomputed = 2**31 if machine.on_gpus else 0
         return TrainingPlan(settings, data, schedule, machine, stage, None, recomputed, False, None)
     work = _workload(shape, settings, data, schedule, machine)
-    stage = int(asked) if asked else _choose_stage(work, machine)
+    stage = zero_stage or _choose_stage(work, machine)
     work = replace(work, shares_weights=stage == 3)
     max_tokens = None
     if work.shares_weights:

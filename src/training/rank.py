@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ from src.training.progress import Progress
 from src.training.reader import open_reader
 from src.training.sample import build_sampler
 from src.training.status import RankStatus
+from src.training.switches import read_switches
 from src.training.trainers import SharedModelTrainer, Trainer, WholeModelTrainer
 
 
@@ -70,7 +71,9 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     schedule = build_schedule(
         train_data, settings, context=context, num_devices=dist.get_world_size()
     )
-    plan = make_plan(settings, train_data, schedule, measure_machine(device))
+    switches = read_switches(os.environ)
+    machine = measure_machine(device, switches.device_memory)
+    plan = make_plan(settings, train_data, schedule, machine, zero_stage=switches.zero_stage)
     for line in plan.lines():
         say(line)
 
@@ -82,7 +85,7 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         bfloat16=dtype == torch.bfloat16,
         num_parameters=plan.trainable_parameters,
     )
-    model, target_modules = _load_model(plan, config, device, say)
+    model, target_modules = _load_model(plan, config, device, switches.fast_path_off, say)
     loss_module = SummedLoss(model, fuses_head=plan.zero_stage != 3)
 
     # What takes the steps.
@@ -173,7 +176,11 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
 
 
 def _load_model(
-    plan: TrainingPlan, config: dict[str, Any], device: torch.device, say: Callable[[str], None]
+    plan: TrainingPlan,
+    config: dict[str, Any],
+    device: torch.device,
+    fast_path_off: Collection[str],
+    say: Callable[[str], None],
 ) -> tuple[Any, list[str]]:
     """Return the base model with a new adapter, and the names of the adapted layers."""
     settings = plan.settings
@@ -200,8 +207,7 @@ def _load_model(
     if shares_weights:
         say("fast path: only attention is on: ZeRO-3 shares out the weights")
     else:
-        off = {part for part in os.environ.get("FAST_PATH_OFF", "").split(",") if part}
-        for line in use_fast_path(model, off=off):
+        for line in use_fast_path(model, off=fast_path_off):
             say(line)
     recompute_layers(model, plan.num_recomputed)
     model.train()

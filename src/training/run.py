@@ -19,9 +19,10 @@ from src.training.checkpoint import (
     read_checkpoint,
     run_folder,
 )
-from src.training.devices import count_devices, free_cpu_memory, free_gpu_memory, memory_limit
+from src.training.devices import count_devices, free_cpu_memory, free_gpu_memory
 from src.training.hosts import Hosts, find_hosts
 from src.training.launcher import run_workers
+from src.training.switches import Switches, read_switches
 from src.weights.archive import write_archive
 from src.weights.base_model import find_base_model
 from src.weights.printable import printable
@@ -40,9 +41,10 @@ def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> P
     """
     for prefix in (RUN_PREFIX, ARCHIVE_PREFIX):
         remove_abandoned(prefix)
+    switches = read_switches(os.environ)
     settings = _with_checkpoints(_gather_settings(inputs), os.environ)
     hosts = find_hosts(os.environ)
-    num_processes, on_gpus = _count_processes(settings, hosts)
+    num_processes, on_gpus = _count_processes(settings, hosts, switches)
     shared_folder = None if hosts is None else hosts.shared_folder
     with scratch_folder(RUN_PREFIX, shared_folder) as run_dir:
         output = run_workers(
@@ -59,9 +61,11 @@ def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> P
     return archive
 
 
-def _count_processes(settings: TrainSettings, hosts: Hosts | None) -> tuple[int, bool]:
+def _count_processes(
+    settings: TrainSettings, hosts: Hosts | None, switches: Switches
+) -> tuple[int, bool]:
     """Return how many processes train together, and whether on GPUs."""
-    num_devices, on_gpus = count_devices()
+    num_devices, on_gpus = count_devices(switches.num_processes)
     if hosts is not None:
         num_devices = hosts.num_processes
     plan = plan_batches(
@@ -91,9 +95,10 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
     from src.training.plan import LIBRARIES, Machine, make_plan
     from src.training.reader import open_reader
 
-    settings = _gather_settings(inputs)
+    switches = read_switches(os.environ)
+    settings = _with_checkpoints(_gather_settings(inputs), os.environ)
     hosts = find_hosts(os.environ)
-    num_devices, on_gpus = _count_processes(settings, hosts)
+    num_devices, on_gpus = _count_processes(settings, hosts, switches)
     num_local = num_devices if hosts is None else hosts.num_local
     reader = open_reader(settings)
     tokenizer, speech, context = reader.tokenizer, reader.speech, reader.context
@@ -105,20 +110,22 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
         data = TokenDataset(Path(folder) / "train")
         schedule = build_schedule(data, settings, context=context, num_devices=num_devices)
         free = free_gpu_memory() if on_gpus else free_cpu_memory(num_local)
-        limits = [size for size in (free, memory_limit()) if size is not None]
+        limits = [size for size in (free, switches.device_memory) if size is not None]
         machine = Machine(
             on_gpus=on_gpus,
             available=min(limits, default=None),
             libraries=0.0 if on_gpus else LIBRARIES,
             has_bfloat16=on_gpus,
         )
-        return lines + make_plan(settings, data, schedule, machine).lines()
+        plan = make_plan(settings, data, schedule, machine, zero_stage=switches.zero_stage)
+        return lines + plan.lines()
 
 
 def _with_checkpoints(settings: TrainSettings, environ: Mapping[str, str]) -> TrainSettings:
     """Return the settings with the places of checkpoints, as `CHECKPOINT_DIR` gives them.
 
-    Raises UserError for a checkpoint that is not there, torn, or of another run.
+    Raises UserError for a folder that cannot be written to, and for a checkpoint that is not there,
+    torn, or of another run.
     """
     name = environ.get("CHECKPOINT_DIR", "").strip()
     if not name:
@@ -127,6 +134,7 @@ def _with_checkpoints(settings: TrainSettings, environ: Mapping[str, str]) -> Tr
             raise UserError(f"{asked}: the server has no CHECKPOINT_DIR to keep checkpoints in")
         return settings
     root, run = Path(name).resolve(), describe_run(settings)
+    _check_writable(root)
     folder = run_folder(root, run)
     checkpoint = None
     if settings.resume_from == "auto":
@@ -144,6 +152,18 @@ def _with_checkpoints(settings: TrainSettings, environ: Mapping[str, str]) -> Tr
         checkpoint_folder=str(folder),
         resume_from=None if checkpoint is None else str(checkpoint.folder),
     )
+
+
+def _check_writable(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"CHECKPOINT_DIR: expected a folder that can be written to, found {str(root)!r} "
+            f"({error.strerror})"
+        ) from None
 
 
 def _gather_settings(inputs: Mapping[str, Any]) -> TrainSettings:

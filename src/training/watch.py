@@ -1,7 +1,6 @@
 """What the supervisor sees of a run: which rank failed and why, and the metrics as they come."""
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -39,12 +38,12 @@ class _Sign:
 class RankWatch:
     """Notes which rank ended first, from the files that the ranks leave and from the kernel."""
 
-    def __init__(self, folder: Path, num_ranks: int) -> None:
-        """Watch the first ranks, which run on this machine."""
+    def __init__(self, folder: Path, num_ranks: int, *, patience: float) -> None:
+        """Watch the first ranks, which run on this machine; `patience` is in seconds."""
         self._folder = folder
         self._alive = set(range(num_ranks))
         self._ended_first: list[int] = []
-        self._patience = float(os.environ.get("FROZEN_SECONDS", "60"))
+        self._patience = patience
         now = time.monotonic()
         self._beats = {rank: _Sign(None, now) for rank in range(num_ranks)}
         self._progress = _Sign(None, now)

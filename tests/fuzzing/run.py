@@ -66,20 +66,28 @@ def _memory() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
+def target_count(text: str) -> tuple[str, int]:
+    """Read one TARGET=COUNT of the command line."""
+    name, _, count = text.partition("=")
+    if name not in TARGETS:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(TARGETS)}, found {name!r}")
+    return name, int(count)
+
+
 def main() -> int:
     """Run the targets one after the other, each in a process of its own, and print a table."""
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
-    parser.add_argument("counts", nargs="*", metavar="TARGET=COUNT")
+    parser.add_argument("counts", nargs="*", metavar="TARGET=COUNT", type=target_count)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     options = parser.parse_args()
-    counts = dict(count.split("=") for count in options.counts) or dict.fromkeys(TARGETS, "10_000")
+    counts = dict(options.counts) or dict.fromkeys(TARGETS, 10_000)
     is_clean = True
     for name, count in counts.items():
         started = time.monotonic()
         child = os.fork()
         if child == 0:
-            tally = fuzz(name, int(count), options.seed, options.seconds)
+            tally = fuzz(name, count, options.seed, options.seconds)
             print(
                 f"{name}: {tally.inputs:,} inputs in {time.monotonic() - started:.0f} s, "
                 f"{tally.failures} failures, {tally.slow} over {LIMIT_SECONDS * 1000:.0f} ms, "

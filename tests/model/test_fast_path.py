@@ -16,10 +16,11 @@ from src.model.adapter import adapter_parameters, attach_adapter, resolve_target
 from src.model.attention import Spans, attend, attend_one_by_one, varlen_refusal
 from src.model.base_model import dense_weight, keep_dequantized, load_base_model
 from src.model.elementwise import gate, gate_backward, normalize, rotate
-from src.model.fast_path import PARTS, use_fast_path
+from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
 from src.model.projections import Projection, _Project, _ProjectGated
 from src.model.recompute import recompute_layers
+from src.training.switches import FAST_PATH_PARTS
 from tests.model.test_loss import assert_same, build_model, gradients, make_batch, run
 
 CPU = torch.device("cpu")
@@ -59,7 +60,7 @@ def test_all_parts_together_are_transformers_and_peft(any_base_dir: Path):
     assert gradients(module, [batch])[0] != pytest.approx(plain[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", FAST_PATH_PARTS)
 def test_each_part_can_be_left_out(base_dir: Path, part: str):
     module = build_model(base_dir)
     batch = make_batch(5, 19)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,8 @@ from src.data.prepare import build_schedule
 from src.errors import UserError
 from src.local.client import main
 from src.model.shape import ModelShape
-from src.training.devices import memory_limit
 from src.training.plan import Machine, TrainingPlan, make_plan
-from src.training.run import plan_training
+from src.training.run import plan_training, run_training
 from tests.conftest import ROWS
 from tests.training.test_memory import LLAMA_70B
 
@@ -62,11 +62,32 @@ def test_a_base_model_without_room_is_refused_at_once(base_dir: Path, write_rows
         plan_training(inputs(write_rows))
 
 
-@pytest.mark.parametrize("asked", ["0", "-1", "much", "inf", "nan"])
-def test_a_limit_is_a_number(asked: str):
-    os.environ["DEVICE_MEMORY_GB"] = asked
-    with pytest.raises(UserError, match="DEVICE_MEMORY_GB: expected a number above 0"):
-        memory_limit()
+@pytest.mark.parametrize(
+    ("name", "expected", "found"),
+    [
+        *(("DEVICE_MEMORY_GB", "a number above 0", x) for x in ("0", "-1", "much", "inf", "nan")),
+        *(("FROZEN_SECONDS", "a number above 0", x) for x in ("", "0", "a minute")),
+        *(("NUM_PROCESSES", "a number of at least 1", x) for x in ("0", "-1", "two", "1.5", "²")),
+        *(("ZERO_STAGE", "2 or 3", x) for x in ("1", "9", "two")),
+        ("FAST_PATH_OFF", "some of norm,attention,mlp,lora", "nrm"),
+        ("CHECKPOINT_DIR", "a folder that can be written to", "/proc/checkpoints"),
+    ],
+)
+@pytest.mark.parametrize("start", [plan_training, partial(run_training, record_metric=print)])
+def test_a_switch_that_cannot_be_meant_is_refused_before_any_work(
+    start, name: str, expected: str, found: str, base_dir: Path, write_rows
+):
+    os.environ |= {"BASE_MODEL": str(base_dir), name: found}
+    with pytest.raises(UserError, match=f"^{name}: expected {expected}[;,] found '?{found}"):
+        start(inputs(write_rows))
+
+
+def test_the_plan_refuses_what_the_run_would_refuse(base_dir: Path, write_rows):
+    os.environ["BASE_MODEL"] = str(base_dir)
+    with pytest.raises(UserError, match=r"lora_target_modules: .* some of .*q_proj.*; found nope"):
+        plan_training(inputs(write_rows, lora_target_modules="q_proj,nope"))
+    with pytest.raises(UserError, match="resume_from: the server has no CHECKPOINT_DIR"):
+        plan_training(inputs(write_rows, resume_from="auto"))
 
 
 @pytest.fixture
