@@ -96,7 +96,7 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
     from src.training.reader import open_reader
 
     switches = read_switches(os.environ)
-    settings = _with_checkpoints(_gather_settings(inputs), os.environ)
+    settings = _with_checkpoints(_gather_settings(inputs, with_weights=False), os.environ)
     hosts = find_hosts(os.environ)
     num_devices, on_gpus = _count_processes(settings, hosts, switches)
     num_local = num_devices if hosts is None else hosts.num_local
@@ -166,7 +166,7 @@ def _check_writable(root: Path) -> None:
         ) from None
 
 
-def _gather_settings(inputs: Mapping[str, Any]) -> TrainSettings:
+def _gather_settings(inputs: Mapping[str, Any], *, with_weights: bool = True) -> TrainSettings:
     """Check everything that can be checked without the model, and return the settings."""
     files = {
         name: _local_file(inputs.get(name), name) for name in ("train_data", "validation_data")
@@ -175,7 +175,7 @@ def _gather_settings(inputs: Mapping[str, Any]) -> TrainSettings:
     for path in files.values():
         if path is not None:
             ExampleFile(path, _shown_name(path)).check()
-    base_model = find_base_model(os.environ)
+    base_model = find_base_model(os.environ, with_weights=with_weights)
     options = {name: value for name, value in inputs.items() if name not in files}
     return TrainSettings(
         base_model=base_model.name,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.weights.base_model import check_complete, find_base_model
+from src.weights.base_model import find_base_model
+from src.weights.base_model_check import check_complete
 from tests.weights.test_sources import cut_off, files_of, hub_routes, serving
 
 
@@ -228,6 +229,27 @@ def test_the_hub_is_copied(kind: str, request: pytest.FixtureRequest, environ: d
     assert files_of(found.folder) == {**expected, "/revision.txt": b"a" * 40}
     assert found.revision == "a" * 40
     assert find_base_model(environ) == found  # the server is gone
+
+
+@pytest.mark.parametrize("kind", ["single", "sharded"])
+@pytest.mark.parametrize("place", ["hub", "mirror"])
+def test_without_weights_none_are_fetched(
+    place: str, kind: str, request: pytest.FixtureRequest, environ: dict[str, str]
+):
+    folder = request.getfixturevalue(kind)
+    small = {n: d for n, d in files_of(folder).items() if not n.endswith(".safetensors")}
+    routes = hub_routes(folder, "someone/tiny") if place == "hub" else files_of(folder)
+    with serving(routes) as address:
+        environ |= {"HF_ENDPOINT": address} if place == "hub" else {"BASE_MODEL_URL": address}
+        found = find_base_model(environ, with_weights=False).folder
+        assert files_of(found).keys() - {"/model.safetensors.index.json", "/revision.txt"} == (
+            small.keys() - {"/model.safetensors.index.json"}
+        )
+        whole = find_base_model(environ)
+    assert whole.folder != found
+    check_complete(whole.folder)
+    # From now on the whole one serves both.
+    assert find_base_model(environ, with_weights=False) == whole
 
 
 @pytest.mark.parametrize("status", [401, 403])
