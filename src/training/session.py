@@ -79,9 +79,10 @@ class Session:
     def _print_lines(self) -> None:
         """Print lines as they come: Cog logs only what this process prints."""
         assert self._process.stdout is not None
-        for raw in self._process.stdout:
-            line = raw.decode("utf-8", "replace").rstrip("\r\n")
-            if found := _RETURN_CODE.search(line):
-                self.return_code = self.return_code or int(found[1])
-            if not _NOISE.search(line):
-                print(line, flush=True)
+        with self._process.stdout as lines:
+            for raw in lines:
+                line = raw.decode("utf-8", "replace").rstrip("\r\n")
+                if found := _RETURN_CODE.search(line):
+                    self.return_code = self.return_code or int(found[1])
+                if not _NOISE.search(line):
+                    print(line, flush=True)
