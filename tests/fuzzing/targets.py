@@ -144,7 +144,7 @@ def _requests() -> Target:
     import tempfile
 
     from src.local.tiny_model import make_base_model
-    from src.prompts import with_template
+    from src.prompts.template import with_template
     from src.serving.sampling import SamplingSettings
     from src.serving.stopping import StopBuffer, parse_stop_sequences
     from src.text.formats import build_speech
