@@ -20,7 +20,7 @@ import pytest
 import requests
 import torch
 
-from src.local.client import running_server
+from src.local.running_server import running_server
 from tests.conftest import ROWS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ from typing import Any
 
 from src.data.lines import read_lines
 from src.errors import UserError
-from src.prompts import Turn
+from src.prompts.dialogue import Turn
 
 MAX_LISTED_ERRORS = 10
 MAX_KEY_CHARACTERS = 100

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 from src.data.examples import ChatExample, CompletionExample, Example, TextExample
-from src.prompts import BOS, EOS, Control, Dialogue, Piece, Text
+from src.prompts.dialogue import Dialogue
+from src.prompts.pieces import BOS, EOS, Control, Piece, Text
 from src.text.formats import Speech
 from src.text.tokenizer import Tokenizer
 

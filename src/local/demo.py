@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from src.local.client import main as run_client
-from src.local.client import running_server, stream_answer
+from src.local.follow import stream_answer
+from src.local.running_server import running_server
 from src.local.server import ROOT
 from src.local.tiny_model import make_base_model
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import requests
 
-from src.local.client import http_session, plain_error
 from src.local.server import ROOT, server_command, server_environment
+from src.local.server_http import http_session, plain_error
 from src.local.soak_web import HOST, SoakWeb
 
 START_SECONDS = 90.0

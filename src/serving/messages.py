@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from src.errors import UserError
-from src.prompts import Dialogue, Turn
+from src.prompts.dialogue import Dialogue, Turn
 
 MAX_MESSAGES = 1000
 

@@ -3,16 +3,11 @@
 from dataclasses import dataclass
 
 from src.base_models import KNOWN_MODELS
-from src.prompts import (
-    FORMATS,
-    PLAIN,
-    ChatTemplateFormat,
-    Dialogue,
-    PromptFormat,
-    Turn,
-    dialogue_of_prompt,
-    with_template,
-)
+from src.prompts.chat_template import ChatTemplateFormat
+from src.prompts.dialogue import Dialogue, Turn
+from src.prompts.pieces import PromptFormat
+from src.prompts.ready_dialogue import dialogue_of_prompt
+from src.prompts.template import FORMATS, PLAIN, with_template
 from src.text.tokenizer import Tokenizer
 
 BASE_TRAIN_TEMPLATE = "{prompt}\n"

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from src.errors import UserError
-from src.prompts import BOS, EOS, Control, Piece, Text
+from src.prompts.pieces import BOS, EOS, Control, Piece, Text
 
 _ANCHOR = "\n"
 

@@ -2,30 +2,30 @@
 
 from typing import Any
 
-from src.data.batch_plan import BatchPlan
+from src.training.plan import TrainingPlan
 
 MAX_GRADIENT_NORM = 1.0
 BUCKET_SIZE = 2**24
 """Gradients that are sent at a time: an adapter is small beside DeepSpeed's default of 5e8."""
 
 
-def build_deepspeed_config(
-    plan: BatchPlan, *, zero_stage: int, bfloat16: bool, num_parameters: int | None = None
-) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for a batch plan.
+def build_deepspeed_config(plan: TrainingPlan) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a run.
 
     Below stage 3 a rank sums up its micro-batches by itself: to DeepSpeed they are one.
     """
-    bucket_size = min(BUCKET_SIZE, num_parameters or BUCKET_SIZE)
-    accumulation = plan.gradient_accumulation_steps if zero_stage == 3 else 1
+    batches, bfloat16 = plan.schedule.plan, plan.machine.has_bfloat16
+    bucket_size = min(BUCKET_SIZE, plan.trainable_parameters or BUCKET_SIZE)
+    accumulation = batches.gradient_accumulation_steps if plan.zero_stage == 3 else 1
+    micro_batch_size = batches.global_batch_size // batches.world_size // accumulation
     return {
-        "train_batch_size": plan.global_batch_size,
-        "train_micro_batch_size_per_gpu": plan.global_batch_size // plan.world_size // accumulation,
+        "train_batch_size": batches.global_batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": MAX_GRADIENT_NORM,
         "bf16": {"enabled": bfloat16},
         "zero_optimization": {
-            "stage": zero_stage,
+            "stage": plan.zero_stage,
             "overlap_comm": bfloat16,
             "contiguous_gradients": True,
             "reduce_bucket_size": bucket_size,

@@ -1,54 +1,32 @@
-"""One rank of a training run: data, model, DeepSpeed's engine, the loop, and what comes back."""
+"""One rank of a training run, from the data to what comes back."""
 
 import os
-import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import nn
-from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from src.data.dataset import TokenDataset
 from src.data.prepare import build_schedule, prepare_data
-from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
-from src.model.base_model import keep_dequantized, load_base_model, training_dtype
-from src.model.fast_path import use_fast_path
-from src.model.loss import SummedLoss
-from src.model.recompute import decoder_layers, recompute_layers
+from src.model.base_model import training_dtype
 from src.settings import TrainSettings
-from src.training.checkpoint import (
-    METRICS,
-    CheckpointStore,
-    describe_run,
-    read_checkpoint,
-    replacing_folder,
-)
-from src.training.deepspeed_config import build_deepspeed_config
-from src.training.engine import (
-    build_engine,
-    gather_adapter,
-    gather_state,
-    join_ranks,
-    restore_state,
-)
+from src.training.adapted_model import load_adapted_model
+from src.training.checkpoint import METRICS, replacing_folder
+from src.training.engine import join_ranks
 from src.training.fault import strike
-from src.training.gradients import AdapterModule, GradientSum
-from src.training.keeper import Keeper, StoppedEarly, read_state
+from src.training.keeper import StoppedEarly
+from src.training.keeping import open_keeper, resume, where_it_is_kept
 from src.training.loop import Run, train
 from src.training.machine import measure_machine, peak_memory
 from src.training.output import OutputWriter
 from src.training.plan import TrainingPlan, make_plan, peak_line
 from src.training.progress import Progress
-from src.training.reader import open_reader
+from src.training.reader import Reader, open_reader
 from src.training.sample import build_sampler
+from src.training.start import start_trainer
 from src.training.status import RankStatus
 from src.training.switches import read_switches
-from src.training.trainers import SharedModelTrainer, Trainer, WholeModelTrainer
 
 
 def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None:
@@ -57,20 +35,13 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     say: Callable[[str], None] = _say if rank == 0 else _say_nothing
     device = join_ranks(int(os.environ["LOCAL_RANK"]))
 
-    # Data: rank 0 prepares it, every rank maps it.
+    # Data, as the base model reads it.
     reader = open_reader(settings)
-    tokenizer, speech, context = reader.tokenizer, reader.speech, reader.context
-    data_dir = run_dir / "data"
-    if rank == 0:
-        prepare_data(settings, tokenizer, speech, context=context, folder=data_dir, say=say)
-    dist.barrier()
-    train_data = TokenDataset(data_dir / "train")
-    validation_data = TokenDataset(data_dir / "validation")
+    train_data, validation_data = _share_data(settings, reader, run_dir / "data", rank, say)
 
     # The plan, before the base model is loaded.
-    schedule = build_schedule(
-        train_data, settings, context=context, num_devices=dist.get_world_size()
-    )
+    num_devices = dist.get_world_size()
+    schedule = build_schedule(train_data, settings, context=reader.context, num_devices=num_devices)
     switches = read_switches(os.environ)
     machine = measure_machine(device, switches.device_memory)
     plan = make_plan(settings, train_data, schedule, machine, zero_stage=switches.zero_stage)
@@ -78,18 +49,9 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         say(line)
 
     # The base model with its adapter.
-    dtype = training_dtype(device)
-    config = build_deepspeed_config(
-        schedule.plan,
-        zero_stage=plan.zero_stage,
-        bfloat16=dtype == torch.bfloat16,
-        num_parameters=plan.trainable_parameters,
-    )
-    model, target_modules = _load_model(plan, config, device, switches.fast_path_off, say)
-    loss_module = SummedLoss(model, fuses_head=plan.zero_stage != 3)
+    adapted = load_adapted_model(plan, device, fast_path_off=switches.fast_path_off, say=say)
 
     # What takes the steps.
-    prompt = settings.validation_prompt if settings.run_validation else None
     run = Run(
         settings=settings,
         schedule=schedule,
@@ -97,59 +59,19 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         validation_data=validation_data,
         rank=rank,
         device=device,
-        sample=build_sampler(
-            prompt, speech=speech, tokenizer=tokenizer, model=model, device=device
-        ),
+        sample=build_sampler(settings, reader, adapted.model, device),
         note_step=status.note_step,
         note_work=status.note_work,
     )
-    named = list(adapter_parameters(model))
-    trainer = _build_trainer(plan, config, run, loss_module, [p for _, p in named])
+    trainer = start_trainer(plan, run, adapted)
 
     # What is kept on the way, and what a checkpoint brings back.
-    writer = OutputWriter(
-        settings,
-        speech=speech,
-        target_modules=target_modules,
-        resolved={
-            **asdict(schedule.plan),
-            "num_steps": schedule.num_steps,
-            "zero_stage": plan.zero_stage,
-            "context": context,
-            "dtype": str(dtype).removeprefix("torch."),
-        },
-        data={
-            "train": asdict(train_data.counts),
-            "validation": asdict(validation_data.counts),
-            "sequences": len(schedule.sequences),
-        },
-        metrics_path=run_dir / METRICS,
-    )
+    writer = _output_writer(plan, reader, run, adapted.target_modules, run_dir)
     progress = Progress(run_dir / METRICS if rank == 0 else None, num_steps=schedule.num_steps)
-    gather = partial(gather_adapter, named, is_shared=plan.zero_stage == 3)
-    keeper = Keeper(
-        run_dir,
-        _open_store(settings, reads_data=rank == 0),
-        trainer,
-        rank=rank,
-        seconds=settings.checkpoint_seconds,
-        is_shared=plan.zero_stage == 3,
-        gather_state=partial(gather_state, trainer.engine, named),
-        gather_adapter=gather,
-        write_adapter=lambda folder, tensors, step: writer.write(
-            folder, tensors, losses={}, stopped_after=step
-        ),
-    )
+    keeper = open_keeper(run, run_dir, trainer, adapted, writer)
     done = 0
     if settings.resume_from is not None:
-        checkpoint = read_checkpoint(Path(settings.resume_from))
-        done = trainer.num_steps_done = checkpoint.step
-        trainer.prime(schedule.longest_micro_batch(rank), train_data)
-        restore_state(trainer.engine, named, read_state(checkpoint), step=done)
-        progress.resume(checkpoint.progress)
-        status.note_step(done)
-        if rank == 0:
-            shutil.copyfile(checkpoint.folder / METRICS, run_dir / METRICS)
+        done = resume(Path(settings.resume_from), run, run_dir, trainer, adapted, progress)
         say(f"resumed after step {done} of {schedule.num_steps}")
 
     # Training.
@@ -159,103 +81,62 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     except StoppedEarly:
         return
     except FloatingPointError as error:
-        raise FloatingPointError(f"{error}{_where_it_is_kept(keeper)}") from None
+        raise FloatingPointError(f"{error}{where_it_is_kept(keeper)}") from None
     say(peak_line(plan, peak_memory(device)))
 
     # What comes back.
-    tensors = gather()
+    tensors = adapted.gather_adapter()
     if rank == 0:
         with replacing_folder(run_dir / "output") as folder:
-            writer.write(
-                folder,
-                tensors,
-                losses={"train_loss": losses.train, "eval_loss": losses.validation},
-            )
+            told = {"train_loss": losses.train, "eval_loss": losses.validation}
+            writer.write(folder, tensors, losses=told)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _load_model(
-    plan: TrainingPlan,
-    config: dict[str, Any],
-    device: torch.device,
-    fast_path_off: Collection[str],
-    say: Callable[[str], None],
-) -> tuple[Any, list[str]]:
-    """Return the base model with a new adapter, and the names of the adapted layers."""
-    settings = plan.settings
-    # While this object lives, transformers loads only each rank's share of the base model.
-    shares_weights = HfDeepSpeedConfig(config) if plan.zero_stage == 3 else None
-    model = load_base_model(
-        Path(settings.base_model_dir),
-        dtype=training_dtype(device),
-        device=None if shares_weights else device,
-        in_4bit=settings.peft_method == "qlora",
-    )
-    if plan.keeps_dequantized:
-        keep_dequantized(model)
-    target_modules = resolve_target_modules(model, settings.lora_target_modules)
-    attach_adapter(
-        model,
-        target_modules=target_modules,
-        rank=settings.lora_rank,
-        alpha=settings.lora_alpha,
-        dropout=settings.lora_dropout,
-        seed=settings.seed,
-    )
-    # Under ZeRO-3 a layer's weights are there only while its own forward runs.
-    if shares_weights:
-        say("fast path: only attention is on: ZeRO-3 shares out the weights")
-    else:
-        for line in use_fast_path(model, off=fast_path_off):
-            say(line)
-    recompute_layers(model, plan.num_recomputed)
-    model.train()
-    return model, target_modules
-
-
-def _build_trainer(
-    plan: TrainingPlan,
-    config: dict[str, Any],
-    run: Run,
-    loss_module: SummedLoss,
-    parameters: list[nn.Parameter],
-) -> Trainer:
-    """Start the engine; without shared weights, the longest micro-batch is tried before."""
-    learning_rate = plan.settings.learning_rate
-    if plan.zero_stage == 3:
-        return SharedModelTrainer(
-            build_engine(loss_module, parameters, config, learning_rate), run.batch
+def _share_data(
+    settings: TrainSettings, reader: Reader, folder: Path, rank: int, say: Callable[[str], None]
+) -> tuple[TokenDataset, TokenDataset]:
+    """Return the data for training and validation: rank 0 prepares them, every rank maps them."""
+    if rank == 0:
+        prepare_data(
+            settings,
+            reader.tokenizer,
+            reader.speech,
+            context=reader.context,
+            folder=folder,
+            say=say,
         )
-    num_layers = len(decoder_layers(loss_module.model))
-    gradient_sum = GradientSum(
-        loss_module,
-        parameters,
-        make_batch=run.batch,
-        recomputed_layers=min(plan.num_recomputed, num_layers),
-        max_tokens=plan.max_tokens,
-        say=lambda line: _say(f"rank {run.rank}: {line}"),
+    dist.barrier()
+    return TokenDataset(folder / "train"), TokenDataset(folder / "validation")
+
+
+def _output_writer(
+    plan: TrainingPlan,
+    reader: Reader,
+    run: Run,
+    target_modules: list[str],
+    run_dir: Path,
+) -> OutputWriter:
+    schedule = run.schedule
+    return OutputWriter(
+        run.settings,
+        speech=reader.speech,
+        target_modules=target_modules,
+        resolved={
+            **asdict(schedule.plan),
+            "num_steps": schedule.num_steps,
+            "zero_stage": plan.zero_stage,
+            "context": reader.context,
+            "dtype": str(training_dtype(run.device)).removeprefix("torch."),
+        },
+        data={
+            "train": asdict(run.train_data.counts),
+            "validation": asdict(run.validation_data.counts),
+            "sequences": len(schedule.sequences),
+        },
+        metrics_path=run_dir / METRICS,
     )
-    gradient_sum.add(run.schedule.longest_micro_batch(run.rank), run.train_data)
-    gradient_sum.clear()
-    engine = build_engine(AdapterModule(parameters), parameters, config, learning_rate)
-    return WholeModelTrainer(engine, gradient_sum, loss_module)
-
-
-def _where_it_is_kept(keeper: Keeper) -> str:
-    """Keep the adapter, and return where it is; every rank takes part and tells the same."""
-    folder = keeper.keep_adapter()
-    told = [folder and f"; the adapter before it is in {folder.parent.name}/{folder.name}"]
-    dist.broadcast_object_list(told, 0)
-    return told[0] or ""
-
-
-def _open_store(settings: TrainSettings, *, reads_data: bool) -> CheckpointStore | None:
-    """Return where this run's checkpoints go; only the rank that writes needs to know the run."""
-    if settings.checkpoint_folder is None:
-        return None
-    run = describe_run(settings) if reads_data else {}
-    return CheckpointStore(Path(settings.checkpoint_folder), run)
 
 
 def _say(line: str) -> None:

@@ -5,19 +5,20 @@ from typing import Any
 
 import torch
 
-from src.text.formats import Speech
-from src.text.tokenizer import Tokenizer
+from src.settings import TrainSettings
 from src.training.gradients import is_out_of_memory, release_memory
+from src.training.reader import Reader
 
 MAX_NEW_TOKENS = 128
 
 
 def build_sampler(
-    prompt: str | None, *, speech: Speech, tokenizer: Tokenizer, model: Any, device: torch.device
+    settings: TrainSettings, reader: Reader, model: Any, device: torch.device
 ) -> Callable[[], str | None]:
     """Return what generates the reply; under ZeRO-3 all ranks call it together."""
-    if prompt is None:
+    if settings.validation_prompt is None or not settings.run_validation:
         return lambda: None
+    tokenizer, speech, prompt = reader.tokenizer, reader.speech, settings.validation_prompt
     ids = tokenizer.encode_pieces(speech.prompt_format.pieces(speech.of_prompt(prompt)))
     input_ids = torch.tensor([ids], device=device)
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import UserError
-from src.weights.archive import MEMBERS, REQUIRED, read_archive
+from src.weights.archive import read_archive
 from src.weights.download import fetch
 from src.weights.keyed_locks import KeyedLocks
+from src.weights.members import MEMBERS, REQUIRED
 from src.weights.printable import printable
 from src.weights.scratch import remove_abandoned, scratch_folder
 

@@ -9,7 +9,7 @@ import pytest
 from src.data.examples import ChatExample, CompletionExample, ExampleFile, TextExample
 from src.data.lines import MAX_LINE_BYTES
 from src.errors import UserError
-from src.prompts import Turn
+from src.prompts.dialogue import Turn
 from tests.data.measure_reading import write_file
 from tests.measure import measure
 

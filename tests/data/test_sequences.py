@@ -17,7 +17,7 @@ from src.data.dataset import TokenDataset, collect
 from src.data.examples import ChatExample, CompletionExample, TextExample
 from src.data.packing import Span, count_tokens, one_by_one, pack, wrap
 from src.data.tokenization import IGNORE_INDEX, TokenizedExample, cut, tokenize
-from src.prompts import Turn
+from src.prompts.dialogue import Turn
 from src.text.formats import build_train_speech
 
 OFFSETS = np.cumsum([0, 5, 9, 1, 30, 12, 12, 3, 17, 2, 2, 2])

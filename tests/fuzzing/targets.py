@@ -11,7 +11,8 @@ from random import Random
 from src.data.examples import ExampleFile
 from src.errors import UserError
 from src.weights.adapter import read_adapter
-from src.weights.archive import MEMBERS, read_archive
+from src.weights.archive import read_archive
+from src.weights.members import MEMBERS
 from tests.fuzzing.mutation import NUMBERS, as_json, mutate_bytes, mutate_value, random_text
 from tests.weights.adapters import BAD_CONFIGS, CONFIG, SHAPES, good_tensors
 from tests.weights.archives import GOOD, HOSTILE, patched
@@ -144,7 +145,7 @@ def _requests() -> Target:
     import tempfile
 
     from src.local.tiny_model import make_base_model
-    from src.prompts import with_template
+    from src.prompts.template import with_template
     from src.serving.sampling import SamplingSettings
     from src.serving.stopping import StopBuffer, parse_stop_sequences
     from src.text.formats import build_speech

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from src.errors import UserError
-from src.prompts import Dialogue, Turn
+from src.prompts.dialogue import Dialogue, Turn
 from src.serving.messages import parse_messages
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from src.data.examples import ChatExample, CompletionExample, TextExample
 from src.data.tokenization import tokenize
-from src.prompts import LLAMA_2, MISTRAL, PLAIN, Control, Dialogue, Text, Turn, fill, with_template
+from src.prompts.dialogue import Dialogue, Turn
+from src.prompts.pieces import Control, Text
+from src.prompts.template import LLAMA_2, MISTRAL, PLAIN, fill, with_template
 from src.text.formats import build_speech, build_train_speech
 from src.text.tokenizer import Tokenizer
 from tests.text.test_prompts import CHATML, TOKENIZER_MODEL, needs_llama

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.prompts import LLAMA_2, MISTRAL, PLAIN, Dialogue, Turn, fill, read_dialogue, with_template
+from src.prompts.dialogue import Dialogue, Turn
+from src.prompts.ready_dialogue import read_dialogue
+from src.prompts.template import LLAMA_2, MISTRAL, PLAIN, fill, with_template
 from src.text.formats import build_speech, build_train_speech
 from src.text.tokenizer import Tokenizer
 from tests.conftest import SHARED_DATA

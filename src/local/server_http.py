@@ -1,0 +1,38 @@
+"""Speaking HTTP with a server on this machine: the session, and how errors are told."""
+
+import re
+
+import requests
+
+_WRAPPING = re.compile(
+    r"^(?:(?:Async prediction|Prediction|Training) failed: |Generator iteration error: "
+    r"|(?:UserError|HttpError|ValueError|TrainingError|RuntimeError): )+"
+)
+
+
+class RequestError(Exception):
+    """The request failed; the message is what to tell the user."""
+
+
+def plain_error(error: str) -> str:
+    """Return the sentence of an error without what Cog and Python put before it."""
+    return _WRAPPING.sub("", error)
+
+
+def http_session() -> requests.Session:
+    """Return a session that goes straight to loopback, whatever proxy the environment names."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
+
+
+def check_answer(answer: requests.Response) -> None:
+    """Raise for a request that the server refused, with its words."""
+    if answer.status_code < 400:
+        return
+    try:
+        details = answer.json()["detail"]
+        lines = [f"{error['loc'][-1]}: {error['msg']}" for error in details]
+    except (ValueError, KeyError, TypeError):
+        lines = [f"the server refused the request: {answer.status_code} {answer.text[:200]}"]
+    raise RequestError("\n".join(lines))

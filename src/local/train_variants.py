@@ -1,0 +1,46 @@
+"""The ways of training that the benchmark compares: ours, the peers', and ours with parts off."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from src.training.switches import FAST_PATH_PARTS
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to do the work."""
+
+    name: str
+    packed: bool
+    peer: str | None = None
+    """The peer's program; None is this project."""
+    settings: tuple[tuple[str, object], ...] = ()
+    off: str = ""
+    """Parts of the fast path that are left out."""
+    liger: bool = False
+
+
+QLORA = (("peft_method", "qlora"),)
+VARIANTS = (
+    Variant("cog-finetune, packed", True),
+    Variant("cog-finetune, unpacked", False),
+    Variant("cog-finetune, packed, qlora", True, settings=QLORA),
+    Variant("cog-finetune, unpacked, qlora", False, settings=QLORA),
+    Variant("TRL SFTTrainer, packed", True, peer="trl_sft.py"),
+    Variant("TRL SFTTrainer, unpacked", False, peer="trl_sft.py"),
+    Variant("Transformers Trainer, unpacked", False, peer="transformers_trainer.py"),
+)
+LIGER = (Variant("TRL SFTTrainer with Liger, packed", True, peer="trl_sft.py", liger=True),)
+"""Its kernels run on GPUs only."""
+ABLATIONS = (
+    *(Variant(f"packed, without {part}", True, off=part) for part in FAST_PATH_PARTS),
+    Variant("packed, without all of these", True, off=",".join(FAST_PATH_PARTS)),
+    Variant("unpacked, without all of these", False, off=",".join(FAST_PATH_PARTS)),
+)
+
+
+def choose_variants(*, on_gpu: bool, ablate: bool, only: str) -> Iterator[Variant]:
+    """Yield the variants that this device runs and whose name holds the text `only`."""
+    for variant in (*VARIANTS, *(LIGER if on_gpu else ()), *(ABLATIONS if ablate else ())):
+        if only in variant.name:
+            yield variant
