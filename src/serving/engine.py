@@ -45,6 +45,7 @@ class Engine:
         in_4bit: bool = False,
         max_slots: int = MAX_SLOTS,
         max_adapters: int = MAX_ADAPTERS,
+        looks_ahead: bool | None = None,
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = training_dtype(self.device)
@@ -57,13 +58,13 @@ class Engine:
         self.linear_shapes = linear_shapes(self.model)
         self.vocab_size: int = self.model.config.vocab_size
         with torch.inference_mode():
-            self._scheduler = self._build(max_slots, max_adapters)
+            self._scheduler = self._build(max_slots, max_adapters, looks_ahead)
         self._inbox: queue.SimpleQueue[Generation | None] = queue.SimpleQueue()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def _build(self, max_slots: int, max_adapters: int) -> Scheduler:
+    def _build(self, max_slots: int, max_adapters: int, looks_ahead: bool | None) -> Scheduler:
         forward: Forward
         reason = refusal(self.model)
         if reason is None:
@@ -96,12 +97,17 @@ class Engine:
             context=self.context,
             device=self.device,
         )
+        can_overlap = forward.is_static and self.device.type == "cuda"
+        if looks_ahead is None:
+            # Looking ahead takes the place of captured steps and of overlapping them.
+            looks_ahead = not can_overlap
         return Scheduler(
             forward,
             steps,
             num_slots=self.num_slots,
             end_ids=self.tokenizer.end_ids,
-            can_overlap=forward.is_static and self.device.type == "cuda",
+            can_overlap=can_overlap,
+            looks_ahead=looks_ahead and forward.is_static,
         )
 
     def load_adapter(self, file: AdapterFile, *, key: str | None = None) -> LoadedAdapter:

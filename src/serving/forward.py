@@ -30,9 +30,12 @@ class Forward(Protocol):
         ...
 
     def prefill(
-        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, is_last: bool
+        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, num_scores: int
     ) -> torch.Tensor | None:
-        """Read tokens into a slot; of the last ones, return the next scores (1, vocabulary)."""
+        """Read tokens into a slot; return the scores after so many last ones (num, vocabulary).
+
+        None where none are wanted; only a static model is asked for more than one.
+        """
         ...
 
     def set_rows(self, places: Sequence[int | None], is_active: Sequence[bool]) -> None:
@@ -99,9 +102,9 @@ class StaticForward:
         self.copy = self._cache.copy
 
     def prefill(
-        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, is_last: bool
+        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, num_scores: int
     ) -> torch.Tensor | None:
-        """Read tokens into a slot; of the last ones, return the next scores (1, vocabulary)."""
+        """Read tokens into a slot; return the scores after so many last ones (num, vocabulary)."""
         stop = start + len(ids)
         positions = torch.arange(start, stop, device=self._device)
         attention = PrefillAttention(
@@ -121,7 +124,7 @@ class StaticForward:
             attention,
             adapters,
         )
-        return self._decoder.logits(hidden[-1:], adapters) if is_last else None
+        return self._decoder.logits(hidden[-num_scores:], adapters) if num_scores else None
 
     def set_rows(self, places: Sequence[int | None], is_active: Sequence[bool]) -> None:
         """Say which adapter each row has from now on."""

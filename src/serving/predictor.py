@@ -43,6 +43,7 @@ class TextPredictor:
             base_model.folder,
             known_context=known.context if known else None,
             in_4bit=os.environ.get("BASE_MODEL_IN_4BIT") == "1",
+            looks_ahead={"0": False, "1": True}.get(os.environ.get("LOOK_AHEAD", "")),
         )
         cache = os.environ.get("WEIGHTS_CACHE") or Path(tempfile.gettempdir()) / "weights-cache"
         limit = adapter_bytes_limit(self._engine.linear_shapes)

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from src.serving.forward import Forward
+from src.serving.lookahead import Lookahead
 from src.serving.prefixes import Prefixes
 from src.serving.request import Finished, FinishReason, Generation, Token
 from src.serving.steps import Drawn, Steps
@@ -25,10 +26,11 @@ class Scheduler:
         num_slots: int,
         end_ids: Iterable[int],
         can_overlap: bool,
+        looks_ahead: bool,
     ) -> None:
         self._forward, self._steps = forward, steps
         self._end_ids = frozenset(end_ids)
-        self._can_overlap = can_overlap
+        self._can_overlap, self._looks_ahead = can_overlap, looks_ahead
         self._waiting: deque[Generation] = deque()
         self._reading: deque[Generation] = deque()
         self._prefixes = Prefixes(num_slots, is_on=forward.is_static)
@@ -50,8 +52,9 @@ class Scheduler:
         self._drop_canceled()
         self._admit()
         self._read()
-        if any(row is not None for row in self._steps.rows):
-            drawn = self._steps.run()
+        running = [row for row in self._steps.rows if row is not None]
+        if running:
+            drawn = self._run_ahead(running) or self._steps.run()
             if self._can_overlap and not drawn.needs_host:
                 # The tokens of the step before are handed out while this one runs.
                 drawn, self._in_flight = self._in_flight, drawn
@@ -62,6 +65,23 @@ class Scheduler:
         else:
             self._hand_out(self._in_flight)
             self._in_flight = None
+
+    def _run_ahead(self, running: list[Generation]) -> Drawn | None:
+        """Step over several tokens of a request that runs alone, where they can be foreseen."""
+        request = running[0]
+        # In company, and in a step that is under way, the device has enough to do.
+        if len(running) > 1 or request.lookahead is None or self._in_flight is not None:
+            return None
+        room = request.max_drawn - request.num_drawn - 1
+        proposed = request.lookahead.propose(request.ids, room)
+        if not proposed:
+            return None
+        drawn = self._steps.run_ahead(request, proposed)
+        num_accepted = len(drawn.rows) - 1
+        request.lookahead.settle(len(proposed), num_accepted)
+        request.num_proposed += len(proposed)
+        request.num_accepted += num_accepted
+        return drawn
 
     def fail(self, error: Exception) -> None:
         """End every request that is known."""
@@ -119,6 +139,8 @@ class Scheduler:
             prompt_ids=request.prompt_ids,
             has_grammar=request.grammar is not None,
         )
+        if self._looks_ahead and request.grammar is None:
+            request.lookahead = Lookahead(request.prompt_ids)
         self._reading.append(request)
         return True
 
@@ -140,7 +162,9 @@ class Scheduler:
         ids = request.prompt_ids[start : start + room]
         request.num_read += len(ids)
         is_last = request.num_read == len(request.prompt_ids)
-        logits = self._forward.prefill(request.slot, ids, start, request.place, is_last=is_last)
+        logits = self._forward.prefill(
+            request.slot, ids, start, request.place, num_scores=int(is_last)
+        )
         self._prefixes.append(request.slot, ids)
         if logits is not None:
             self._fill_grammar(request)

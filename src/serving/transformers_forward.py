@@ -44,13 +44,13 @@ class TransformersForward:
         del self._adapters[place]
 
     def prefill(
-        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, is_last: bool
+        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, num_scores: int
     ) -> torch.Tensor | None:
-        """Read tokens into a slot; of the last ones, return the next scores (1, vocabulary)."""
+        """Read tokens into a slot; return the scores after the last one (1, vocabulary)."""
         if start == 0:
             self._caches[slot] = DynamicCache(config=self._model.config)
         logits = self._logits(slot, torch.tensor([list(ids)], device=self._device), place)
-        return logits if is_last else None
+        return logits if num_scores else None
 
     def set_rows(self, places: Sequence[int | None], is_active: Sequence[bool]) -> None:
         """Say which adapter each row has from now on."""
