@@ -22,9 +22,11 @@ from src.serving.sampler import Sampler
 from src.serving.sampling import SamplingSettings
 from src.serving.scheduler import Scheduler
 from src.serving.steps import Steps
+from src.serving.totals import Totals
 from src.serving.transformers_forward import TransformersForward
 from src.text.tokenizer import Tokenizer
 from src.weights.adapter import AdapterFile
+from src.weights.cache_use import CacheUse
 
 MAX_SLOTS = 32
 MAX_ADAPTERS = 16
@@ -57,6 +59,7 @@ class Engine:
         self.load_seconds = time.monotonic() - started
         self.linear_shapes = linear_shapes(self.model)
         self.vocab_size: int = self.model.config.vocab_size
+        self.totals = Totals()
         with torch.inference_mode():
             self._scheduler = self._build(max_slots, max_adapters, looks_ahead)
         self._inbox: queue.SimpleQueue[Generation | None] = queue.SimpleQueue()
@@ -84,6 +87,7 @@ class Engine:
             print(f"this base model runs in transformers, one row at a time: {reason}", flush=True)
             self.num_slots = max_slots
             forward = TransformersForward(self.model)
+        self._forward = forward
         sampler = Sampler(
             num_slots=self.num_slots,
             vocab_size=self.vocab_size,
@@ -104,6 +108,7 @@ class Engine:
         return Scheduler(
             forward,
             steps,
+            self.totals,
             num_slots=self.num_slots,
             end_ids=self.tokenizer.end_ids,
             can_overlap=can_overlap,
@@ -170,7 +175,22 @@ class Engine:
             for _ in range(min(size, self.num_slots)):
                 while not isinstance(ended.get(), Finished):
                     pass
+        self.totals.restart()
         return time.monotonic() - started
+
+    @property
+    def num_running(self) -> int:
+        """How many answers have a slot."""
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """How many answers wait for a slot."""
+        return self._scheduler.num_waiting
+
+    def adapter_use(self) -> CacheUse:
+        """Return how well the adapters on the device serve."""
+        return self._forward.adapter_use()
 
     def check_alive(self) -> None:
         """Raise an error where nothing will be delivered any more."""

@@ -11,6 +11,7 @@ from src.serving.attention import DecodeAttention, PrefillAttention
 from src.serving.decoder import Decoder
 from src.serving.kv_cache import KVCache
 from src.serving.row_adapters import MixedAdapters, RowAdapters, SharedAdapter, others_of
+from src.weights.cache_use import CacheUse
 
 SMALLEST_BUCKET = 256
 
@@ -56,6 +57,10 @@ class Forward(Protocol):
         """Give the target slot what the source slot knows of its first tokens."""
         ...
 
+    def adapter_use(self) -> CacheUse:
+        """Return how well the adapters on the device serve."""
+        ...
+
 
 class StaticForward:
     """Our own forward pass over a static cache, with the adapters of many rows at once."""
@@ -99,7 +104,7 @@ class StaticForward:
         )
         self._plan: tuple[Any, ...] = ()
         self.acquire, self.release = self._adapters.acquire, self._adapters.release
-        self.copy = self._cache.copy
+        self.copy, self.adapter_use = self._cache.copy, self._adapters.use
 
     def prefill(
         self, slot: int, ids: Sequence[int], start: int, place: int | None, *, num_scores: int

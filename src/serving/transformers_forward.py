@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from src.model.base_model import linear_modules
 from src.serving.adapters import LoadedAdapter, LoadedModule
+from src.weights.cache_use import CacheUse
 
 
 class TransformersForward:
@@ -23,6 +24,7 @@ class TransformersForward:
         self._dtype = next(model.parameters()).dtype
         self._caches: dict[int, DynamicCache] = {}
         self._adapters: dict[int, LoadedAdapter] = {}
+        self._num_copied = 0
         self._places: Sequence[int | None] = ()
         self._is_active: Sequence[bool] = ()
         self._active: dict[str, LoadedModule] = {}
@@ -36,6 +38,7 @@ class TransformersForward:
             name: LoadedModule(module.lora_A.to(self._device), module.lora_B.to(self._device))
             for name, module in adapter.modules.items()
         }
+        self._num_copied += 1
         self._adapters[place] = LoadedAdapter(adapter.key, modules)
         return place
 
@@ -73,6 +76,12 @@ class TransformersForward:
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Give the target slot what the source slot knows of its first tokens."""
         raise NotImplementedError
+
+    def adapter_use(self) -> CacheUse:
+        """Return what the adapters take; each request brings its own."""
+        adapters = list(self._adapters.values())
+        num_bytes = sum(adapter.num_bytes for adapter in adapters)
+        return CacheUse(len(adapters), num_bytes, hits=0, misses=self._num_copied)
 
     def _logits(self, slot: int, ids: torch.Tensor, place: int | None) -> torch.Tensor:
         self._active = {} if place is None else dict(self._adapters[place].modules)
