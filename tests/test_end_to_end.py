@@ -229,6 +229,21 @@ def test_metrics_of_a_request(predictions: str, archive: Path):
     assert ask(predictions, "x", max_new_tokens=3)["metrics"]["finish_reason"] == "length"
 
 
+def test_metrics_of_the_process(predictions: str, archive: Path):
+    def process(**inputs) -> dict:
+        return ask(predictions, "x", replicate_weights=archive.name, **inputs)["metrics"]["process"]
+
+    before = process()
+    refused = ask(predictions, "x", prompt_template="none")
+    assert refused["status"] == "failed"
+    after = process(max_new_tokens=7, min_new_tokens=7)
+    assert after["requests_served"] == before["requests_served"] + 1
+    assert after["requests_failed"] == before["requests_failed"] + 1
+    assert after["output_token_count"] == before["output_token_count"] + 7
+    assert after["adapters_on_device"]["hits"] > before["adapters_on_device"]["hits"]
+    assert after["uptime_seconds"] > before["uptime_seconds"]
+
+
 def test_seeds_reproduce(predictions: str):
     inputs = {"temperature": 1.5, "seed": 7}
     first = text_of(ask(predictions, "It", **inputs))

@@ -10,7 +10,7 @@ import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 FLOORS = [
-    {"errors", "settings", "prompts", "base_models", "parent"},
+    {"errors", "flags", "settings", "prompts", "base_models", "parent"},
     {"weights", "text"},
     {"data", "model"},
     {"training", "serving"},

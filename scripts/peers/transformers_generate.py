@@ -70,6 +70,16 @@ for num_readers in (8, 32):
     add(
         "transformers.generate, one batch", num_readers, 0, lambda prompts: generate(model, prompts)
     )
+reciter = AutoModelForCausalLM.from_pretrained(work.reciter, dtype=torch.float32).eval()
+for way, options in (
+    ("transformers.generate", {}),
+    ("transformers.generate, prompt lookup", {"prompt_lookup_num_tokens": 10}),
+):
+    for load, prompt in work.quoting.items():
+        record.setdefault(way, {})[load] = measure(
+            lambda prompt=prompt, options=options: generate(reciter, [prompt], **options),
+            work.num_tokens,
+        )
 record["first token"] = {}
 for length in FIRST_TOKEN_LENGTHS:
     seconds = []

@@ -89,7 +89,7 @@ def _best(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for found in rounds:
         ours: Speeds = {k: v for k, v in found["ours"].items() if "readers" in k}
-        ways = {OURS: ours} | {
+        ways = {OURS: ours, f"{OURS}, not looking ahead": found["ours"]["not looking ahead"]} | {
             way: speeds
             for way, speeds in found["peers"].items()
             if way not in ("first token", "adapter")
@@ -147,7 +147,8 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
     lines = [
         f"Serving speed, {record['date']}, {record['hardware']}, best of its rounds",
         f"`{record['command']}`: greedy, prompts of {record['work']['prompt_tokens']} tokens, "
-        f"answers of {record['work']['new_tokens']}",
+        f"answers of {record['work']['new_tokens']}. Quoting: that share of the answer stands in "
+        "the prompt, whole or in pieces of 24 tokens.",
         "",
         "| readers and adapters | | tokens / s | tokens / CPU s | same answers |",
         "|---|---|---|---|---|",

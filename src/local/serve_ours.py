@@ -41,24 +41,9 @@ class OurWay:
         prompts: Sequence[list[int]],
         adapters: Sequence[LoadedAdapter | None],
         num_tokens: int,
-    ) -> tuple[list[list[int]], list[Generation]]:
+    ) -> list[list[int]]:
         """Ask all at once and return the answers; every answer has as many tokens."""
-        settings = SamplingSettings(
-            max_new_tokens=num_tokens, min_new_tokens=num_tokens, temperature=0,
-            repetition_penalty=1.0,
-        )  # fmt: skip
-        streams: list[queue.SimpleQueue[Event]] = [queue.SimpleQueue() for _ in prompts]
-        generations = []
-        for prompt, adapter, stream in zip(prompts, adapters, streams, strict=True):
-            generations.append(Generation(prompt, settings, stream.put, adapter=adapter))
-            self._engine.submit(generations[-1])
-        texts = []
-        for stream in streams:
-            ids = []
-            while not isinstance(event := stream.get(), Finished):
-                ids.append(event.id)
-            texts.append(ids)
-        return texts, generations
+        return ask_all(self._engine, prompts, adapters, num_tokens)
 
     def speeds(self, num_readers: int, num_adapters: int, seed: int) -> dict[str, Any]:
         """Return tokens per second and per CPU second of so many readers at once."""
@@ -69,7 +54,7 @@ class OurWay:
             for number in range(num_readers)
         ]
         return measure(
-            lambda: self.answers(prompts, adapters, work.num_tokens)[0],
+            lambda: self.answers(prompts, adapters, work.num_tokens),
             num_readers * work.num_tokens,
         )
 
@@ -85,7 +70,7 @@ class OurWay:
     def next_turn(self, length: int) -> float:
         """Return the seconds to the first token of a dialogue whose start is known."""
         (prompt,) = self._work.prompts(1, length, seed=77)
-        (answer,), _ = self.answers([prompt], [None], 16)
+        (answer,) = self.answers([prompt], [None], 16)
         started = time.monotonic()
         self.answers([[*prompt, *answer, *range(20, 40)]], [None], 1)
         return time.monotonic() - started
@@ -114,6 +99,44 @@ class OurWay:
     def _load(self, weights: Weights) -> Adapter:
         file = read_adapter(weights.folder, self._engine.linear_shapes)
         return Adapter(self._engine.load_adapter(file, key=weights.key), file.manifest)
+
+
+def ask_all(
+    engine: Engine,
+    prompts: Sequence[list[int]],
+    adapters: Sequence[LoadedAdapter | None],
+    num_tokens: int,
+) -> list[list[int]]:
+    """Ask an engine for all at once and return the answers; every answer has as many tokens."""
+    settings = SamplingSettings(
+        max_new_tokens=num_tokens, min_new_tokens=num_tokens, temperature=0, repetition_penalty=1.0
+    )
+    streams: list[queue.SimpleQueue[Event]] = [queue.SimpleQueue() for _ in prompts]
+    for prompt, adapter, stream in zip(prompts, adapters, streams, strict=True):
+        engine.submit(Generation(prompt, settings, stream.put, adapter=adapter))
+    texts = []
+    for stream in streams:
+        ids = []
+        while not isinstance(event := stream.get(), Finished):
+            ids.append(event.id)
+        texts.append(ids)
+    return texts
+
+
+def quoting_speeds(work: ServeWork, *, looks_ahead: bool) -> dict[str, Any]:
+    """Return the speed of one reader whose answer quotes its prompt, and of one whose does not."""
+
+    def speed(base_model: str, prompt: list[int]) -> dict[str, Any]:
+        engine = Engine(Path(base_model), looks_ahead=looks_ahead)
+        found = measure(lambda: ask_all(engine, [prompt], [None], work.num_tokens), work.num_tokens)
+        engine.close()
+        return found
+
+    speeds = {load: speed(work.reciter, prompt) for load, prompt in work.quoting.items()}
+    if not looks_ahead:
+        (prompt,) = work.prompts(1, PROMPT_TOKENS, seed=1)
+        speeds["1 readers, 0 adapters"] = speed(work.base_model, prompt)
+    return speeds
 
 
 def _renamed(adapter: LoadedAdapter | None, name: str) -> LoadedAdapter:
@@ -153,6 +176,8 @@ def main() -> None:
             f"{readers} readers, {adapters} adapters": way.speeds(readers, adapters, readers)
             for readers, adapters in ((1, 0), (1, 1), (8, 0), (8, 8), (32, 0), (32, 8))
         }
+        record |= quoting_speeds(work, looks_ahead=True)
+        record["not looking ahead"] = quoting_speeds(work, looks_ahead=False)
         record["first token"] = {n: way.first_tokens(n) for n in FIRST_TOKEN_LENGTHS}
         record["next turn"] = {n: way.next_turn(n) for n in FIRST_TOKEN_LENGTHS[:-1]}
         record["adapter"] = way.adapter_switches()

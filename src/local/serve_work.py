@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from src.local.demo import every_docstring
+from src.local.reciter import make_reciter, quoting_prompt
 from src.local.tiny_model import make_base_model
 from src.model.adapter import save_adapter
 from src.model.base_model import linear_shapes, load_base_model
@@ -28,6 +29,10 @@ class ServeWork:
     vocab_size: int
     num_tokens: int
     """New tokens of each answer."""
+    reciter: str
+    """A model that quotes its prompt."""
+    quoting: Mapping[str, list[int]]
+    """The prompts that it quotes, by load."""
 
     def save(self, path: Path) -> None:
         """Write it for the processes that do the work."""
@@ -73,7 +78,19 @@ def make_work(folder: Path, num_tokens: int) -> ServeWork:
             dropout=0.0,
         )
         adapters.append(str(adapter))
-    return ServeWork(str(base_model), adapters, model.config.vocab_size, num_tokens)
+    order = make_reciter(base_model, folder / "reciter")
+    quoting = {
+        "1 readers, quoting all": quoting_prompt(order, num_tokens, quote=num_tokens, own=0),
+        "1 readers, quoting three quarters": quoting_prompt(order, num_tokens, quote=24, own=8),
+    }
+    return ServeWork(
+        str(base_model),
+        adapters,
+        model.config.vocab_size,
+        num_tokens,
+        str(folder / "reciter"),
+        quoting,
+    )
 
 
 def _random_matrices(

@@ -9,6 +9,7 @@ from src.errors import UserError
 from src.serving.adapters import LoadedAdapter
 from src.serving.lora_stack import LoraStack
 from src.serving.projections import Projection
+from src.weights.cache_use import CacheUse
 
 SMALLEST_RANK = 8
 
@@ -34,16 +35,20 @@ class AdapterSlots:
         self._rank = SMALLEST_RANK
         self._slot_of_key: OrderedDict[str, int] = OrderedDict()
         self._num_users = [0] * num_slots
+        self._num_hits = self._num_misses = 0
 
     def acquire(self, adapter: LoadedAdapter) -> int | None:
         """Return the adapter's slot, which it keeps until released; None while all are in use."""
         slot = self._slot_of_key.get(adapter.key)
-        if slot is None:
+        if slot is not None:
+            self._num_hits += 1
+        else:
             slot = self._make_room()
             if slot is None:
                 return None
             self._write(slot, adapter)
             self._slot_of_key[adapter.key] = slot
+            self._num_misses += 1
         self._slot_of_key.move_to_end(adapter.key)
         self._num_users[slot] += 1
         return slot
@@ -56,6 +61,10 @@ class AdapterSlots:
     def num_bytes(self) -> int:
         """What all slots take on the device."""
         return sum(stack.num_bytes for stack in self.stacks if stack is not None)
+
+    def use(self) -> CacheUse:
+        """Return how well the slots serve."""
+        return CacheUse(len(self._slot_of_key), self.num_bytes, self._num_hits, self._num_misses)
 
     def _make_room(self) -> int | None:
         taken = set(self._slot_of_key.values())

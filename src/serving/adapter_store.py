@@ -8,6 +8,7 @@ from pathlib import Path
 
 from src.serving.adapters import LoadedAdapter
 from src.weights.cache import Weights, WeightsCache
+from src.weights.cache_use import CacheUse
 from src.weights.keyed_locks import KeyedLocks
 from src.weights.manifest import Manifest
 
@@ -40,6 +41,7 @@ class AdapterStore:
         self._cache, self._load, self._max_bytes = cache, load, max_bytes
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
         self._num_users: dict[str, int] = {}
+        self._num_hits = self._num_misses = 0
         self._lock = threading.Lock()
         self._loading = KeyedLocks()
 
@@ -54,10 +56,12 @@ class AdapterStore:
         ):
             known = self._taken(weights.key)
             if known is not None:
+                self._num_hits += 1
                 return known
             adapter = self._load(weights)
             with self._lock:
                 self._adapters[weights.key] = adapter
+                self._num_misses += 1
             self._taken(weights.key)
             return replace(adapter, was_loaded=False)
 
@@ -74,6 +78,11 @@ class AdapterStore:
         """What all adapters take in memory."""
         with self._lock:
             return self._sum()
+
+    def use(self) -> CacheUse:
+        """Return how well the store serves."""
+        with self._lock:
+            return CacheUse(len(self._adapters), self._sum(), self._num_hits, self._num_misses)
 
     def _taken(self, key: str) -> Adapter | None:
         with self._lock:

@@ -22,9 +22,11 @@ from src.serving.sampler import Sampler
 from src.serving.sampling import SamplingSettings
 from src.serving.scheduler import Scheduler
 from src.serving.steps import Steps
+from src.serving.totals import Totals
 from src.serving.transformers_forward import TransformersForward
 from src.text.tokenizer import Tokenizer
 from src.weights.adapter import AdapterFile
+from src.weights.cache_use import CacheUse
 
 MAX_SLOTS = 32
 MAX_ADAPTERS = 16
@@ -45,6 +47,7 @@ class Engine:
         in_4bit: bool = False,
         max_slots: int = MAX_SLOTS,
         max_adapters: int = MAX_ADAPTERS,
+        looks_ahead: bool | None = None,
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = training_dtype(self.device)
@@ -56,14 +59,15 @@ class Engine:
         self.load_seconds = time.monotonic() - started
         self.linear_shapes = linear_shapes(self.model)
         self.vocab_size: int = self.model.config.vocab_size
+        self.totals = Totals()
         with torch.inference_mode():
-            self._scheduler = self._build(max_slots, max_adapters)
+            self._scheduler = self._build(max_slots, max_adapters, looks_ahead)
         self._inbox: queue.SimpleQueue[Generation | None] = queue.SimpleQueue()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def _build(self, max_slots: int, max_adapters: int) -> Scheduler:
+    def _build(self, max_slots: int, max_adapters: int, looks_ahead: bool | None) -> Scheduler:
         forward: Forward
         reason = refusal(self.model)
         if reason is None:
@@ -83,6 +87,7 @@ class Engine:
             print(f"this base model runs in transformers, one row at a time: {reason}", flush=True)
             self.num_slots = max_slots
             forward = TransformersForward(self.model)
+        self._forward = forward
         sampler = Sampler(
             num_slots=self.num_slots,
             vocab_size=self.vocab_size,
@@ -96,12 +101,18 @@ class Engine:
             context=self.context,
             device=self.device,
         )
+        can_overlap = forward.is_static and self.device.type == "cuda"
+        if looks_ahead is None:
+            # Looking ahead takes the place of captured steps and of overlapping them.
+            looks_ahead = not can_overlap
         return Scheduler(
             forward,
             steps,
+            self.totals,
             num_slots=self.num_slots,
             end_ids=self.tokenizer.end_ids,
-            can_overlap=forward.is_static and self.device.type == "cuda",
+            can_overlap=can_overlap,
+            looks_ahead=looks_ahead and forward.is_static,
         )
 
     def load_adapter(self, file: AdapterFile, *, key: str | None = None) -> LoadedAdapter:
@@ -164,7 +175,22 @@ class Engine:
             for _ in range(min(size, self.num_slots)):
                 while not isinstance(ended.get(), Finished):
                     pass
+        self.totals.restart()
         return time.monotonic() - started
+
+    @property
+    def num_running(self) -> int:
+        """How many answers have a slot."""
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """How many answers wait for a slot."""
+        return self._scheduler.num_waiting
+
+    def adapter_use(self) -> CacheUse:
+        """Return how well the adapters on the device serve."""
+        return self._forward.adapter_use()
 
     def check_alive(self) -> None:
         """Raise an error where nothing will be delivered any more."""

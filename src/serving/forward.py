@@ -11,6 +11,7 @@ from src.serving.attention import DecodeAttention, PrefillAttention
 from src.serving.decoder import Decoder
 from src.serving.kv_cache import KVCache
 from src.serving.row_adapters import MixedAdapters, RowAdapters, SharedAdapter, others_of
+from src.weights.cache_use import CacheUse
 
 SMALLEST_BUCKET = 256
 
@@ -30,9 +31,12 @@ class Forward(Protocol):
         ...
 
     def prefill(
-        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, is_last: bool
+        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, num_scores: int
     ) -> torch.Tensor | None:
-        """Read tokens into a slot; of the last ones, return the next scores (1, vocabulary)."""
+        """Read tokens into a slot; return the scores after so many last ones (num, vocabulary).
+
+        None where none are wanted; only a static model is asked for more than one.
+        """
         ...
 
     def set_rows(self, places: Sequence[int | None], is_active: Sequence[bool]) -> None:
@@ -51,6 +55,10 @@ class Forward(Protocol):
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Give the target slot what the source slot knows of its first tokens."""
+        ...
+
+    def adapter_use(self) -> CacheUse:
+        """Return how well the adapters on the device serve."""
         ...
 
 
@@ -96,12 +104,12 @@ class StaticForward:
         )
         self._plan: tuple[Any, ...] = ()
         self.acquire, self.release = self._adapters.acquire, self._adapters.release
-        self.copy = self._cache.copy
+        self.copy, self.adapter_use = self._cache.copy, self._adapters.use
 
     def prefill(
-        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, is_last: bool
+        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, num_scores: int
     ) -> torch.Tensor | None:
-        """Read tokens into a slot; of the last ones, return the next scores (1, vocabulary)."""
+        """Read tokens into a slot; return the scores after so many last ones (num, vocabulary)."""
         stop = start + len(ids)
         positions = torch.arange(start, stop, device=self._device)
         attention = PrefillAttention(
@@ -121,7 +129,7 @@ class StaticForward:
             attention,
             adapters,
         )
-        return self._decoder.logits(hidden[-1:], adapters) if is_last else None
+        return self._decoder.logits(hidden[-num_scores:], adapters) if num_scores else None
 
     def set_rows(self, places: Sequence[int | None], is_active: Sequence[bool]) -> None:
         """Say which adapter each row has from now on."""

@@ -17,6 +17,18 @@ def adapter_bytes_that_fit(device: torch.device) -> int:
     return int(ADAPTER_SHARE * _free_bytes(device))
 
 
+def resident_bytes() -> int:
+    """Return how much of the machine's memory this process holds."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def device_bytes_in_use(device: torch.device) -> int:
+    """Return how much of a GPU's memory is taken."""
+    free, whole = torch.cuda.mem_get_info(device)
+    return whole - free
+
+
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

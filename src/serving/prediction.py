@@ -87,6 +87,8 @@ class Prediction:
             "input_token_count": len(self._prompt_ids),
             "cached_input_token_count": max((g.num_reused for g in self._generations), default=0),
             "output_token_count": num_tokens,
+            "proposed_token_count": sum(g.num_proposed for g in self._generations),
+            "accepted_token_count": sum(g.num_accepted for g in self._generations),
             "queue_seconds": round(min(started, default=now) - self._received_at, 4),
             "time_to_first_token": round(min(first, default=now) - self._received_at, 4),
             "tokens_per_second": round(num_tokens / max(seconds, 1e-9), 2),

@@ -1,6 +1,7 @@
 """A request from its inputs to a stream of text, for one reader at a time or for many."""
 
 import asyncio
+import gc
 import os
 import queue
 import tempfile
@@ -12,12 +13,14 @@ from typing import Any
 
 from src.base_models import KNOWN_MODELS
 from src.errors import UserError
+from src.flags import read_flag
 from src.serving.adapter_store import BARE, Adapter, AdapterStore
 from src.serving.adapters import adapter_bytes_limit
 from src.serving.engine import Engine
 from src.serving.json_grammar import JsonGrammars
 from src.serving.messages import parse_messages
 from src.serving.prediction import Prediction
+from src.serving.process_metrics import ProcessMetrics
 from src.serving.request import Event
 from src.serving.request_inputs import RequestInputs, check_inputs
 from src.text.formats import Speech, build_speech
@@ -36,17 +39,22 @@ class TextPredictor:
 
     def __init__(self, weights: str | None) -> None:
         started = time.monotonic()
+        in_4bit = read_flag("BASE_MODEL_IN_4BIT", os.environ) or False
+        looks_ahead = read_flag("LOOK_AHEAD", os.environ)
         base_model = find_base_model(os.environ)
         known = KNOWN_MODELS.get(base_model.name)
         self._base_model = base_model.name
         self._engine = Engine(
             base_model.folder,
             known_context=known.context if known else None,
-            in_4bit=os.environ.get("BASE_MODEL_IN_4BIT") == "1",
+            in_4bit=in_4bit,
+            looks_ahead=looks_ahead,
         )
-        cache = os.environ.get("WEIGHTS_CACHE") or Path(tempfile.gettempdir()) / "weights-cache"
+        folder = os.environ.get("WEIGHTS_CACHE") or Path(tempfile.gettempdir()) / "weights-cache"
         limit = adapter_bytes_limit(self._engine.linear_shapes)
-        self._store = AdapterStore(WeightsCache(Path(cache), max_archive_bytes=limit), self._load)
+        cache = WeightsCache(Path(folder), max_archive_bytes=limit)
+        self._store = AdapterStore(cache, self._load)
+        self._process = ProcessMetrics(self._engine, self._store, cache)
         self._grammars = JsonGrammars(
             self._engine.tokenizer,
             vocab_size=self._engine.vocab_size,
@@ -57,6 +65,9 @@ class TextPredictor:
         self._weights_dir = Path(root) if root else None
         self._own = self._store.acquire(weights, local_root=None) if weights else BARE
         warm_up_seconds = self._engine.warm_up()
+        # What stays for good is not searched again: a full collection would hold up all answers.
+        gc.collect()
+        gc.freeze()
         print(
             f"ready after {time.monotonic() - started:.1f} s "
             f"(model {self._engine.load_seconds:.1f}, warm-up {warm_up_seconds:.1f}), "
@@ -70,17 +81,19 @@ class TextPredictor:
         Raises UserError for a request that cannot be answered.
         """
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
-        prediction = self._prepare(request)
+        prediction = None
         try:
-            prediction.submit(lambda *event: events.put(event))
-            while not prediction.is_over:
-                try:
-                    text = prediction.push(*events.get(timeout=WAIT_SECONDS))
-                except queue.Empty:
-                    self._engine.check_alive()
-                    continue
-                if text:
-                    yield text
+            with self._process.request():
+                prediction = self._prepare(request)
+                prediction.submit(lambda *event: events.put(event))
+                while not prediction.is_over:
+                    try:
+                        text = prediction.push(*events.get(timeout=WAIT_SECONDS))
+                    except queue.Empty:
+                        self._engine.check_alive()
+                        continue
+                    if text:
+                        yield text
         finally:
             self._end(prediction, record_metric)
 
@@ -90,25 +103,35 @@ class TextPredictor:
         """Like `stream`, with others answered at the same time."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        preparing = self._preparing.submit(self._prepare, request)
+        prediction = None
         try:
-            prediction = await asyncio.wrap_future(preparing)
-        except asyncio.CancelledError:
-            preparing.add_done_callback(self._abandon)
-            raise
-        try:
-            prediction.submit(lambda *event: loop.call_soon_threadsafe(events.put_nowait, event))
-            while not prediction.is_over:
-                if text := prediction.push(*await events.get()):
-                    yield text
+            with self._process.request():
+                prediction = await self._prepare_aside(request)
+                prediction.submit(
+                    lambda *event: loop.call_soon_threadsafe(events.put_nowait, event)
+                )
+                while not prediction.is_over:
+                    if text := prediction.push(*await events.get()):
+                        yield text
         finally:
             self._end(prediction, record_metric)
 
-    def _end(self, prediction: Prediction, record_metric: RecordMetric) -> None:
+    async def _prepare_aside(self, request: Mapping[str, Any]) -> Prediction:
+        preparing = self._preparing.submit(self._prepare, request)
+        try:
+            return await asyncio.wrap_future(preparing)
+        except asyncio.CancelledError:
+            preparing.add_done_callback(self._abandon)
+            raise
+
+    def _end(self, prediction: Prediction | None, record_metric: RecordMetric) -> None:
+        if prediction is None:
+            return
         prediction.cancel()
         self._release(prediction.adapter)
         for name, value in prediction.metrics().items():
             record_metric(name, value)
+        record_metric("process", self._process.now())
         if prediction.inputs.debug:
             prediction.log_costs()
 

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import torch
 
 from src.serving.adapters import LoadedAdapter
+from src.serving.lookahead import Lookahead
 from src.serving.sampling import SamplingSettings
 
 FinishReason = Literal["end", "length", "canceled", "error"]
@@ -70,6 +71,9 @@ class Generation:
     finished_at: float | None = None
     num_reused: int = 0
     """Prompt tokens that were known already."""
+    num_proposed: int = 0
+    """Tokens read before they were drawn, because they had been foreseen."""
+    num_accepted: int = 0
 
     slot: int = -1
     place: int | None = None
@@ -79,12 +83,18 @@ class Generation:
     """Tokens drawn on the device, of which the last may not have arrived."""
     max_drawn: int = 0
     ids: list[int] = field(default_factory=list)
+    lookahead: Lookahead | None = None
     is_done: bool = False
 
     @property
     def is_reading(self) -> bool:
         """Whether a part of the prompt is still to be read."""
         return self.num_drawn == 0
+
+    @property
+    def is_foreseeable(self) -> bool:
+        """Whether its next tokens may be proposed before they are drawn."""
+        return self.lookahead is not None and self.lookahead.is_hopeful
 
     @property
     def length(self) -> int:

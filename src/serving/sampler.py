@@ -87,11 +87,47 @@ class Sampler:
         features: frozenset[str],
     ) -> torch.Tensor:
         """Return the next token of each of these slots (rows,)."""
+        tokens = self._best(logits, positions, rows, features, self._seen[rows])
+        if "penalty" in features:
+            self._seen[rows].scatter_(1, tokens[:, None], True)
+        return tokens
+
+    def draw_ahead(
+        self,
+        logits: torch.Tensor,  # (tokens, vocabulary) after the last token and after each proposed
+        position: int,
+        proposed: Sequence[int],
+        *,
+        slot: int,
+    ) -> list[int]:
+        """Return the tokens drawn from this position on: proposed ones that stand, and one more."""
+        num_rows = len(proposed) + 1
+        rows = torch.full((num_rows,), slot, device=self._device)
+        positions = torch.arange(position, position + num_rows, device=self._device)
+        features, seen = self._features[slot], self._seen[slot : slot + 1]
+        if "penalty" in features:
+            seen = seen.repeat(num_rows, 1)
+            for row, token in enumerate(proposed):
+                seen[row + 1 :, token] = True
+        drawn = self._best(logits, positions, rows, features, seen).tolist()
+        drawn = drawn[: num_standing(proposed, drawn) + 1]
+        if "penalty" in features:
+            self._seen[slot, torch.tensor(drawn, device=self._device)] = True
+        return drawn
+
+    def _best(
+        self,
+        logits: torch.Tensor,  # (rows, vocabulary)
+        positions: torch.Tensor,  # (rows,)
+        rows: slice | torch.Tensor,
+        features: frozenset[str],
+        seen: torch.Tensor,  # (rows, vocabulary)
+    ) -> torch.Tensor:
         scores = logits.float()
         if "penalty" in features:
             penalty = self._penalty[rows, None]
             penalised = torch.where(scores < 0, scores * penalty, scores / penalty)
-            scores = torch.where(self._seen[rows], penalised, scores)
+            scores = torch.where(seen, penalised, scores)
         if "min_tokens" in features:
             is_early = (positions < self._end_from[rows])[:, None]
             ends = scores[:, self._end_ids].masked_fill(is_early, -torch.inf)
@@ -107,10 +143,13 @@ class Sampler:
             )
             noise = self._noise.gumbel(self._key[rows], positions)
             scores = scores + noise.masked_fill_(self._is_greedy[rows, None], 0)
-        tokens = scores.argmax(-1)
-        if "penalty" in features:
-            self._seen[rows].scatter_(1, tokens[:, None], True)
-        return tokens
+        return scores.argmax(-1)
+
+
+def num_standing(proposed: Sequence[int], drawn: Sequence[int]) -> int:
+    """Return how many first tokens of a proposal are those that were drawn."""
+    pairs = zip(proposed, drawn, strict=False)
+    return next((number for number, (a, b) in enumerate(pairs) if a != b), len(proposed))
 
 
 def keep_top(

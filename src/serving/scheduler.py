@@ -5,9 +5,11 @@ from collections import deque
 from collections.abc import Iterable
 
 from src.serving.forward import Forward
+from src.serving.lookahead import Lookahead
 from src.serving.prefixes import Prefixes
 from src.serving.request import Finished, FinishReason, Generation, Token
 from src.serving.steps import Drawn, Steps
+from src.serving.totals import Totals
 
 CHUNK_TOKENS, CHUNK_TOKENS_ALONE = 512, 4096
 PATIENCE_SECONDS = 5.0
@@ -21,25 +23,36 @@ class Scheduler:
         self,
         forward: Forward,
         steps: Steps,
+        totals: Totals,
         *,
         num_slots: int,
         end_ids: Iterable[int],
         can_overlap: bool,
+        looks_ahead: bool,
     ) -> None:
-        self._forward, self._steps = forward, steps
+        self._forward, self._steps, self._totals = forward, steps, totals
         self._end_ids = frozenset(end_ids)
-        self._can_overlap = can_overlap
+        self._can_overlap, self._looks_ahead = can_overlap, looks_ahead
         self._waiting: deque[Generation] = deque()
         self._reading: deque[Generation] = deque()
         self._prefixes = Prefixes(num_slots, is_on=forward.is_static)
-        self._free = set(range(num_slots))
+        self._num_slots, self._free = num_slots, set(range(num_slots))
         self._in_flight: Drawn | None = None
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        num_running = sum(row is not None for row in self._steps.rows)
-        return not (self._waiting or self._reading or num_running or self._in_flight)
+        return not (self._waiting or self.num_running or self._in_flight)
+
+    @property
+    def num_running(self) -> int:
+        """How many requests have a slot."""
+        return self._num_slots - len(self._free)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many requests wait for a slot."""
+        return len(self._waiting)
 
     def add(self, request: Generation) -> None:
         """Let a request wait for a slot."""
@@ -50,8 +63,9 @@ class Scheduler:
         self._drop_canceled()
         self._admit()
         self._read()
-        if any(row is not None for row in self._steps.rows):
-            drawn = self._steps.run()
+        running = [row for row in self._steps.rows if row is not None]
+        if running:
+            drawn = self._run_ahead(running) or self._steps.run()
             if self._can_overlap and not drawn.needs_host:
                 # The tokens of the step before are handed out while this one runs.
                 drawn, self._in_flight = self._in_flight, drawn
@@ -62,6 +76,24 @@ class Scheduler:
         else:
             self._hand_out(self._in_flight)
             self._in_flight = None
+
+    def _run_ahead(self, running: list[Generation]) -> Drawn | None:
+        """Step over several tokens of a request that runs alone, where they can be foreseen."""
+        request = running[0]
+        # In company, and in a step that is under way, the device has enough to do.
+        if len(running) > 1 or request.lookahead is None or self._in_flight is not None:
+            return None
+        room = request.max_drawn - request.num_drawn - 1
+        proposed = request.lookahead.propose(request.ids, room)
+        if not proposed:
+            return None
+        drawn = self._steps.run_ahead(request, proposed)
+        num_accepted = len(drawn.rows) - 1
+        request.lookahead.settle(len(proposed), num_accepted)
+        for counts in (request, self._totals):
+            counts.num_proposed += len(proposed)
+            counts.num_accepted += num_accepted
+        return drawn
 
     def fail(self, error: Exception) -> None:
         """End every request that is known."""
@@ -112,6 +144,7 @@ class Scheduler:
         for move in moves:
             self._forward.copy(move.source, move.target, move.num_tokens)
         request.num_read = request.num_reused = num_known
+        self._totals.num_reused += num_known
         request.started_at = time.monotonic()
         self._steps.sampler.set(
             slot,
@@ -119,6 +152,8 @@ class Scheduler:
             prompt_ids=request.prompt_ids,
             has_grammar=request.grammar is not None,
         )
+        if self._looks_ahead and request.grammar is None:
+            request.lookahead = Lookahead(request.prompt_ids)
         self._reading.append(request)
         return True
 
@@ -140,8 +175,11 @@ class Scheduler:
         ids = request.prompt_ids[start : start + room]
         request.num_read += len(ids)
         is_last = request.num_read == len(request.prompt_ids)
-        logits = self._forward.prefill(request.slot, ids, start, request.place, is_last=is_last)
+        logits = self._forward.prefill(
+            request.slot, ids, start, request.place, num_scores=int(is_last)
+        )
         self._prefixes.append(request.slot, ids)
+        self._totals.num_read += len(ids)
         if logits is not None:
             self._fill_grammar(request)
             drawn = self._steps.start(request, logits)
@@ -164,6 +202,7 @@ class Scheduler:
     def _take(self, request: Generation, drawn: Drawn, row: int, token: int) -> None:
         """Hand a token to its request, and see whether it was the last."""
         request.num_drawn += 1
+        self._totals.count_drawn()
         request.ids.append(token)
         if request.first_token_at is None:
             request.first_token_at = time.monotonic()

@@ -29,9 +29,11 @@ class Drawn:
     @property
     def needs_host(self) -> bool:
         """Whether the next step depends on what the host makes of this one."""
+        running = {row for row in self.rows if row is not None}
+        is_alone = len(running) == 1
         return any(
-            row is not None and (row.grammar is not None or row.num_logprobs >= 0)
-            for row in self.rows
+            row.grammar is not None or row.num_logprobs >= 0 or (is_alone and row.is_foreseeable)
+            for row in running
         )
 
     def scores(self, row: int, token: int) -> TokenScores | None:
@@ -119,6 +121,21 @@ class Steps:
         for row in running:
             row.num_stepped += 1
         return self._drawn(self._tokens[:num_rows], logits, list(rows))
+
+    def run_ahead(self, request: Generation, proposed: Sequence[int]) -> Drawn:
+        """Read a row's last token and those proposed to follow it, and draw all that stand.
+
+        Tokens that do not stand stay in the cache until others are written over them.
+        """
+        slot, start = request.slot, request.length - 1
+        ids = [request.ids[-1], *proposed]
+        logits = self._forward.prefill(slot, ids, start, request.place, num_scores=len(ids))
+        assert logits is not None
+        drawn = self.sampler.draw_ahead(logits, start + 1, proposed, slot=slot)
+        self._tokens[slot] = drawn[-1]
+        self._positions[slot] = start + len(drawn)
+        request.num_stepped += len(drawn)
+        return Drawn(torch.tensor(drawn), logits, [request] * len(drawn))
 
     def _step(self, num_rows: int, lengths: Sequence[int]) -> torch.Tensor:
         tokens, positions = self._tokens[:num_rows], self._positions[:num_rows]

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from src.model.base_model import linear_modules
 from src.serving.adapters import LoadedAdapter, LoadedModule
+from src.weights.cache_use import CacheUse
 
 
 class TransformersForward:
@@ -23,6 +24,7 @@ class TransformersForward:
         self._dtype = next(model.parameters()).dtype
         self._caches: dict[int, DynamicCache] = {}
         self._adapters: dict[int, LoadedAdapter] = {}
+        self._num_copied = 0
         self._places: Sequence[int | None] = ()
         self._is_active: Sequence[bool] = ()
         self._active: dict[str, LoadedModule] = {}
@@ -36,6 +38,7 @@ class TransformersForward:
             name: LoadedModule(module.lora_A.to(self._device), module.lora_B.to(self._device))
             for name, module in adapter.modules.items()
         }
+        self._num_copied += 1
         self._adapters[place] = LoadedAdapter(adapter.key, modules)
         return place
 
@@ -44,13 +47,13 @@ class TransformersForward:
         del self._adapters[place]
 
     def prefill(
-        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, is_last: bool
+        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, num_scores: int
     ) -> torch.Tensor | None:
-        """Read tokens into a slot; of the last ones, return the next scores (1, vocabulary)."""
+        """Read tokens into a slot; return the scores after the last one (1, vocabulary)."""
         if start == 0:
             self._caches[slot] = DynamicCache(config=self._model.config)
         logits = self._logits(slot, torch.tensor([list(ids)], device=self._device), place)
-        return logits if is_last else None
+        return logits if num_scores else None
 
     def set_rows(self, places: Sequence[int | None], is_active: Sequence[bool]) -> None:
         """Say which adapter each row has from now on."""
@@ -73,6 +76,12 @@ class TransformersForward:
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Give the target slot what the source slot knows of its first tokens."""
         raise NotImplementedError
+
+    def adapter_use(self) -> CacheUse:
+        """Return what the adapters take; each request brings its own."""
+        adapters = list(self._adapters.values())
+        num_bytes = sum(adapter.num_bytes for adapter in adapters)
+        return CacheUse(len(adapters), num_bytes, hits=0, misses=self._num_copied)
 
     def _logits(self, slot: int, ids: torch.Tensor, place: int | None) -> torch.Tensor:
         self._active = {} if place is None else dict(self._adapters[place].modules)

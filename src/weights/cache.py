@@ -12,6 +12,7 @@ from pathlib import Path
 
 from src.errors import UserError
 from src.weights.archive import read_archive
+from src.weights.cache_use import CacheUse
 from src.weights.download import fetch
 from src.weights.keyed_locks import KeyedLocks
 from src.weights.members import MEMBERS, REQUIRED
@@ -47,6 +48,7 @@ class WeightsCache:
         """Held for a moment, when the folder's entries change; never while anything is read."""
         self._sources = KeyedLocks()
         self._num_users: Counter[str] = Counter()
+        self._num_hits = self._num_misses = 0
         folder.mkdir(parents=True, exist_ok=True)
         for prefix in (DOWNLOAD, COPY, UNPACK):
             remove_abandoned(prefix, folder)
@@ -132,12 +134,14 @@ class WeightsCache:
             # The same content may have come from elsewhere meanwhile.
             if not (self._folder / key).is_dir():
                 whole.rename(self._folder / key)
+            self._num_misses += 1
             return self._taken(key)
 
     def _use(self, key: str | None) -> Weights | None:
         with self._lock:
             if key is None or not (self._folder / key).is_dir():
                 return None
+            self._num_hits += 1
             return self._taken(key)
 
     def _taken(self, key: str) -> Weights:
@@ -146,11 +150,20 @@ class WeightsCache:
         self._make_room()
         return Weights(key, self._folder / key)
 
-    def _make_room(self) -> None:
+    def use(self) -> CacheUse:
+        """Return how well the cache serves."""
+        with self._lock:
+            sizes = self._sizes()
+            return CacheUse(len(sizes), sum(sizes.values()), self._num_hits, self._num_misses)
+
+    def _sizes(self) -> dict[Path, int]:
         entries = [e for e in self._folder.iterdir() if e.is_dir() and not e.name.startswith(".")]
-        sizes = {entry: sum(f.stat().st_size for f in entry.iterdir()) for entry in entries}
+        return {entry: sum(f.stat().st_size for f in entry.iterdir()) for entry in entries}
+
+    def _make_room(self) -> None:
+        sizes = self._sizes()
         total = sum(sizes.values())
-        for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime):
+        for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime):
             if total <= self._max_bytes:
                 return
             if not self._num_users[entry.name]:

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Any
 
 from src.errors import UserError
+from src.flags import read_flag
 from src.weights.printable import printable
 
 SWITCH = "ALLOW_PRIVATE_URLS"
@@ -32,7 +33,7 @@ _IPV4_SPECIAL = [
 
 def private_urls_allowed() -> bool:
     """Tell whether the operator lets URLs lead into the private network."""
-    return os.environ.get(SWITCH) == "1"
+    return read_flag(SWITCH, os.environ) or False
 
 
 def is_public(text: str) -> bool:
