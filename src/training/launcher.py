@@ -59,9 +59,12 @@ def run_workers(
                     break
         ranks.poll()
     except BaseException as error:
-        is_canceled = not isinstance(error, TrainingError)
-        if is_canceled and settings.save_on_cancel and settings.checkpoint_folder is not None:
-            _stop(run_dir, session, CANCEL_SECONDS)
+        if not isinstance(error, TrainingError) and settings.checkpoint_folder is not None:
+            # A server that ends takes no more metrics, which may be the first sign of its end.
+            if server.is_gone():
+                _stop(run_dir, session, SHUTDOWN_SECONDS)
+            elif settings.save_on_cancel:
+                _stop(run_dir, session, CANCEL_SECONDS)
         raise
     finally:
         session.end()

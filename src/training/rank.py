@@ -171,6 +171,7 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     dist.barrier()
     dist.destroy_process_group()
 
+        keeper.keep_finished(run_dir / "output")
 
 def _load_model(
     plan: TrainingPlan, config: dict[str, Any], device: torch.device, say: Callable[[str], None]
