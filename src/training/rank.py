@@ -29,6 +29,7 @@ from src.training.checkpoint import (
     replacing_folder,
 )
 from src.training.deepspeed_config import build_deepspeed_config
+from src.training.disk import check_disks
 from src.training.engine import (
     build_engine,
     gather_adapter,
@@ -73,6 +74,8 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     plan = make_plan(settings, train_data, schedule, measure_machine(device))
     for line in plan.lines():
         say(line)
+    if rank == 0:
+        say(check_disks(plan, run_dir))
 
     # The base model with its adapter.
     dtype = training_dtype(device)
@@ -168,10 +171,10 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
                 tensors,
                 losses={"train_loss": losses.train, "eval_loss": losses.validation},
             )
+        keeper.keep_finished(run_dir / "output")
     dist.barrier()
     dist.destroy_process_group()
 
-        keeper.keep_finished(run_dir / "output")
 
 def _load_model(
     plan: TrainingPlan, config: dict[str, Any], device: torch.device, say: Callable[[str], None]

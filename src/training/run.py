@@ -88,10 +88,11 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
     """Return the lines that tell what `run_training` would do; nothing is trained."""
     from src.data.dataset import TokenDataset
     from src.data.prepare import build_schedule, prepare_data
+    from src.training.disk import check_disks
     from src.training.plan import LIBRARIES, Machine, make_plan
     from src.training.reader import open_reader
 
-    settings = _gather_settings(inputs)
+    settings = _with_checkpoints(_gather_settings(inputs), os.environ)
     hosts = find_hosts(os.environ)
     num_devices, on_gpus = _count_processes(settings, hosts)
     num_local = num_devices if hosts is None else hosts.num_local
@@ -112,7 +113,8 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
             libraries=0.0 if on_gpus else LIBRARIES,
             has_bfloat16=on_gpus,
         )
-        return lines + make_plan(settings, data, schedule, machine).lines()
+        plan = make_plan(settings, data, schedule, machine)
+        return [*lines, *plan.lines(), check_disks(plan, Path(folder))]
 
 
 def _with_checkpoints(settings: TrainSettings, environ: Mapping[str, str]) -> TrainSettings:
