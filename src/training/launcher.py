@@ -42,7 +42,7 @@ def run_workers(
     invitation = run_dir / "invitation.json"
     invitation.write_text(json.dumps({"port": port, "on_gpus": on_gpus}))
     session = start_session(run_dir, port=port, num_local=num_local, on_gpus=on_gpus, hosts=hosts)
-    ranks = RankWatch(run_dir / "ranks", num_local)
+    ranks = RankWatch(run_dir / "ranks", num_local, session.spawned)
     metrics = MetricsTail(run_dir / "metrics.jsonl", on_metric)
     server = ServerWatch(os.environ)
     last_beat = time.monotonic()
