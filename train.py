@@ -92,7 +92,7 @@ def train(
         description="Stop after that many optimizer steps", default=None, ge=1
     ),
     checkpoint_seconds: int = Input(
-        description="Seconds between checkpoints, where the server has a CHECKPOINT_DIR",
+        description="Most seconds between checkpoints, where the server has a CHECKPOINT_DIR",
         default=300,
         ge=1,
     ),

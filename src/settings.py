@@ -65,7 +65,7 @@ class TrainSettings:
     warmup_ratio: float = 0.03
     max_steps: int | None = None
     checkpoint_seconds: int = 300
-    """Time between checkpoints, where `CHECKPOINT_DIR` gives them a place."""
+    """Most time between checkpoints, where `CHECKPOINT_DIR` gives them a place."""
     checkpoint_folder: str | None = None
     """This run's folder in `CHECKPOINT_DIR`."""
     resume_from: str | None = None

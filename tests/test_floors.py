@@ -23,6 +23,7 @@ ONE_DOOR = {
     "bitsandbytes": set(),
     "cog": set(),
     "llguidance": {"serving/json_grammar.py"},
+    "msgspec": {"data/plain_line.py"},
 }
 
 

@@ -82,6 +82,13 @@ class DatasetWriter:
         self.line_numbers.append(line_number)
         self.num_cut.append(example.num_cut)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the whole of it takes on disk."""
+        tokens = (self.input_ids, self.labels, self.completion_mask)
+        examples = (self.offsets, self.line_numbers)
+        return sum(len(column) * column.itemsize for column in (*tokens, *examples))
+
     def write(self, folder: Path, *, rows: slice, name: str) -> None:
         """Write the examples numbered `rows` as a data set of their own, with its file's name."""
         folder.mkdir(parents=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from src.data.lines import read_lines
+from src.data.plain_line import is_plainly_good
 from src.errors import UserError
 from src.prompts.dialogue import Turn
 
@@ -73,7 +74,8 @@ class ExampleFile:
         listed: list[str] = []
         for number, line in read_lines(self.path, self.name):
             try:
-                self._read(line)
+                if not is_plainly_good(line):
+                    self._read(line)
                 num_examples += 1
             except _BadLineError as error:
                 num_bad += 1

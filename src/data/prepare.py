@@ -12,6 +12,7 @@ from src.errors import UserError
 from src.settings import TrainSettings
 from src.text.formats import Speech
 from src.text.tokenizer import Tokenizer
+from src.weights.room import RUN_FOLDER, Need, check_room
 
 
 def num_held_out(num_examples: int, settings: TrainSettings) -> int:
@@ -53,6 +54,7 @@ def prepare_data(
                 yield line_number, cut(whole, max_length=max_length, eos_id=tokenizer.eos_id)
 
         writer = collect(tokenized())
+        check_room([Need("tokens", RUN_FOLDER, folder, writer.num_bytes)])
         for key, count in file.unknown_keys.most_common(10):
             say(f"warning: {file.name}: the key {key[:40]!r} is not used ({count:,} times)")
         if any(writer.num_cut):

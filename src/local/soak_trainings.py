@@ -193,12 +193,13 @@ class Trainings:
         self._resume(name)
 
     def _is_kept(self, seconds: float) -> bool:
-        """Whether the adapter of the last step is on disk in time, marked as stopped early."""
+        """Whether the adapter of the last step is on disk in time, stopped early or finished."""
         deadline = self._lane.struck + seconds
         while time.monotonic() < deadline:
-            for path in self._checkpoints.glob("run-*/stopped-step-*/training.json"):
-                if json.loads(path.read_text())["stopped_early"] is True:
-                    return True
+            for kind in ("stopped", "finished"):
+                for path in self._checkpoints.glob(f"run-*/{kind}-step-*/training.json"):
+                    if json.loads(path.read_text())["stopped_early"] is (kind == "stopped"):
+                        return True
             time.sleep(0.1)
         return False
 

@@ -62,13 +62,13 @@ class CheckpointStore:
             }
             manifest = {"step": step, "run": self._run, "progress": progress, "files": files}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2))
-        for old in _folders(self.folder)[NUM_KEPT:]:
+        for old in checkpoint_folders(self.folder)[NUM_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
         return folder
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint whose files are what its manifest says."""
-        for folder in _folders(self.folder):
+        for folder in checkpoint_folders(self.folder):
             try:
                 return read_checkpoint(folder)
             except UserError as error:
@@ -111,7 +111,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _folders(folder: Path) -> list[Path]:
+def checkpoint_folders(folder: Path) -> list[Path]:
     """Return the folders of checkpoints, the newest first."""
     if not folder.is_dir():
         return []

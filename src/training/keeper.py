@@ -27,6 +27,10 @@ from src.training.stop import STOP_FILE, STOPPED_FILE
 from src.training.trainers import Trainer
 
 POLL_SECONDS = 0.1
+OFTEN_SECONDS = 30.0
+"""Between checkpoints that cost next to nothing."""
+MAX_COST = 0.01
+"""Share of the time that checkpoints may take before they become rarer than that."""
 
 
 class StoppedEarly(Exception):
@@ -51,7 +55,7 @@ class Keeper:
     ) -> None:
         """Without a store nothing is kept; `is_shared` says that only all ranks together can."""
         self._run_dir, self._store, self._trainer, self._rank = run_dir, store, trainer, rank
-        self._seconds, self._last = seconds, time.monotonic()
+        self._seconds, self._last, self._cost = seconds, time.monotonic(), 0.0
         self._gather_state, self._gather_adapter = gather_state, gather_adapter
         self._write_adapter = write_adapter
         self._kept_step = 0
@@ -65,14 +69,18 @@ class Keeper:
         wish = torch.zeros((), device=self._trainer.engine.device)
         if self._rank == 0:
             wish += 2 * self._is_stopping()
-            wish += time.monotonic() - self._last >= self._seconds
+            pause = seconds_between(self._seconds, cost=self._cost)
+            wish += time.monotonic() - self._last >= pause
         if dist.get_world_size() > 1:
             dist.broadcast(wish, 0)
         if wish == 0:
             return
+        started = time.monotonic()
         tensors = self._gather_state()
         if self._rank == 0:
             self._save(self._store, step, tensors, progress)
+        self._last = time.monotonic()
+        self._cost = self._last - started
         if wish >= 2:
             self.keep_adapter()
             raise StoppedEarly
@@ -84,6 +92,22 @@ class Keeper:
         with self._trainer.changing:
             step, tensors = self._trainer.num_steps_done, self._gather_adapter()
             return self._write(self._store, step, tensors) if self._rank == 0 and step else None
+
+    def keep_finished(self, output: Path) -> None:
+        """Put a copy of the finished adapter beside the checkpoints, on rank 0.
+
+        The server may end before it has handed on the archive.
+        """
+        if self._store is None:
+            return
+        folder = self._store.folder / f"finished-step-{self._trainer.num_steps_done:08d}"
+        try:
+            with replacing_folder(folder) as partial:
+                shutil.copytree(output, partial, dirs_exist_ok=True)
+        except (OSError, shutil.Error) as error:
+            needed = sum(path.stat().st_size for path in output.iterdir())
+            reason = disk_full(error, self._store.folder, needed) or str(error)
+            print(f"warning: no copy of the adapter in CHECKPOINT_DIR: {reason}", flush=True)
 
     def _watch(self) -> None:
         """Keep the adapter of the last finished step, however long the next one takes."""
@@ -120,7 +144,11 @@ class Keeper:
             needed = sum(tensor.nbytes for tensor in tensors.values())
             reason = disk_full(error, store.folder, needed) or str(error)
             print(f"warning: no checkpoint after step {step}: {reason}", flush=True)
-        self._last = time.monotonic()
+
+
+def seconds_between(asked: float, *, cost: float) -> float:
+    """Return the pause after a checkpoint that took `cost` seconds: as asked, or less if cheap."""
+    return min(asked, max(OFTEN_SECONDS, cost / MAX_COST))
 
 
 def read_state(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ def run_workers(
     invitation.write_text(json.dumps({"port": port, "on_gpus": on_gpus}))
     session = start_session(run_dir, port=port, num_local=num_local, on_gpus=on_gpus, hosts=hosts)
     patience = read_switches(os.environ).frozen_seconds
-    ranks = RankWatch(run_dir / "ranks", num_local, patience=patience)
+    ranks = RankWatch(run_dir / "ranks", num_local, session.spawned, patience=patience)
     metrics = MetricsTail(run_dir / "metrics.jsonl", on_metric)
     server = ServerWatch(os.environ)
     last_beat = time.monotonic()
@@ -61,9 +61,12 @@ def run_workers(
                     break
         ranks.poll()
     except BaseException as error:
-        is_canceled = not isinstance(error, TrainingError)
-        if is_canceled and settings.save_on_cancel and settings.checkpoint_folder is not None:
-            _stop(run_dir, session, CANCEL_SECONDS)
+        if not isinstance(error, TrainingError) and settings.checkpoint_folder is not None:
+            # A server that ends takes no more metrics, which may be the first sign of its end.
+            if server.is_gone():
+                _stop(run_dir, session, SHUTDOWN_SECONDS)
+            elif settings.save_on_cancel:
+                _stop(run_dir, session, CANCEL_SECONDS)
         raise
     finally:
         session.end()

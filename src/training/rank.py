@@ -13,6 +13,7 @@ from src.model.base_model import training_dtype
 from src.settings import TrainSettings
 from src.training.adapted_model import load_adapted_model
 from src.training.checkpoint import METRICS, replacing_folder
+from src.training.disk import check_disks
 from src.training.engine import join_ranks
 from src.training.fault import strike
 from src.training.keeper import StoppedEarly
@@ -47,6 +48,8 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     plan = make_plan(settings, train_data, schedule, machine, zero_stage=switches.zero_stage)
     for line in plan.lines():
         say(line)
+    if rank == 0:
+        say(check_disks(plan, run_dir))
 
     # The base model with its adapter.
     adapted = load_adapted_model(plan, device, fast_path_off=switches.fast_path_off, say=say)
@@ -90,6 +93,7 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         with replacing_folder(run_dir / "output") as folder:
             told = {"train_loss": losses.train, "eval_loss": losses.validation}
             writer.write(folder, tensors, losses=told)
+        keeper.keep_finished(run_dir / "output")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -92,6 +92,7 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
     """Return the lines that tell what `run_training` would do; nothing is trained."""
     from src.data.dataset import TokenDataset
     from src.data.prepare import build_schedule, prepare_data
+    from src.training.disk import check_disks
     from src.training.plan import LIBRARIES, Machine, make_plan
     from src.training.reader import open_reader
 
@@ -118,7 +119,7 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
             has_bfloat16=on_gpus,
         )
         plan = make_plan(settings, data, schedule, machine, zero_stage=switches.zero_stage)
-        return lines + plan.lines()
+        return [*lines, *plan.lines(), check_disks(plan, Path(folder))]
 
 
 def _with_checkpoints(settings: TrainSettings, environ: Mapping[str, str]) -> TrainSettings:

@@ -18,6 +18,7 @@ TERMINATE_SECONDS = 2.0
 ROOT = Path(__file__).resolve().parents[2]
 
 _RETURN_CODE = re.compile(r"exits with return code = (-?\d+)")
+_SPAWNED = re.compile(r"process (\d+) spawned with command")
 # What DeepSpeed's launcher says of itself on every start.
 _NOISE = re.compile(r"\[INFO\]|Setting ds_accelerator|^\s*$|\[config_cpu_affinity")
 
@@ -28,6 +29,8 @@ class Session:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.return_code: int | None = None
         """Of the first process that DeepSpeed's launcher saw fail."""
+        self.spawned: list[int] = []
+        """Processes that DeepSpeed's launcher has started, in the order of their ranks."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "src.training.guard", *command],
             cwd=ROOT,
@@ -84,5 +87,7 @@ class Session:
                 line = raw.decode("utf-8", "replace").rstrip("\r\n")
                 if found := _RETURN_CODE.search(line):
                     self.return_code = self.return_code or int(found[1])
+                if found := _SPAWNED.search(line):
+                    self.spawned.append(int(found[1]))
                 if not _NOISE.search(line):
                     print(line, flush=True)

@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -38,9 +38,14 @@ class _Sign:
 class RankWatch:
     """Notes which rank ended first, from the files that the ranks leave and from the kernel."""
 
-    def __init__(self, folder: Path, num_ranks: int, *, patience: float) -> None:
-        """Watch the first ranks, which run on this machine; `patience` is in seconds."""
-        self._folder = folder
+    def __init__(
+        self, folder: Path, num_ranks: int, spawned: Sequence[int], *, patience: float
+    ) -> None:
+        """Watch the first ranks, which run on this machine; their processes come as they start.
+
+        A rank without a sign of life for `patience` seconds is frozen.
+        """
+        self._folder, self._spawned = folder, spawned
         self._alive = set(range(num_ranks))
         self._ended_first: list[int] = []
         self._patience = patience
@@ -115,6 +120,9 @@ class RankWatch:
 
     def _is_gone(self, rank: int) -> bool:
         pid = self._read(rank).get("pid")
+        # Before its first word there is only the launcher's, whose lines may come apart.
+        if pid is None and rank < len(self._spawned):
+            pid = self._spawned[rank]
         if pid is None:
             return False
         try:

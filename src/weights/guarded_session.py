@@ -17,6 +17,9 @@ from urllib3.util.connection import create_connection
 
 from src.weights.public_address import connect_public, resolve_public
 
+LOOK_UP_SECONDS = 10.0
+"""For a name that is then left to a proxy."""
+
 
 class Watchdog:
     """Shuts every connection it was shown when the time is up.
@@ -88,8 +91,12 @@ class _GuardedAdapter(HTTPAdapter):
         host = parse_url(request.url or "").host
         if proxy and host and not self._any_address:
             # A name that only the proxy knows is left to the proxy.
-            with contextlib.suppress(OSError):
-                resolve_public(host.strip("[]"), 0)
+            try:
+                resolve_public(host.strip("[]"), 0, LOOK_UP_SECONDS)
+            except TimeoutError:
+                raise requests.ConnectTimeout("no address in time") from None
+            except OSError:
+                pass
         return super().send(request, *args, **values)
 
     def proxy_manager_for(self, *args: Any, **values: Any) -> Any:

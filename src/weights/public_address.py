@@ -4,10 +4,10 @@ import ipaddress
 import os
 import socket
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
-from typing import Any
 
 from src.errors import UserError
 from src.flags import read_flag
+from src.weights.name_lookup import AddressInfo, look_up
 from src.weights.printable import printable
 
 SWITCH = "ALLOW_PRIVATE_URLS"
@@ -50,14 +50,15 @@ def is_public(text: str) -> bool:
     return address.is_global and not any(address in network for network in _IPV4_SPECIAL)
 
 
-def resolve_public(host: str, port: int) -> list[tuple[Any, ...]]:
+def resolve_public(host: str, port: int, timeout: float | None) -> list[AddressInfo]:
     """Return where a host name leads, as `getaddrinfo` does; all of it must be public.
 
     Raises UserError for one address that is not: it may be the one that is meant.
+    Raises TimeoutError if the name's server is slow.
     """
     is_here = host.lower().rstrip(".").rpartition(".")[2] == "localhost"
     try:
-        found = [] if is_here else socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = [] if is_here else look_up(host, port, seconds=timeout)
     except UnicodeError:
         raise OSError(f"{host!r} is no host name") from None
     if is_here or not all(is_public(str(address[0])) for *_, address in found):
@@ -73,7 +74,7 @@ def connect_public(host: str, port: int, timeout: float | None) -> socket.socket
     """Connect to the first address that answers, of those that were just checked."""
     last_error: OSError | None = None
     # Asked for once: a second answer could be another one.
-    for family, kind, protocol, _, address in resolve_public(host, port):
+    for family, kind, protocol, _, address in resolve_public(host, port, timeout):
         connection = socket.socket(family, kind, protocol)
         try:
             connection.settimeout(timeout)

@@ -26,6 +26,7 @@ from src.training.checkpoint import (
     read_checkpoint,
     run_folder,
 )
+from src.training.keeper import seconds_between
 from src.training.launcher import run_workers
 from src.training.run import run_training
 from src.training.watch import TrainingError
@@ -94,7 +95,8 @@ def test_a_killed_run_goes_on_to_the_bit(train, tmp_path: Path, stage: str, faul
     assert records(resumed) == records(whole)
     expected, found = (load_file(o / "adapter_model.safetensors") for o in (whole, resumed))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    assert checkpoints(tmp_path) == ["step-00000011", "step-00000012"]
+    kept = ["finished-step-00000012", "step-00000011", "step-00000012"]
+    assert checkpoints(tmp_path) == kept
 
 
 def test_not_a_number_on_one_rank_stops_all_before_it_is_learned(train, tmp_path: Path):
@@ -135,6 +137,38 @@ def test_a_server_that_ends_leaves_the_adapter(train, tmp_path: Path):
     check_stopped(tmp_path)
 
 
+def test_a_server_that_ends_takes_no_metrics(train, tmp_path: Path):
+    server = socket.create_server(("127.0.0.1", 0))
+    os.environ["PORT"] = str(server.getsockname()[1])
+
+    def end_at_step_3(record: dict[str, object]) -> None:
+        if record["step"] == 3:
+            server.close()
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        train(num_train_epochs=2000, on_metric=end_at_step_3)
+    check_stopped(tmp_path)
+
+
+def test_a_server_that_ends_with_the_run_leaves_the_adapter(train, tmp_path: Path):
+    """A finished run's archive is lost with the server that was to hand it on."""
+    server = socket.create_server(("127.0.0.1", 0))
+    os.environ["PORT"] = str(server.getsockname()[1])
+
+    def end_at_last_step(record: dict[str, object]) -> None:
+        if record["step"] == 12:
+            server.close()
+
+    output = train(on_metric=end_at_last_step)
+    (name,) = (name for name in checkpoints(tmp_path) if name.startswith("finished"))
+    kept = tmp_path / "checkpoints" / "run" / name
+    assert name == "finished-step-00000012"
+    assert json.loads((kept / "training.json").read_text())["stopped_early"] is False
+    for path in output.iterdir():
+        assert (kept / path.name).read_bytes() == path.read_bytes()
+
+
 def check_stopped(tmp_path: Path) -> None:
     """Assert that there is one adapter of an unfinished run, and that it is a good one."""
     (name,) = (name for name in checkpoints(tmp_path) if name.startswith("stopped"))
@@ -165,6 +199,19 @@ def test_cancel_keeps_what_is_there_if_asked(train, tmp_path: Path, is_kept: boo
     assert any("stopped" in name for name in checkpoints(tmp_path)) == is_kept
     if is_kept:
         check_stopped(tmp_path)
+
+
+# How much is lost.
+
+
+@pytest.mark.parametrize("asked", [0, 1, 20, 60, 300, 10_000])
+@pytest.mark.parametrize("cost", [0.0, 0.01, 0.3, 0.6, 2.0, 100.0])
+def test_cheap_checkpoints_come_often(asked: float, cost: float):
+    """A minute's work is all that is lost, unless saving it would take too much of the time."""
+    pause = seconds_between(asked, cost=cost)
+    assert pause <= asked
+    assert pause <= 60 or cost > 0.01 * 60
+    assert cost <= 0.01 * pause or pause == asked
 
 
 # What is on disk.

@@ -28,10 +28,13 @@ PLACE = r"(after step \d+|before its first step ended)"
 class Strike(threading.Thread):
     """Kills one process of a run, a while after it is there."""
 
-    def __init__(self, run_dir: Path, *, rank: int | None, seconds: float) -> None:
-        """Without a rank it is DeepSpeed's launcher."""
+    def __init__(
+        self, run_dir: Path, *, rank: int | None, seconds: float, has_word: bool = True
+    ) -> None:
+        """Without a rank it is DeepSpeed's launcher; `has_word` waits until the rank has begun."""
         super().__init__(daemon=True)
         self._run_dir, self._rank, self._seconds = run_dir, rank, seconds
+        self._has_word = has_word
         self.struck = 0.0
 
     def run(self) -> None:
@@ -47,10 +50,11 @@ class Strike(threading.Thread):
             is_launcher = b"deepspeed.launcher.launch" in command
             if self._rank is None and is_launcher and b"src.training.guard" not in command:
                 return pid
-            # A rank has said which one it is before anything can go wrong with it.
             word = self._run_dir / "ranks" / f"{self._rank}.json"
+            if word.is_file() != self._has_word:
+                continue
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if not is_launcher and word.is_file() and b"RANK=%d" % (self._rank or 0) in environment:
+            if not is_launcher and b"RANK=%d" % (self._rank or 0) in environment:
                 return pid
         return None
 
@@ -81,6 +85,15 @@ def test_a_rank_killed_at_any_moment_is_named(tmp_path: Path, make_settings, ran
         assert session_processes(str(tmp_path)) == []
         assert seconds < 5
         assert re.match(rf"rank {rank} ended without a word {PLACE}: .*killed", error), error
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_killed_before_its_first_word_is_named(tmp_path: Path, make_settings, rank: int):
+    strike = Strike(tmp_path / "run", rank=rank, seconds=0, has_word=False)
+    error, seconds = fail(make_settings, tmp_path / "run", strike)
+    assert session_processes(str(tmp_path)) == []
+    assert seconds < 5
+    assert error.startswith(f"rank {rank} ended without a word before its first step ended: ")
 
 
 @pytest.mark.timeout(60 * (NUM_POINTS + 2))

@@ -29,7 +29,7 @@ def test_the_plan_is_the_run(base_dir: Path, write_rows, tmp_path: Path, capfd):
     options = ["-i", "num_train_epochs=2", "-i", "train_batch_size=6", "-i", "max_steps=3"]
     assert main(["train", data, *options, "--plan"]) == 0
     foreseen = [line for line in capfd.readouterr().out.splitlines() if line.startswith("plan:")]
-    assert len(foreseen) == 4
+    assert len(foreseen) == 5
     weights = tmp_path / "weights.tar"
     assert main(["train", data, *options, "-o", str(weights)]) == 0
     out = capfd.readouterr().out.splitlines()

@@ -1,7 +1,10 @@
 """A stranger's URL never makes this machine send a packet to an address that is not public."""
 
 import contextlib
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -413,6 +416,52 @@ def test_no_server_takes_more_than_the_time_or_the_bytes(tmp_path: Path, answer)
     assert "SECRET" not in str(caught.value)
     assert str(caught.value).startswith("could not download ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:9"])
+def test_a_slow_name_server_is_given_up(tmp_path: Path, monkeypatch, proxy: str):
+    monkeypatch.delenv("ALLOW_PRIVATE_URLS")
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setattr("src.weights.guarded_session.LOOK_UP_SECONDS", 1.0)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(20))
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"^could not download http://slow\.example/: ") as error:
+        fetch("http://slow.example/", tmp_path / "file", max_bytes=1000, timeout_seconds=1)
+    assert time.monotonic() - started < 3
+    assert re.search("it took too long|did not answer in time", str(error.value))
+    assert list(tmp_path.iterdir()) == []
+
+
+LOOK_UP = """
+import time
+from src.weights.name_lookup import look_up
+started = time.monotonic()
+try:
+    look_up("slow.example", 80, seconds=1)
+except TimeoutError:
+    print("%.1f" % (time.monotonic() - started))
+"""
+
+
+def test_a_name_server_that_is_silent_is_given_up(tmp_path: Path):
+    """The system's own resolver asks it, in a process that sees another /etc/resolv.conf."""
+    try:
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind(("127.0.0.77", 53))
+    except PermissionError:
+        pytest.skip("needs the right to serve names")
+    resolver = tmp_path / "resolv.conf"
+    resolver.write_text("nameserver 127.0.0.77\n")
+    mount = f"mount --bind {resolver} /etc/resolv.conf"
+    command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    if subprocess.run([*command, "true"], capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a file")
+    with server:
+        done = subprocess.run(
+            [*command, sys.executable, "-c", LOOK_UP], capture_output=True, text=True, timeout=60
+        )
+        assert server.recv(512)
+    assert 0.9 < float(done.stdout) < 3, done.stderr
 
 
 def test_a_slow_handshake_is_given_up(tmp_path: Path):

@@ -1,0 +1,55 @@
+"""Room on disk for what will be written, looked for before it is needed."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.errors import UserError
+
+RUN_FOLDER = "the run's folder"
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that will be written below a folder, which need not be there yet."""
+
+    what: str
+    place: str
+    """What to call the folder: its path is this machine's own."""
+    folder: Path
+    size: int
+
+
+def check_room(needs: Iterable[Need]) -> list[str]:
+    """Return what is needed and what is free, a part for each disk.
+
+    Raises UserError for the first disk without so much room.
+    """
+    disks: dict[int, list[Need]] = {}
+    for need in needs:
+        disks.setdefault(os.stat(_existing(need.folder)).st_dev, []).append(need)
+    return [_check_disk(disk) for disk in disks.values()]
+
+
+def _check_disk(needs: list[Need]) -> str:
+    size = sum(need.size for need in needs)
+    free = shutil.disk_usage(_existing(needs[0].folder)).free
+    places = " and ".join(dict.fromkeys(need.place for need in needs))
+    parts = ", ".join(f"{need.what} {_shown(need.size)}" for need in needs)
+    if size > free:
+        raise UserError(
+            f"the disk of {places} has {_shown(free)} free, and about {_shown(size)} are needed "
+            f"({parts}); expected more room"
+        )
+    return f"about {_shown(size)} of {_shown(free)} free in {places} ({parts})"
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def _shown(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
