@@ -402,11 +402,13 @@ def test_a_bad_training_is_one_sentence(trainings: str, name: str):
     assert "Traceback" not in json.dumps(body)
 
 
-def processes_of(session_name: str) -> list[int]:
+def workers() -> list[int]:
+    """Return the processes of this checkout's trainings."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if session_name.encode() in (folder / "cmdline").read_bytes():
+            is_worker = b"src.training.worker" in (folder / "cmdline").read_bytes()
+            if is_worker and (folder / "cwd").resolve() == ROOT:
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -420,12 +422,12 @@ def test_a_canceled_training_leaves_no_process(trainings: str):
     assert answer.status_code == 202
     while "step 3" not in (requests.put(url, json=request, timeout=30).json().get("logs") or ""):
         time.sleep(0.2)
-    assert processes_of("src.training.worker")
+    assert workers()
     requests.post(f"{url}/cancel", timeout=30).raise_for_status()
     deadline = time.monotonic() + 5
-    while processes_of("src.training.worker") and time.monotonic() < deadline:
+    while workers() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert processes_of("src.training.worker") == []
+    assert workers() == []
     health = f"{trainings.removesuffix('/trainings')}/health-check"
     while requests.get(health, timeout=5).json()["status"] != "READY":
         assert time.monotonic() < deadline + 5
@@ -504,7 +506,7 @@ def test_an_interrupted_command_leaves_no_process(base_dir: Path, write_rows, tm
     assert process.returncode == 130
     assert not output.exists()
     time.sleep(0.5)
-    assert processes_of("src.training.worker") == []
+    assert workers() == []
 
 
 def test_a_killed_server_ends_the_command(base_dir: Path, write_rows):
@@ -526,7 +528,7 @@ def test_a_killed_server_ends_the_command(base_dir: Path, write_rows):
     assert process.returncode == 1
     assert errors == "error: the server is gone (often: the machine ran out of memory)\n"
     time.sleep(1)
-    assert processes_of("src.training.worker") == []
+    assert workers() == []
 
 
 def children_of(parent: int) -> list[int]:
