@@ -1,6 +1,5 @@
 """The base model in memory and the thread that owns it: requests go in, tokens come out."""
 
-import itertools
 import os
 import queue
 import threading
@@ -30,10 +29,6 @@ from src.weights.cache_use import CacheUse
 
 MAX_SLOTS = 32
 MAX_ADAPTERS = 16
-WARM_UP = (
-    SamplingSettings(max_new_tokens=6, temperature=0, repetition_penalty=1),
-    SamplingSettings(max_new_tokens=6),
-)
 
 
 class Engine:
@@ -101,17 +96,16 @@ class Engine:
             context=self.context,
             device=self.device,
         )
-        can_overlap = forward.is_static and self.device.type == "cuda"
         if looks_ahead is None:
             # Looking ahead takes the place of captured steps and of overlapping them.
-            looks_ahead = not can_overlap
+            looks_ahead = not self.is_captured
         return Scheduler(
             forward,
             steps,
             self.totals,
             num_slots=self.num_slots,
             end_ids=self.tokenizer.end_ids,
-            can_overlap=can_overlap,
+            can_overlap=self.is_captured,
             looks_ahead=looks_ahead and forward.is_static,
         )
 
@@ -163,20 +157,10 @@ class Engine:
         finally:
             self.cancel(request)
 
-    def warm_up(self) -> float:
-        """Run what requests will run, so that none waits for it; return the seconds it took."""
-        started = time.monotonic()
-        is_gpu = self.device.type == "cuda"
-        sizes = [2**n for n in range((self.num_slots - 1).bit_length() + 1)] if is_gpu else [1]
-        for settings, size in itertools.product(WARM_UP, sizes):
-            ended: queue.SimpleQueue[Event] = queue.SimpleQueue()
-            for _ in range(min(size, self.num_slots)):
-                self.submit(Generation([self.tokenizer.eos_id] * 2, settings, ended.put))
-            for _ in range(min(size, self.num_slots)):
-                while not isinstance(ended.get(), Finished):
-                    pass
-        self.totals.restart()
-        return time.monotonic() - started
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are captured once for each number of rows and length."""
+        return self._forward.is_static and self.device.type == "cuda"
 
     @property
     def num_running(self) -> int:

@@ -157,7 +157,7 @@ class StaticForward:
 
     def plan(self, lengths: Sequence[int]) -> tuple[Any, ...]:
         """Return what decides the shapes of the next step."""
-        return (*self._plan, _bucket(max(lengths), self._cache.capacity))
+        return (*self._plan, bucket_of(max(lengths), self._cache.capacity))
 
     def decode(
         self, tokens: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
@@ -167,7 +167,7 @@ class StaticForward:
         attention = DecodeAttention(
             self._cache,
             num_rows=len(tokens),
-            length=_bucket(max(lengths), self._cache.capacity),
+            length=bucket_of(max(lengths), self._cache.capacity),
             windows=self._decoder.windows,
             lengths=None if is_gpu else lengths,
             position=positions,
@@ -183,7 +183,7 @@ class StaticForward:
         return self._decoder.logits(hidden, self._row_adapters)
 
 
-def _bucket(length: int, capacity: int) -> int:
+def bucket_of(length: int, capacity: int) -> int:
     """Return how much of the cache a captured step reads: twice as much at each bucket."""
     bucket = SMALLEST_BUCKET
     while bucket < length:

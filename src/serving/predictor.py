@@ -23,6 +23,7 @@ from src.serving.prediction import Prediction
 from src.serving.process_metrics import ProcessMetrics
 from src.serving.request import Event
 from src.serving.request_inputs import RequestInputs, check_inputs
+from src.serving.warm_up import warm_up
 from src.text.formats import Speech, build_speech
 from src.weights.adapter import read_adapter
 from src.weights.base_model import find_base_model
@@ -64,7 +65,7 @@ class TextPredictor:
         root = os.environ.get("WEIGHTS_DIR")
         self._weights_dir = Path(root) if root else None
         self._own = self._store.acquire(weights, local_root=None) if weights else BARE
-        warm_up_seconds = self._engine.warm_up()
+        warm_up_seconds = warm_up(self._engine)
         # What stays for good is not searched again: a full collection would hold up all answers.
         gc.collect()
         gc.freeze()

@@ -1,0 +1,20 @@
+"""No request meets a shape of step that is captured only then."""
+
+import pytest
+
+from src.serving.forward import bucket_of
+from src.serving.warm_up import NUM_STEPS, captured_loads
+
+
+@pytest.mark.parametrize("num_slots", [1, 5, 16, 32])
+@pytest.mark.parametrize("context", [64, 256, 1000, 4096, 32768])
+def test_all_shapes_are_met(num_slots: int, context: int):
+    met = {
+        (num_rows, bucket_of(num_tokens + step, context + 1))
+        for num_rows, num_tokens in captured_loads(num_slots, context)
+        for step in range(1, NUM_STEPS)
+    }
+    for num_rows in range(1, num_slots + 1):
+        captured_rows = min(1 << (num_rows - 1).bit_length(), num_slots)
+        for length in range(1, context - NUM_STEPS, 7):
+            assert (captured_rows, bucket_of(length, context + 1)) in met
