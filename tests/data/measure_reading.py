@@ -1,11 +1,8 @@
-"""How fast and in how much memory a large training file is checked: scripts/measure-reading.
+"""How fast and in how much memory a large training file is checked: scripts/measure-reading."""
 
-`scripts/measure-reading GIGABYTES [CHARACTERS_PER_EXAMPLE]`
-"""
-
+import argparse
 import json
 import random
-import sys
 import tempfile
 from pathlib import Path
 
@@ -47,4 +44,8 @@ def main(gigabytes: float, characters: int) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 900)
+    parser = argparse.ArgumentParser(prog="scripts/measure-reading")
+    parser.add_argument("gigabytes", type=float)
+    parser.add_argument("characters", type=int, nargs="?", default=900, help="of an example")
+    options = parser.parse_args()
+    main(options.gigabytes, options.characters)
