@@ -36,7 +36,7 @@ class ProcessMetrics:
         """Return the counts since the process was ready, and what it holds at this moment."""
         engine, totals = self._engine, self._engine.totals
         metrics = {
-            "uptime_seconds": round(time.monotonic() - totals.started_at, 1),
+            "uptime_seconds": round(time.monotonic() - totals.started_at, 3),
             "requests_served": self._num_served,
             "requests_failed": self._num_failed,
             "requests_canceled": self._num_canceled,
