@@ -29,7 +29,7 @@ from src.training.trainers import Trainer
 POLL_SECONDS = 0.1
 OFTEN_SECONDS = 30.0
 """Between checkpoints that cost next to nothing."""
-MAX_COST = 0.01
+MAX_COST = 0.02
 """Share of the time that checkpoints may take before they become rarer than that."""
 
 
