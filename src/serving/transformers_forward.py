@@ -75,7 +75,7 @@ class TransformersForward:
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Give the target slot what the source slot knows of its first tokens."""
-        raise NotImplementedError
+        raise RuntimeError("what transformers keeps of a slot is not copied to another one")
 
     def adapter_use(self) -> CacheUse:
         """Return what the adapters take; each request brings its own."""
