@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def run_workers(
     except BaseException as error:
         if not isinstance(error, TrainingError) and settings.checkpoint_folder is not None:
             # A server that ends takes no more metrics, which may be the first sign of its end.
-            if server.is_gone():
+            # Cog's cancel is no Exception.
+            if isinstance(error, Exception) or server.is_gone():
                 _stop(run_dir, session, SHUTDOWN_SECONDS)
             elif settings.save_on_cancel:
                 _stop(run_dir, session, CANCEL_SECONDS)
@@ -84,7 +86,8 @@ def _stop(run_dir: Path, session: Session, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while session.is_running() and time.monotonic() < deadline:
         if (stopped := _stopped(run_dir)) is not None:
-            print(stopped, flush=True)
+            with suppress(OSError):  # a server that ends takes no words
+                print(stopped, flush=True)
             return
         time.sleep(POLL_SECONDS / 2)
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 POLL_SECONDS = 0.1
@@ -80,7 +81,10 @@ class Session:
             return
 
     def _print_lines(self) -> None:
-        """Print lines as they come: Cog logs only what this process prints."""
+        """Print lines as they come: Cog logs only what this process prints.
+
+        A server that ends takes no more lines; the command goes on saying them, and must not wait.
+        """
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for raw in lines:
@@ -90,4 +94,5 @@ class Session:
                 if found := _SPAWNED.search(line):
                     self.spawned.append(int(found[1]))
                 if not _NOISE.search(line):
-                    print(line, flush=True)
+                    with suppress(OSError):
+                        print(line, flush=True)

@@ -69,11 +69,12 @@ class RankWatch:
         now = time.monotonic()
         words = {rank: self._read(rank) for rank in sorted(self._alive)}
         for rank, word in words.items():
-            silent = self._beats[rank].note(word.get("beat"), now)
-            if word and silent > self._patience:
+            has_started = bool(word) or rank < len(self._spawned)
+            silent = self._beats[rank].note((has_started, word.get("beat")), now)
+            if has_started and silent > self._patience:
+                place = _place(word.get("step", 0))
                 raise TrainingError(
-                    f"rank {rank} is frozen {_place(word['step'])}: no sign of it for "
-                    f"{silent:.0f} s"
+                    f"rank {rank} is frozen {place}: no sign of it for {silent:.0f} s"
                 )
         steps = [word.get("step", 0) for word in words.values()]
         if steps and min(steps) > len(self._step_times):

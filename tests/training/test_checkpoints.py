@@ -1,11 +1,13 @@
 """Whatever ends a run, the next one goes on from it, and the numbers are those of a whole run."""
 
 import errno
+import io
 import json
 import os
 import random
 import shutil
 import socket
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from src.training.checkpoint import (
 from src.training.keeper import seconds_between
 from src.training.launcher import run_workers
 from src.training.run import run_training
+from src.training.session import Session
 from src.training.watch import TrainingError
 from tests.conftest import ROWS
 from tests.training.test_runs import CURVE, session_processes
@@ -137,18 +140,38 @@ def test_a_server_that_ends_leaves_the_adapter(train, tmp_path: Path):
     check_stopped(tmp_path)
 
 
-def test_a_server_that_ends_takes_no_metrics(train, tmp_path: Path):
+@pytest.mark.parametrize("is_port_closed", [True, False])
+def test_a_server_that_ends_takes_no_metrics(train, tmp_path: Path, is_port_closed: bool):
     server = socket.create_server(("127.0.0.1", 0))
     os.environ["PORT"] = str(server.getsockname()[1])
 
     def end_at_step_3(record: dict[str, object]) -> None:
         if record["step"] == 3:
-            server.close()
+            if is_port_closed:
+                server.close()
             raise BrokenPipeError
 
-    with pytest.raises(BrokenPipeError):
+    with server, pytest.raises(BrokenPipeError):
         train(num_train_epochs=2000, on_metric=end_at_step_3)
     check_stopped(tmp_path)
+
+
+def test_a_server_that_ends_takes_no_lines(monkeypatch, tmp_path: Path):
+    """What a run says is lost then, and the run does not break or wait."""
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError("slot channel closed")
+
+    told = tmp_path / "told"
+    code = f"for n in range(50_000): print('step', n)\nopen({str(told)!r}, 'w').write('all')"
+    monkeypatch.setattr(sys, "stdout", Closed())
+    session = Session([sys.executable, "-c", code], os.environ)
+    deadline = time.monotonic() + 60
+    while session.is_running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    session.end()
+    assert told.read_text() == "all"
 
 
 def test_a_server_that_ends_with_the_run_leaves_the_adapter(train, tmp_path: Path):

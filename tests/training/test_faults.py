@@ -26,15 +26,21 @@ PLACE = r"(after step \d+|before its first step ended)"
 
 
 class Strike(threading.Thread):
-    """Kills one process of a run, a while after it is there."""
+    """Kills or stops one process of a run, a while after it is there."""
 
     def __init__(
-        self, run_dir: Path, *, rank: int | None, seconds: float, has_word: bool = True
+        self,
+        run_dir: Path,
+        *,
+        rank: int | None,
+        seconds: float,
+        has_word: bool = True,
+        number: signal.Signals = signal.SIGKILL,
     ) -> None:
         """Without a rank it is DeepSpeed's launcher; `has_word` waits until the rank has begun."""
         super().__init__(daemon=True)
         self._run_dir, self._rank, self._seconds = run_dir, rank, seconds
-        self._has_word = has_word
+        self._has_word, self._number = has_word, number
         self.struck = 0.0
 
     def run(self) -> None:
@@ -42,7 +48,7 @@ class Strike(threading.Thread):
             time.sleep(0.02)
         time.sleep(self._seconds)
         self.struck = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, self._number)
 
     def _find(self) -> int | None:
         for pid in session_processes(str(self._run_dir)):
@@ -94,6 +100,16 @@ def test_a_rank_killed_before_its_first_word_is_named(tmp_path: Path, make_setti
     assert session_processes(str(tmp_path)) == []
     assert seconds < 5
     assert error.startswith(f"rank {rank} ended without a word before its first step ended: ")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_frozen_before_its_first_word_is_named(tmp_path: Path, make_settings, rank: int):
+    os.environ["FROZEN_SECONDS"] = "8"
+    strike = Strike(tmp_path / "run", rank=rank, seconds=0, has_word=False, number=signal.SIGSTOP)
+    error, seconds = fail(make_settings, tmp_path / "run", strike)
+    assert session_processes(str(tmp_path)) == []
+    assert seconds < 8 + 5
+    assert error.startswith(f"rank {rank} is frozen before its first step ended: no sign of it")
 
 
 @pytest.mark.timeout(60 * (NUM_POINTS + 2))
