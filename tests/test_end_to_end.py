@@ -493,10 +493,13 @@ def test_an_interrupted_command_leaves_no_process(base_dir: Path, write_rows, tm
     output = tmp_path / "never.tar"
     command = [sys.executable, "-u", "-m", "src.local.client", "train", str(data)]
     command += ["-i", "num_train_epochs=5000", "-o", str(output)]
+    # Tests that run in the background of a shell ignore the signal, and what they start does too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "BASE_MODEL": str(base_dir)},
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 3"):

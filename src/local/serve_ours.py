@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +108,27 @@ def ask_all(
     adapters: Sequence[LoadedAdapter | None],
     num_tokens: int,
 ) -> list[list[int]]:
-    """Ask an engine for all at once and return the answers; every answer has as many tokens."""
+    """Ask an engine for all at once and return the answers; every answer has as many tokens.
+
+    As `generate` does, it hands over each answer when it is whole.
+    """
     settings = SamplingSettings(
         max_new_tokens=num_tokens, min_new_tokens=num_tokens, temperature=0, repetition_penalty=1.0
     )
-    streams: list[queue.SimpleQueue[Event]] = [queue.SimpleQueue() for _ in prompts]
-    for prompt, adapter, stream in zip(prompts, adapters, streams, strict=True):
-        engine.submit(Generation(prompt, settings, stream.put, adapter=adapter))
-    texts = []
-    for stream in streams:
-        ids = []
-        while not isinstance(event := stream.get(), Finished):
+    answers: list[list[int]] = [[] for _ in prompts]
+    ends: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+
+    def deliver(ids: list[int], event: Event) -> None:
+        if isinstance(event, Finished):
+            ends.put(event)
+        else:
             ids.append(event.id)
-        texts.append(ids)
-    return texts
+
+    for prompt, adapter, ids in zip(prompts, adapters, answers, strict=True):
+        engine.submit(Generation(prompt, settings, partial(deliver, ids), adapter=adapter))
+    for _ in prompts:
+        ends.get()
+    return answers
 
 
 def quoting_speeds(work: ServeWork, *, looks_ahead: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The forward pass of Llama-type models over the key/value cache, lean enough for one token."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +35,19 @@ class _Layer:
         self.mlp_norm = RMSNorm(layer.post_attention_layernorm)
 
 
+@dataclass(frozen=True)
+class _Buffers:
+    """Where a row that steps alone is written, and the views of its parts.
+
+    A CPU takes longer to make tensors and views than to compute those of one row.
+    """
+
+    qkv: torch.Tensor | None = None
+    heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    gate_up: torch.Tensor | None = None
+    gate_and_up: tuple[torch.Tensor, ...] | None = None
+
+
 class Decoder:
     """Runs on the weights of a loaded model; `refusal` tells which models it knows."""
 
@@ -61,6 +75,22 @@ class Decoder:
         )
         self.vocab_size: int = model.lm_head.out_features
         self.rotary = RotaryTable(body.rotary_emb, dtype=self._embedding.dtype)
+        self._buffers_of_one, self._no_buffers = self._make_buffers(), _Buffers()
+
+    def _make_buffers(self) -> _Buffers:
+        can_write = all(layer.qkv.is_fused and layer.gate_up.is_fused for layer in self._layers)
+        if self.device.type != "cpu" or not can_write:
+            return _Buffers()
+        layer = self._layers[0]
+        qkv = self.like.new_empty((1, sum(layer.qkv.out_features)))
+        gate_up = self.like.new_empty((1, sum(layer.gate_up.out_features)))
+        return _Buffers(qkv, self._split(qkv), gate_up, gate_up.chunk(2, -1))
+
+    def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the heads that ask, those that turn by their position, and those kept."""
+        heads = qkv.view(len(qkv), -1, self.head_size)
+        num_rotated = self._heads + self._key_value_heads
+        return heads[:, : self._heads], heads[:, :num_rotated], heads[:, self._heads :]
 
     def hidden(
         self,
@@ -74,25 +104,25 @@ class Decoder:
         """Read tokens into the cache and return their last hidden states (tokens, hidden)."""
         x = embedding(ids, self._embedding)
         cos, sin = self.rotary.rows(positions)
-        heads, rotated = self._heads, self._heads + self._key_value_heads
+        buffers = self._buffers_of_one if len(ids) == 1 else self._no_buffers
         group = 0
         for number, layer in enumerate(self._layers):
             h = layer.input_norm(x)
-            qkv = layer.qkv(h)
+            qkv = layer.qkv(h, buffers.qkv)
             if adapters is not None:
                 adapters.add_(qkv, group, h)
-            qkv = qkv.view(len(ids), -1, self.head_size)
-            rotate_(qkv[:, :rotated], cos, sin)
-            cache.flat[number].index_copy_(0, places, qkv[:, heads:])
-            h = attention(qkv[:, :heads], number, layer.window)
+            query, rotated, kept = buffers.heads or self._split(qkv)
+            rotate_(rotated, cos, sin)
+            cache.flat[number].index_copy_(0, places, kept)
+            h = attention(query, number, layer.window)
             x = layer.o.add_to(x, h)
             if adapters is not None:
                 adapters.add_(x, group + 1, h)
             h = layer.mlp_norm(x)
-            gate_up = layer.gate_up(h)
+            gate_up = layer.gate_up(h, buffers.gate_up)
             if adapters is not None:
                 adapters.add_(gate_up, group + 2, h)
-            gate, up = gate_up.chunk(2, -1)
+            gate, up = buffers.gate_and_up or gate_up.chunk(2, -1)
             h = silu(gate).mul_(up)
             x = layer.down.add_to(x, h)
             if adapters is not None:

@@ -21,6 +21,10 @@ class RMSNorm:
         """Return the normalised rows (tokens, hidden)."""
         if not self._is_by_hand:
             return rms_norm(x, self._weight.shape, self._weight, self._epsilon)
-        norm = vector_norm(x, dim=-1, keepdim=True)
-        scale = torch.addcmul(self._epsilon_tensor, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        share = 1 / x.shape[-1]
+        if len(x) == 1:
+            scale = torch.addmm(self._epsilon_tensor, x, x.t(), alpha=share).rsqrt_()
+        else:
+            norm = vector_norm(x, dim=-1, keepdim=True)
+            scale = torch.addcmul(self._epsilon_tensor, norm, norm, value=share).rsqrt_()
         return (x * scale).mul_(self._weight)

@@ -28,14 +28,22 @@ class Projection:
                 _is_cpu_float32(self._weight) and torch.backends.mkldnn.is_available()
             )
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the outputs of all layers, concatenated (tokens, out_features)."""
+    @property
+    def is_fused(self) -> bool:
+        """Whether it is one matrix, which can write into memory that is there."""
+        return self._weight is not None
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the outputs of all layers, concatenated (tokens, out_features).
+
+        A single row is written into `out`, where that is given.
+        """
         if self._weight is not None:
             if self._has_onednn and len(x) >= ONEDNN_ROWS:
                 return _onednn(x, self._weight, self._bias)
             if self._bias is None:
-                return torch.mm(x, self._weight)
-            return torch.addmm(self._bias, x, self._weight)
+                return torch.mm(x, self._weight, out=out)
+            return torch.addmm(self._bias, x, self._weight, out=out)
         # 4-bit layers hold packed weights, which cannot be put into one matrix.
         if len(self._modules) == 1:
             return self._modules[0](x)
