@@ -27,10 +27,10 @@ from src.training.stop import STOP_FILE, STOPPED_FILE
 from src.training.trainers import Trainer
 
 POLL_SECONDS = 0.1
-OFTEN_SECONDS = 30.0
-"""Between checkpoints that cost next to nothing."""
-MAX_COST = 0.02
-"""Share of the time that checkpoints may take before they become rarer than that."""
+OFTEN_SECONDS, SELDOM_SECONDS = 30.0, 60.0
+"""From the end of one checkpoint to the end of the next: where they cost little, and some more."""
+LITTLE, MOST = 0.02, 0.05
+"""Shares of the time that checkpoints may take before they become rarer."""
 
 
 class StoppedEarly(Exception):
@@ -148,7 +148,10 @@ class Keeper:
 
 def seconds_between(asked: float, *, cost: float) -> float:
     """Return the pause after a checkpoint that took `cost` seconds: as asked, or less if cheap."""
-    return min(asked, max(OFTEN_SECONDS, cost / MAX_COST))
+    pause = max(OFTEN_SECONDS, cost / LITTLE)
+    if cost <= MOST * SELDOM_SECONDS:
+        pause = min(pause, SELDOM_SECONDS - cost)
+    return min(asked, pause)
 
 
 def read_state(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -228,13 +228,14 @@ def test_cancel_keeps_what_is_there_if_asked(train, tmp_path: Path, is_kept: boo
 
 
 @pytest.mark.parametrize("asked", [0, 1, 20, 60, 300, 10_000])
-@pytest.mark.parametrize("cost", [0.0, 0.01, 0.3, 0.6, 2.0, 100.0])
+@pytest.mark.parametrize("cost", [0.0, 0.01, 0.3, 0.6, 1.2, 2.9, 3.1, 100.0])
 def test_cheap_checkpoints_come_often(asked: float, cost: float):
     """A minute's work is all that is lost, unless saving it would take too much of the time."""
     pause = seconds_between(asked, cost=cost)
     assert pause <= asked
-    assert pause <= 60 or cost > 0.02 * 60
-    assert cost <= 0.02 * pause or pause == asked
+    assert pause + cost <= 60 or cost > 0.05 * 60
+    share = 0.02 if cost <= 0.6 else 0.06
+    assert cost <= share * pause or pause == asked
 
 
 # What is on disk.
@@ -359,13 +360,13 @@ def test_what_cannot_be_resumed_is_said(
 
 def test_auto_finds_this_runs_checkpoint(base_dir: Path, write_rows, tmp_path: Path, capfd):
     os.environ |= {"BASE_MODEL": str(base_dir), "CHECKPOINT_DIR": str(tmp_path / "kept")}
-    inputs = {"train_data": write_rows(ROWS), "max_steps": 4, "resume_from": "auto"}
+    inputs = {"train_data": write_rows(ROWS), "max_steps": 200, "resume_from": "auto"}
     inputs |= {"checkpoint_seconds": 1, "run_validation": False, "num_train_epochs": 400}
 
     def train(**values: object) -> str:
         run_training({**inputs, **values}, record_metric=lambda *_, **__: None)
         return capfd.readouterr().out
 
-    assert "there is no checkpoint of this run; it starts anew" in train(max_steps=600)
-    assert "resumed after step" in train(max_steps=600)
+    assert "there is no checkpoint of this run; it starts anew" in train()
+    assert "resumed after step" in train()
     assert "it starts anew" in train(max_steps=4)

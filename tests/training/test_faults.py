@@ -20,7 +20,7 @@ from src.training.watch import TrainingError
 from tests.training.test_runs import CURVE, session_processes
 
 NUM_POINTS = int(os.environ.get("FAULT_POINTS", "1"))
-START_SECONDS = 12.0
+START_SECONDS = 7.0
 """About as long as a run takes until its first steps: faults come before them and after."""
 PLACE = r"(after step \d+|before its first step ended)"
 
