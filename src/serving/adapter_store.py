@@ -62,7 +62,7 @@ class AdapterStore:
             with self._lock:
                 self._adapters[weights.key] = adapter
                 self._num_misses += 1
-            self._taken(weights.key)
+                self._take(weights.key)
             return replace(adapter, was_loaded=False)
 
     def release(self, adapter: Adapter) -> None:
@@ -88,10 +88,13 @@ class AdapterStore:
         with self._lock:
             adapter = self._adapters.get(key)
             if adapter is not None:
-                self._num_users[key] = self._num_users.get(key, 0) + 1
-                self._adapters.move_to_end(key)
-                self._make_room()
+                self._take(key)
             return adapter
+
+    def _take(self, key: str) -> None:
+        self._num_users[key] = self._num_users.get(key, 0) + 1
+        self._adapters.move_to_end(key)
+        self._make_room()
 
     def _sum(self) -> int:
         return sum(a.loaded.num_bytes for a in self._adapters.values() if a.loaded is not None)

@@ -82,19 +82,27 @@ class PrefillAttention:
             keys, values = cache.read(slice(slot, slot + 1), slice(first, stop))
             mask = None
             if start > 0 or (window is not None and stop > window):
-                distance = queries[:, None] - torch.arange(first, stop, device=device)
-                mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+                seen = torch.arange(first, stop, device=device)
+                mask = seen <= queries[:, None]
+                if window is not None:
+                    mask &= seen > queries[:, None] - window
             self._views[window] = keys, values, mask
 
     def __call__(self, query: torch.Tensor, layer: int, window: int | None) -> torch.Tensor:
         """Return the outputs (tokens, heads * head size) for queries (tokens, heads, head size)."""
         keys, values, mask = self._views[window]
+        key, value = keys[layer], values[layer]
+        num_sharing = query.shape[1] // key.shape[1]
+        if num_sharing > 1 and mask is not None and query.is_cuda:
+            # For shared heads under a mask there is only a kernel that holds all scores in memory.
+            key, value = (x.repeat_interleave(num_sharing, 1) for x in (key, value))
+            num_sharing = 1
         output = scaled_dot_product_attention(
             query.transpose(0, 1)[None],
-            keys[layer],
-            values[layer],
+            key,
+            value,
             attn_mask=mask,
             is_causal=mask is None,
-            enable_gqa=keys[layer].shape[1] != query.shape[1],
+            enable_gqa=num_sharing > 1,
         )
         return output[0].transpose(0, 1).flatten(1)

@@ -45,6 +45,8 @@ class Engine:
         looks_ahead: bool | None = None,
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # It builds a plan for each new length of a prompt, while all answers wait.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.dtype = training_dtype(self.device)
         self.tokenizer = Tokenizer(folder)
         self.context = context_length(folder, known=known_context)
@@ -67,6 +69,9 @@ class Engine:
         reason = refusal(self.model)
         if reason is None:
             decoder = Decoder(self.model)
+            if self.device.type == "cuda":
+                # Weights that became parts of wider ones have left gaps.
+                torch.cuda.empty_cache()
             adapter_bytes = adapter_bytes_that_fit(self.device)
             self.num_slots = num_slots_that_fit(
                 decoder.bytes_per_token * (self.context + 1), max_slots, self.device
@@ -189,16 +194,20 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
-        while not self._is_closed:
-            self._take_new()
-            try:
-                self._scheduler.turn()
-            except Exception as error:
-                print(f"the engine failed: {error}", flush=True)
-                self._scheduler.fail(error)
-                if "CUDA error" in str(error):
-                    os._exit(1)  # no work on this device succeeds any more; Cog starts a new worker
-        self._scheduler.fail(RuntimeError("the engine is closed"))
+        try:
+            while not self._is_closed:
+                self._take_new()
+                try:
+                    self._scheduler.turn()
+                except Exception as error:
+                    print(f"the engine failed: {error}", flush=True)
+                    if "CUDA error" in str(error):
+                        # No work on this device succeeds any more; Cog starts a new worker.
+                        os._exit(1)
+                    self._scheduler.fail(error)
+        finally:
+            self._is_closed = True
+            self._scheduler.fail(RuntimeError("the engine is closed"))
 
     def _take_new(self) -> None:
         is_idle = self._scheduler.is_idle

@@ -57,6 +57,14 @@ class Forward(Protocol):
         """Give the target slot what the source slot knows of its first tokens."""
         ...
 
+    def claim(self, slot: int, num_tokens: int) -> None:
+        """Say that a prompt of so many tokens is about to be read into a slot."""
+        ...
+
+    def free(self, slot: int, num_tokens: int) -> None:
+        """Say that a slot's request is over, which has written no more than so many tokens."""
+        ...
+
     def adapter_use(self) -> CacheUse:
         """Return how well the adapters on the device serve."""
         ...
@@ -76,9 +84,9 @@ class StaticForward:
         num_adapters: int,
         adapter_bytes: int,
     ) -> None:
-        self._decoder = decoder
+        self._decoder, self._context = decoder, context
         self._device = decoder.device
-        # Idle rows write to one place more than the context has.
+        # Idle rows write to one place more than the context has, which is never read.
         self._cache = KVCache(
             num_layers=decoder.num_layers,
             num_slots=num_slots,
@@ -105,6 +113,7 @@ class StaticForward:
         self._plan: tuple[Any, ...] = ()
         self.acquire, self.release = self._adapters.acquire, self._adapters.release
         self.copy, self.adapter_use = self._cache.copy, self._adapters.use
+        self.claim, self.free = self._cache.claim, self._cache.free
 
     def prefill(
         self, slot: int, ids: Sequence[int], start: int, place: int | None, *, num_scores: int
@@ -157,7 +166,7 @@ class StaticForward:
 
     def plan(self, lengths: Sequence[int]) -> tuple[Any, ...]:
         """Return what decides the shapes of the next step."""
-        return (*self._plan, bucket_of(max(lengths), self._cache.capacity))
+        return (*self._plan, bucket_of(max(lengths), self._context))
 
     def decode(
         self, tokens: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
@@ -167,7 +176,7 @@ class StaticForward:
         attention = DecodeAttention(
             self._cache,
             num_rows=len(tokens),
-            length=bucket_of(max(lengths), self._cache.capacity),
+            length=bucket_of(max(lengths), self._context),
             windows=self._decoder.windows,
             lengths=None if is_gpu else lengths,
             position=positions,
@@ -183,9 +192,9 @@ class StaticForward:
         return self._decoder.logits(hidden, self._row_adapters)
 
 
-def bucket_of(length: int, capacity: int) -> int:
+def bucket_of(length: int, context: int) -> int:
     """Return how much of the cache a captured step reads: twice as much at each bucket."""
     bucket = SMALLEST_BUCKET
     while bucket < length:
         bucket *= 2
-    return min(bucket, capacity)
+    return min(bucket, context)

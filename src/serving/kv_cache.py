@@ -22,6 +22,7 @@ class KVCache:
     ) -> None:
         self.num_slots = num_slots
         self.capacity = capacity
+        self._num_written = [0] * num_slots
         self._heads = num_key_value_heads
         shape = (num_layers, num_slots, capacity, 2 * num_key_value_heads, head_size)
         self._data = torch.zeros(shape, dtype=dtype, device=device)
@@ -36,3 +37,17 @@ class KVCache:
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Give the target slot the first tokens of the source slot."""
         self._data[:, target, :num_tokens] = self._data[:, source, :num_tokens]
+        self.free(target, num_tokens)
+
+    def claim(self, slot: int, num_tokens: int) -> None:
+        """Clear what lies in a slot behind the prompt that is about to be read into it.
+
+        What a row does not see yet is multiplied with zero, which does not make a number of what is
+        none, and an adapter may have left that.
+        """
+        self._data[:, slot, num_tokens : self._num_written[slot]] = 0
+        self._num_written[slot] = num_tokens
+
+    def free(self, slot: int, num_tokens: int) -> None:
+        """Say that no more than so many tokens were written to a slot."""
+        self._num_written[slot] = max(self._num_written[slot], num_tokens)

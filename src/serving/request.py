@@ -64,6 +64,9 @@ class Generation:
     num_logprobs: int = -1
     """How many of the best tokens are told with each token; -1 is none of it."""
 
+    ignores_end: bool = False
+    """Whether the answer goes on after a token that ends a turn."""
+
     is_canceled: bool = False
     submitted_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None

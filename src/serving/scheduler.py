@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from src.serving.forward import Forward
-from src.serving.lookahead import Lookahead
+from src.serving.lookahead import MOST, Lookahead
 from src.serving.prefixes import Prefixes
 from src.serving.request import Finished, FinishReason, Generation, Token
 from src.serving.steps import Drawn, Steps
@@ -100,7 +100,10 @@ class Scheduler:
         self._in_flight = None
         rows = [row for row in self._steps.rows if row is not None]
         for request in [*self._waiting, *self._reading, *rows]:
-            self._finish(request, "error", error)
+            try:
+                self._finish(request, "error", error)
+            except Exception as failure:
+                print(f"a slot is lost: {failure}", flush=True)
         self._waiting.clear()
         self._reading.clear()
 
@@ -145,13 +148,8 @@ class Scheduler:
             self._forward.copy(move.source, move.target, move.num_tokens)
         request.num_read = request.num_reused = num_known
         self._totals.num_reused += num_known
+        self._forward.claim(slot, len(request.prompt_ids))
         request.started_at = time.monotonic()
-        self._steps.sampler.set(
-            slot,
-            request.settings,
-            prompt_ids=request.prompt_ids,
-            has_grammar=request.grammar is not None,
-        )
         if self._looks_ahead and request.grammar is None:
             request.lookahead = Lookahead(request.prompt_ids)
         self._reading.append(request)
@@ -181,6 +179,13 @@ class Scheduler:
         self._prefixes.append(request.slot, ids)
         self._totals.num_read += len(ids)
         if logits is not None:
+            # Not before: steps of others, in which this slot has been an idle row, draw for it too.
+            self._steps.sampler.set(
+                request.slot,
+                request.settings,
+                prompt_ids=request.prompt_ids,
+                has_grammar=request.grammar is not None,
+            )
             self._fill_grammar(request)
             drawn = self._steps.start(request, logits)
             self._take(request, drawn, 0, drawn.ids()[0])
@@ -207,7 +212,7 @@ class Scheduler:
         if request.first_token_at is None:
             request.first_token_at = time.monotonic()
         request.deliver(Token(token, drawn.scores(row, token)))
-        if token in self._end_ids:
+        if token in self._end_ids and not request.ignores_end:
             self._finish(request, "end")
         elif request.num_drawn >= request.max_drawn:
             self._finish(request, "length")
@@ -226,14 +231,20 @@ class Scheduler:
             return
         request.is_done = True
         request.finished_at = time.monotonic()
+        try:
+            self._let_go(request, is_whole=error is None)
+        finally:
+            try:
+                request.deliver(Finished(reason, error))
+            except Exception as lost:
+                print(f"nobody takes the end of a request: {lost}", flush=True)
+
+    def _let_go(self, request: Generation, *, is_whole: bool) -> None:
         if request.slot >= 0:
             self._steps.stop(request.slot)
+            self._forward.free(request.slot, request.length + MOST)
             self._free.add(request.slot)
-            if error is not None:
+            if not is_whole:
                 self._prefixes.forget(request.slot)
         if request.place is not None:
             self._forward.release(request.place)
-        try:
-            request.deliver(Finished(reason, error))
-        except Exception as lost:
-            print(f"nobody takes the end of a request: {lost}", flush=True)

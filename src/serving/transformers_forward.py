@@ -1,5 +1,6 @@
 """Any other architecture: transformers' own forward pass, one row after the other."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ class TransformersForward:
         self._dtype = next(model.parameters()).dtype
         self._caches: dict[int, DynamicCache] = {}
         self._adapters: dict[int, LoadedAdapter] = {}
-        self._num_copied = 0
+        self._num_users: Counter[int] = Counter()
+        self._num_hits = self._num_copied = 0
         self._places: Sequence[int | None] = ()
         self._is_active: Sequence[bool] = ()
         self._active: dict[str, LoadedModule] = {}
@@ -33,6 +35,15 @@ class TransformersForward:
 
     def acquire(self, adapter: LoadedAdapter) -> int | None:
         """Bring an adapter onto the device and return its place."""
+        known = (n for n, other in self._adapters.items() if other.key == adapter.key)
+        if (place := next(known, None)) is None:
+            place = self._copy_adapter(adapter)
+        else:
+            self._num_hits += 1
+        self._num_users[place] += 1
+        return place
+
+    def _copy_adapter(self, adapter: LoadedAdapter) -> int:
         place = max(self._adapters, default=-1) + 1
         modules = {
             name: LoadedModule(module.lora_A.to(self._device), module.lora_B.to(self._device))
@@ -44,7 +55,9 @@ class TransformersForward:
 
     def release(self, place: int) -> None:
         """Let go of an adapter."""
-        del self._adapters[place]
+        self._num_users[place] -= 1
+        if not self._num_users[place]:
+            del self._adapters[place]
 
     def prefill(
         self, slot: int, ids: Sequence[int], start: int, place: int | None, *, num_scores: int
@@ -77,11 +90,18 @@ class TransformersForward:
         """Give the target slot what the source slot knows of its first tokens."""
         raise RuntimeError("what transformers keeps of a slot is not copied to another one")
 
+    def claim(self, slot: int, num_tokens: int) -> None:
+        """Do nothing: each request has a cache of its own."""
+
+    def free(self, slot: int, num_tokens: int) -> None:
+        """Let go of a slot's cache."""
+        self._caches.pop(slot, None)
+
     def adapter_use(self) -> CacheUse:
-        """Return what the adapters take; each request brings its own."""
+        """Return how well the adapters serve; they stay as long as a request has them."""
         adapters = list(self._adapters.values())
         num_bytes = sum(adapter.num_bytes for adapter in adapters)
-        return CacheUse(len(adapters), num_bytes, hits=0, misses=self._num_copied)
+        return CacheUse(len(adapters), num_bytes, hits=self._num_hits, misses=self._num_copied)
 
     def _logits(self, slot: int, ids: torch.Tensor, place: int | None) -> torch.Tensor:
         self._active = {} if place is None else dict(self._adapters[place].modules)

@@ -22,13 +22,17 @@ def warm_up(engine: Engine) -> float:
     started = time.monotonic()
     loads = captured_loads(engine.num_slots, engine.context) if engine.is_captured else [(1, 2)]
     for (num_requests, num_tokens), wishes in itertools.product(loads, WISHES):
-        ended: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         for _ in range(num_requests):
             prompt_ids = [engine.tokenizer.eos_id] * num_tokens
-            engine.submit(Generation(prompt_ids, wishes, ended.put))
-        for _ in range(num_requests):
-            while not isinstance(ended.get(), Finished):
-                pass
+            engine.submit(Generation(prompt_ids, wishes, events.put, ignores_end=True))
+        num_ended = 0
+        while num_ended < num_requests:
+            event = events.get()
+            if isinstance(event, Finished):
+                num_ended += 1
+                if event.error is not None:
+                    raise event.error
     engine.totals.restart()
     return time.monotonic() - started
 
@@ -39,7 +43,7 @@ def captured_loads(num_slots: int, context: int) -> Iterator[tuple[int, int]]:
     The shorter prompts are the beginning of the longer ones, and are not read again.
     """
     num_rows = {min(1 << n, num_slots) for n in range((num_slots - 1).bit_length() + 1)}
-    num_tokens, capacity = 2, context + 1
-    while num_tokens + NUM_STEPS < capacity:
+    num_tokens = 2
+    while num_tokens + NUM_STEPS <= context:
         yield from ((n, num_tokens) for n in sorted(num_rows))
-        num_tokens = bucket_of(num_tokens + NUM_STEPS, capacity) + 1
+        num_tokens = bucket_of(num_tokens + NUM_STEPS, context) + 1

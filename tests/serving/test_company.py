@@ -25,6 +25,7 @@ from transformers import (
 )
 
 import src.serving.forward
+import src.serving.scheduler
 from src.errors import UserError
 from src.serving.adapters import LoadedAdapter
 from src.serving.engine import Engine
@@ -262,20 +263,62 @@ def test_an_adapter_that_the_device_has_no_room_for_is_refused(engine, loaded, m
     assert Reader(engine, [5, 6, 7], adapter=stranger).read() != []
 
 
-def test_another_ones_overflow_stays_with_them(engine, loaded):
-    huge = LoadedAdapter(
+@pytest.fixture
+def huge(loaded) -> LoadedAdapter:
+    """An adapter whose outputs are no numbers."""
+    modules = loaded["all"].modules.items()
+    return LoadedAdapter(
         "huge",
-        {
-            name: replace(m, lora_A=m.lora_A * 1e38, lora_B=m.lora_B * 1e38)
-            for name, m in loaded["all"].modules.items()
-        },
+        {n: replace(m, lora_A=m.lora_A * 1e38, lora_B=m.lora_B * 1e38) for n, m in modules},
     )
+
+
+def test_another_ones_overflow_stays_with_them(engine, loaded, huge):
     expected = Reader(engine, [5, 6, 7], adapter=loaded["few"]).read()
     neighbour = Reader(engine, [5, 6, 7], adapter=loaded["few"])
     overflowing = Reader(engine, [5, 6, 7], adapter=huge)
     assert neighbour.read() == expected
     overflowing.read()
     assert Reader(engine, [5, 6, 7], adapter=loaded["few"]).read() == expected
+
+
+def test_an_overflow_does_not_stay_in_a_slot(engine, loaded, huge):
+    """The next ones in its slot are shorter than it was, and than their neighbour."""
+    forget_all(engine)
+    short, long = [5, 6, 7], random_prompts(1, engine.vocab_size, seed=5)[0] * 3 + [9] * 60
+    expected = [Reader(engine, ids, adapter=loaded["few"]).read() for ids in (short, long)]
+    forget_all(engine)
+    Reader(engine, [8] * 100, adapter=huge).read()
+    readers = [Reader(engine, ids, adapter=loaded["few"]) for ids in (short, long)]
+    assert [reader.read() for reader in readers] == expected
+
+
+def test_a_waiting_request_takes_no_neighbours_tokens(engine, monkeypatch):
+    """Its slot is among the rows of their steps while its prompt is read piece by piece."""
+    monkeypatch.setattr(src.serving.scheduler, "CHUNK_TOKENS", 8)
+    for seed in range(4):
+        wishes = SamplingSettings(
+            max_new_tokens=40, temperature=1.0, top_p=1.0, repetition_penalty=9.0, seed=seed
+        )
+        prompt = [3 + number % 17 for number in range(seed, seed + 150)]
+        forget_all(engine)
+        alone = Reader(engine, prompt, wishes).read()
+        forget_all(engine)
+        low, high = (Reader(engine, [n, 5], replace(wishes, max_new_tokens=250)) for n in (6, 7))
+        low.read(1), high.read(1)
+        engine.cancel(low.generation)
+        low.read()
+        late = Reader(engine, prompt, wishes)
+        assert late.read() == alone
+        assert late.generation.slot < high.generation.slot
+        engine.cancel(high.generation)
+        high.read()
+
+
+def forget_all(engine: Engine) -> None:
+    """Have every prompt read anew."""
+    for slot in range(engine.num_slots):
+        engine._scheduler._prefixes.forget(slot)
 
 
 def test_known_tokens_are_not_read_again_and_change_nothing(engine, loaded, reference):

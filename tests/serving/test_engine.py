@@ -150,3 +150,29 @@ def test_scaled_rotary_embeddings_are_transformers_own(base_dir, tmp_path, scali
         answer = list(engine.generate(ids, GREEDY, adapter=None))
         assert answer == reference(folder, None, ids)
     engine.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_broken_device_leaves_nobody_waiting(base_dir, monkeypatch):
+    """No kernel runs any more, so that slots cannot be cleared either; Cog starts a new worker."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        raise SystemExit
+
+    monkeypatch.setattr("src.serving.engine.os._exit", leave)
+    engine = Engine(base_dir, max_slots=2)
+    answer = engine.generate([5, 6, 7], GREEDY, adapter=None)
+    next(answer)
+    monkeypatch.setattr(engine._scheduler._steps, "run", fail)
+    monkeypatch.setattr(engine._scheduler._steps, "stop", fail)
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        list(answer)
+    assert codes == [1]
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        list(engine.generate([5, 6, 7], GREEDY, adapter=None))
