@@ -65,7 +65,7 @@ class TextPredictor:
         root = os.environ.get("WEIGHTS_DIR")
         self._weights_dir = Path(root) if root else None
         self._own = self._store.acquire(weights, local_root=None) if weights else BARE
-        warm_up_seconds = warm_up(self._engine)
+        warm_up_seconds = warm_up(self._engine, self._own.loaded)
         # What stays for good is not searched again: a full collection would hold up all answers.
         gc.collect()
         gc.freeze()

@@ -3,13 +3,15 @@
 import itertools
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from src.serving.adapters import LoadedAdapter
 from src.serving.engine import Engine
 from src.serving.forward import bucket_of
 from src.serving.request import Event, Finished, Generation
 from src.serving.sampling import SamplingSettings
 
+SHORTEST = 2
 NUM_STEPS = 6
 WISHES = (
     SamplingSettings(max_new_tokens=NUM_STEPS, temperature=0, repetition_penalty=1),
@@ -17,24 +19,35 @@ WISHES = (
 )
 
 
-def warm_up(engine: Engine) -> float:
-    """Run what requests will run; return the seconds it took."""
+def warm_up(engine: Engine, adapter: LoadedAdapter | None) -> float:
+    """Run what requests for this adapter will run; return the seconds it took.
+
+    Raises the error of a single short request; of others, which may be too much, it is printed.
+    """
     started = time.monotonic()
-    loads = captured_loads(engine.num_slots, engine.context) if engine.is_captured else [(1, 2)]
+    loads: Iterable[tuple[int, int]] = [(1, SHORTEST)]
+    if engine.is_captured:
+        loads = captured_loads(engine.num_slots, engine.context)
     for (num_requests, num_tokens), wishes in itertools.product(loads, WISHES):
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         for _ in range(num_requests):
             prompt_ids = [engine.tokenizer.eos_id] * num_tokens
-            engine.submit(Generation(prompt_ids, wishes, events.put, ignores_end=True))
-        num_ended = 0
-        while num_ended < num_requests:
-            event = events.get()
-            if isinstance(event, Finished):
-                num_ended += 1
-                if event.error is not None:
-                    raise event.error
+            engine.submit(
+                Generation(prompt_ids, wishes, events.put, adapter=adapter, ignores_end=True)
+            )
+        errors = [error for _ in range(num_requests) if (error := _end(events).error) is not None]
+        if errors and (num_requests, num_tokens) == (1, SHORTEST):
+            raise errors[0]
+        if errors:
+            print(f"warm-up: {num_requests} x {num_tokens} tokens: {errors[0]}", flush=True)
     engine.totals.restart()
     return time.monotonic() - started
+
+
+def _end(events: queue.SimpleQueue[Event]) -> Finished:
+    while not isinstance(event := events.get(), Finished):
+        pass
+    return event
 
 
 def captured_loads(num_slots: int, context: int) -> Iterator[tuple[int, int]]:
@@ -43,7 +56,7 @@ def captured_loads(num_slots: int, context: int) -> Iterator[tuple[int, int]]:
     The shorter prompts are the beginning of the longer ones, and are not read again.
     """
     num_rows = {min(1 << n, num_slots) for n in range((num_slots - 1).bit_length() + 1)}
-    num_tokens = 2
+    num_tokens = SHORTEST
     while num_tokens + NUM_STEPS <= context:
         yield from ((n, num_tokens) for n in sorted(num_rows))
         num_tokens = bucket_of(num_tokens + NUM_STEPS, context) + 1

@@ -2,8 +2,9 @@
 
 import pytest
 
+from src.serving.engine import Engine
 from src.serving.forward import bucket_of
-from src.serving.warm_up import NUM_STEPS, captured_loads
+from src.serving.warm_up import NUM_STEPS, captured_loads, warm_up
 
 
 @pytest.mark.parametrize("num_slots", [1, 5, 16, 32])
@@ -18,3 +19,15 @@ def test_all_shapes_are_met(num_slots: int, context: int):
         captured_rows = min(1 << (num_rows - 1).bit_length(), num_slots)
         for length in range(1, context - NUM_STEPS, 7):
             assert (captured_rows, bucket_of(length, context)) in met
+
+
+def test_an_engine_that_cannot_answer_is_not_ready(base_dir, monkeypatch):
+    engine = Engine(base_dir, max_slots=2)
+
+    def fail() -> None:
+        raise RuntimeError("no step can be run")
+
+    monkeypatch.setattr(engine._scheduler._steps, "run", fail)
+    with pytest.raises(RuntimeError, match="no step can be run"):
+        warm_up(engine, None)
+    engine.close()
