@@ -80,7 +80,7 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     # Training.
     strike("start", rank)
     try:
-        losses = train(trainer, run, progress, keeper, done=done)
+        train(trainer, run, progress, keeper, done=done)
     except StoppedEarly:
         return
     except FloatingPointError as error:
@@ -91,7 +91,7 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     tensors = adapted.gather_adapter()
     if rank == 0:
         with replacing_folder(run_dir / "output") as folder:
-            told = {"train_loss": losses.train, "eval_loss": losses.validation}
+            told = {"train_loss": progress.train_loss, "eval_loss": progress.validation_loss}
             writer.write(folder, tensors, losses=told)
         keeper.keep_finished(run_dir / "output")
     dist.barrier()

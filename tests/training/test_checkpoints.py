@@ -33,6 +33,7 @@ from src.training.launcher import run_workers
 from src.training.run import run_training
 from src.training.session import Session
 from src.training.watch import TrainingError
+from src.weights.manifest import read_manifest
 from tests.conftest import ROWS
 from tests.training.test_runs import CURVE, session_processes
 
@@ -74,6 +75,11 @@ def records(output: Path) -> list[dict[str, object]]:
     ]
 
 
+def final_losses(output: Path) -> list[float]:
+    manifest = json.loads((output / "training.json").read_text())
+    return [manifest["train_loss"], manifest["eval_loss"]]
+
+
 FAULTS = (("1:step4:kill", 3), ("0:save6:kill", 5), ("1:validation9:exit", 8))
 """Between two steps, in the middle of a save, and in a validation; with the last whole step."""
 
@@ -95,9 +101,13 @@ def test_a_killed_run_goes_on_to_the_bit(train, tmp_path: Path, stage: str, faul
         newest = str(checkpoint.folder)
     del os.environ["FAULT"]
     resumed = train(resume_from=newest)
-    assert records(resumed) == records(whole)
-    expected, found = (load_file(o / "adapter_model.safetensors") for o in (whole, resumed))
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    last = tmp_path / "checkpoints" / "run" / "step-00000012"
+    for output in (resumed, train(resume_from=str(last))):
+        assert records(output) == records(whole)
+        assert final_losses(output) == final_losses(whole)
+        assert read_manifest(output).base_model == "tiny-llama"
+        expected, found = (load_file(o / "adapter_model.safetensors") for o in (whole, output))
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     kept = ["finished-step-00000012", "step-00000011", "step-00000012"]
     assert checkpoints(tmp_path) == kept
 
