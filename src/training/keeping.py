@@ -31,6 +31,7 @@ def open_keeper(
         trainer,
         rank=run.rank,
         seconds=run.settings.checkpoint_seconds,
+        busy=run.busy,
         is_shared=adapted.is_shared,
         gather_state=partial(gather_state, trainer.engine, adapted.adapter),
         gather_adapter=adapted.gather_adapter,

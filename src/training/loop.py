@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,8 @@ class Run:
     """Tells the supervisor how far this rank has come."""
     note_work: Callable[[], None]
     """Tells the supervisor that this rank is not stuck."""
+    busy: Callable[[], AbstractContextManager[None]]
+    """Tells so all the while."""
 
     def batch(self, micro_batch: MicroBatch, dataset: TokenDataset) -> Batch:
         """Return the tensors of a micro-batch on this rank's device."""
@@ -105,7 +108,8 @@ def validate(trainer: Trainer, run: Run, progress: Progress, *, step: int, epoch
             raise FloatingPointError(
                 f"the validation loss after step {step} is not finite ({loss})"
             )
-    sample = run.sample()
+    with run.busy():
+        sample = run.sample()
     trainer.module.train()
     if loss is not None:
         progress.validation(step=step, epoch=epoch, loss=loss, sample=sample)

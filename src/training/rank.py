@@ -65,6 +65,7 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         sample=build_sampler(settings, reader, adapted.model, device),
         note_step=status.note_step,
         note_work=status.note_work,
+        busy=status.busy,
     )
     trainer = start_trainer(plan, run, adapted)
 
@@ -88,13 +89,14 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     say(peak_line(plan, peak_memory(device)))
 
     # What comes back.
-    tensors = adapted.gather_adapter()
-    if rank == 0:
-        with replacing_folder(run_dir / "output") as folder:
-            told = {"train_loss": progress.train_loss, "eval_loss": progress.validation_loss}
-            writer.write(folder, tensors, losses=told)
-        keeper.keep_finished(run_dir / "output")
-    dist.barrier()
+    with status.busy():
+        tensors = adapted.gather_adapter()
+        if rank == 0:
+            with replacing_folder(run_dir / "output") as folder:
+                told = {"train_loss": progress.train_loss, "eval_loss": progress.validation_loss}
+                writer.write(folder, tensors, losses=told)
+            keeper.keep_finished(run_dir / "output")
+        dist.barrier()
     dist.destroy_process_group()
 
 

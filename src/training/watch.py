@@ -3,9 +3,9 @@
 import json
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,6 +35,26 @@ class _Sign:
         return now - self.since
 
 
+class _Pace:
+    """How long a step takes, from when steps were seen to end."""
+
+    def __init__(self) -> None:
+        self._step, self._since = 0, 0.0
+        self._seconds: deque[float] = deque(maxlen=1000)
+
+    def note(self, step: int, now: float) -> None:
+        """Take note of the last step that has ended."""
+        if step <= self._step:
+            return
+        if self._step:  # what came before the first one was no step, or was another run's
+            self._seconds.append((now - self._since) / (step - self._step))
+        self._step, self._since = step, now
+
+    def seconds(self) -> float | None:
+        """Return the median of a step, if there is one."""
+        return median(self._seconds) if self._seconds else None
+
+
 class RankWatch:
     """Notes which rank ended first, from the files that the ranks leave and from the kernel."""
 
@@ -52,7 +72,7 @@ class RankWatch:
         now = time.monotonic()
         self._beats = {rank: _Sign(None, now) for rank in range(num_ranks)}
         self._progress = _Sign(None, now)
-        self._step_times: list[float] = []
+        self._pace = _Pace()
 
     def poll(self) -> None:
         """Note the ranks that are gone since the last poll.
@@ -77,23 +97,16 @@ class RankWatch:
                     f"rank {rank} is frozen {place}: no sign of it for {silent:.0f} s"
                 )
         steps = [word.get("step", 0) for word in words.values()]
-        if steps and min(steps) > len(self._step_times):
-            self._step_times += [now] * (min(steps) - len(self._step_times))
+        self._pace.note(min(steps, default=0), now)
         stuck = self._progress.note([(w.get("step"), w.get("work")) for w in words.values()], now)
         # The first pass may take much longer than a step: it finds what memory holds.
-        has_steps = len(self._step_times) > 1
-        patience = (
-            max(self._patience, 10 * self._median_step()) if has_steps else FIRST_PASS_SECONDS
-        )
+        pace = self._pace.seconds()
+        patience = FIRST_PASS_SECONDS if pace is None else max(self._patience, 10 * pace)
         has_begun = bool(words) and all(word.get("work") for word in words.values())
         if has_begun and stuck > patience:
             raise TrainingError(
                 f"no rank has come any further for {stuck:.0f} s {_place(min(steps, default=0))}"
             )
-
-    def _median_step(self) -> float:
-        durations = [b - a for a, b in pairwise(self._step_times)]
-        return median(durations) if durations else 0.0
 
     def failure(self, return_code: int | None) -> Exception:
         """Return the error that tells why the run failed."""
