@@ -41,7 +41,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run; the newest two are kept."""
+    """The checkpoints of one run: the last written is kept, with the newest one beside it."""
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         self.folder, self._run = folder, dict(run)
@@ -62,7 +62,9 @@ class CheckpointStore:
             }
             manifest = {"step": step, "run": self._run, "progress": progress, "files": files}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2))
-        for old in checkpoint_folders(self.folder)[NUM_KEPT:]:
+        # Of a run that began anew there may be older ones of later steps, torn or whole.
+        others = [other for other in checkpoint_folders(self.folder) if other != folder]
+        for old in others[NUM_KEPT - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
         return folder
 
