@@ -1,6 +1,7 @@
 """One rank of a training run, from the data to what comes back."""
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -29,16 +30,18 @@ from src.training.start import start_trainer
 from src.training.status import RankStatus
 from src.training.switches import read_switches
 
+POLL_SECONDS = 0.1
+
 
 def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None:
     """Train on this rank's device; rank 0 writes `run_dir/output`."""
     rank = status.rank
     say: Callable[[str], None] = _say if rank == 0 else _say_nothing
-    device = join_ranks(int(os.environ["LOCAL_RANK"]))
 
-    # Data, as the base model reads it.
+    # Data, as the base model reads it; the ranks meet later, as it may take longer than they wait.
     reader = open_reader(settings)
-    train_data, validation_data = _share_data(settings, reader, run_dir / "data", rank, say)
+    train_data, validation_data = share_data(settings, reader, run_dir / "data", rank, say)
+    device = join_ranks(int(os.environ["LOCAL_RANK"]))
 
     # The plan, before the base model is loaded.
     num_devices = dist.get_world_size()
@@ -100,20 +103,22 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     dist.destroy_process_group()
 
 
-def _share_data(
+def share_data(
     settings: TrainSettings, reader: Reader, folder: Path, rank: int, say: Callable[[str], None]
 ) -> tuple[TokenDataset, TokenDataset]:
     """Return the data for training and validation: rank 0 prepares them, every rank maps them."""
     if rank == 0:
-        prepare_data(
-            settings,
-            reader.tokenizer,
-            reader.speech,
-            context=reader.context,
-            folder=folder,
-            say=say,
-        )
-    dist.barrier()
+        with replacing_folder(folder) as partial:
+            prepare_data(
+                settings,
+                reader.tokenizer,
+                reader.speech,
+                context=reader.context,
+                folder=partial,
+                say=say,
+            )
+    while not folder.is_dir():  # the launcher ends all ranks if rank 0 fails
+        time.sleep(POLL_SECONDS)
     return TokenDataset(folder / "train"), TokenDataset(folder / "validation")
 
 
