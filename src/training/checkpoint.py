@@ -13,6 +13,7 @@ from typing import Any
 
 from src.errors import UserError
 from src.settings import TrainSettings
+from src.weights.base_model_sum import hash_base_model
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.safetensors"
@@ -149,9 +150,9 @@ def describe_run(settings: TrainSettings) -> dict[str, Any]:
     files = {
         "train_data": Path(settings.train_data),
         "validation_data": settings.validation_data and Path(settings.validation_data),
-        "base model": Path(settings.base_model_dir) / "config.json",
     }
-    return asked | {name: hash_file(path) if path else None for name, path in files.items()}
+    sums = {name: hash_file(path) if path else None for name, path in files.items()}
+    return asked | sums | {"base model": hash_base_model(Path(settings.base_model_dir))}
 
 
 def run_folder(root: Path, run: Mapping[str, Any]) -> Path:

@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from safetensors.torch import save as save_tensors
 
 from src.errors import UserError
@@ -423,6 +423,39 @@ def test_a_run_is_its_settings_and_files(make_settings, tmp_path: Path):
     with pytest.raises(UserError, match="train_data is another file"):
         check_same_run(checkpoint, describe_run(other))
     assert run_folder(tmp_path, run) != run_folder(tmp_path, describe_run(other))
+
+
+def change_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= 1.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_tokenizer(folder: Path) -> None:
+    record = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(record | {"added": 1}))
+
+
+def change_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+
+
+@pytest.mark.parametrize("change", [change_weights, change_tokenizer, change_template])
+def test_another_base_model_makes_another_run(
+    make_settings, base_dir: Path, tmp_path: Path, change: Callable[[Path], None]
+):
+    """One of the same shape, under the same name: config.json does not tell them apart."""
+    folder = tmp_path / "base"
+    shutil.copytree(base_dir, folder)
+    settings = make_settings(base_model_dir=str(folder))
+    run = describe_run(settings)
+    assert run == describe_run(make_settings())
+    checkpoint = read_checkpoint(save(CheckpointStore(tmp_path / "run", run), 1))
+    change(folder)
+    with pytest.raises(UserError, match="base model is another"):
+        check_same_run(checkpoint, describe_run(settings))
+    (folder / "model.safetensors").unlink()
+    assert describe_run(settings)  # a plan is made without the weights
 
 
 @pytest.mark.parametrize(
