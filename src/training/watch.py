@@ -17,6 +17,8 @@ class TrainingError(RuntimeError):
     """A run that failed, with the rank and its last error in one sentence."""
 
 
+GONE_SECONDS = 5.0
+"""Time for the launcher to end after the last rank."""
 FIRST_PASS_SECONDS = 900.0
 """Time for the first pass, before there are steps to tell how long one takes."""
 
@@ -65,7 +67,7 @@ class RankWatch:
 
         A rank without a sign of life for `patience` seconds is frozen.
         """
-        self._folder, self._spawned = folder, spawned
+        self._folder, self._num_ranks, self._spawned = folder, num_ranks, spawned
         self._alive = set(range(num_ranks))
         self._ended_first: list[int] = []
         self._patience = patience
@@ -73,6 +75,7 @@ class RankWatch:
         self._beats = {rank: _Sign(None, now) for rank in range(num_ranks)}
         self._progress = _Sign(None, now)
         self._pace = _Pace()
+        self._all_gone_since: float | None = None
 
     def poll(self) -> None:
         """Note the ranks that are gone since the last poll.
@@ -84,6 +87,14 @@ class RankWatch:
         self._alive.difference_update(ended)
         if not self._ended_first:
             self._ended_first = ended
+        if not self._alive and self._all_gone_since is None:
+            self._all_gone_since = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether the run has ended, though this machine's launcher may not tell."""
+        since = self._all_gone_since
+        is_launcher_frozen = since is not None and time.monotonic() - since > GONE_SECONDS
+        return is_launcher_frozen or any(rank >= self._num_ranks for rank in self._errors())
 
     def _check_signs(self) -> None:
         now = time.monotonic()
@@ -110,10 +121,7 @@ class RankWatch:
 
     def failure(self, return_code: int | None) -> Exception:
         """Return the error that tells why the run failed."""
-        errors = {
-            int(path.name.split(".")[0]): json.loads(path.read_text())
-            for path in self._folder.glob("*.error.json")
-        }
+        errors = self._errors()
         for error in errors.values():
             if error["is_user_error"]:
                 return UserError(error["error"])
@@ -131,6 +139,12 @@ class RankWatch:
             f"the training ended before its first step: {_reason(return_code)}; "
             "the log above has the last words of the launcher"
         )
+
+    def _errors(self) -> dict[int, dict[str, Any]]:
+        return {
+            int(path.name.split(".")[0]): json.loads(path.read_text())
+            for path in self._folder.glob("*.error.json")
+        }
 
     def _is_gone(self, rank: int) -> bool:
         pid = self._read(rank).get("pid")

@@ -53,6 +53,21 @@ def test_patience_is_ten_median_steps(folder: Path):
     assert time.monotonic() - started > 0.5
 
 
+@pytest.mark.parametrize("is_user_error", [True, False])
+def test_a_failure_of_another_machines_rank_ends_the_run(folder: Path, is_user_error: bool):
+    """This machine's ranks may wait for it in a collective for minutes."""
+    watch = RankWatch(folder, 1, [], patience=60)
+    tell(folder, step=3)
+    watch.poll()
+    assert not watch.is_over()
+    error = {"time": 0.0, "step": 3, "is_user_error": is_user_error, "error": "no such layer"}
+    (folder / "1.error.json").write_text(json.dumps(error))
+    watch.poll()
+    assert watch.is_over()
+    sentence = "no such layer" if is_user_error else "rank 1 failed after step 3: no such layer"
+    assert str(watch.failure(None)) == sentence
+
+
 def test_a_busy_rank_is_not_stuck(tmp_path: Path):
     """Saving takes as long as it takes; each beat counts as work meanwhile."""
     status = RankStatus(tmp_path, rank=0)
