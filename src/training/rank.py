@@ -65,7 +65,7 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         validation_data=validation_data,
         rank=rank,
         device=device,
-        sample=build_sampler(settings, reader, adapted.model, device),
+        sample=build_sampler(settings, reader, adapted.model, device, is_shared=adapted.is_shared),
         note_step=status.note_step,
         note_work=status.note_work,
         busy=status.busy,
