@@ -22,7 +22,12 @@ LIMITS = {
     "max_steps": (1, 10**9),
 }
 MAX_CHARACTERS = 10**6
-TEXTS = ("prompt_template", "system_prompt", "validation_prompt", "lora_target_modules")
+MAX_PROMPT_BYTES = 500_000
+"""Of the texts around a prompt together, as JSON: `training.json` holds them twice in 1 MiB."""
+TEXTS = (
+    *("prompt_template", "system_prompt", "validation_prompt"),
+    *("lora_target_modules", "resume_from"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +86,15 @@ class TrainSettings:
                 )
         for name in TEXTS:
             _check_text(name, getattr(self, name) or "")
+        prompts = (self.prompt_template, self.system_prompt, self.validation_prompt)
+        num_bytes = len(json.dumps(prompts))
+        if num_bytes > MAX_PROMPT_BYTES:
+            raise UserError(
+                "prompt_template, system_prompt and validation_prompt: expected at most "
+                f"{MAX_PROMPT_BYTES:,} bytes together (as JSON), got {num_bytes:,}"
+            )
+        if "\0" in (self.resume_from or ""):
+            raise UserError(f"resume_from: expected a folder's name, got {self.resume_from!r:.80}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UserError(f"learning_rate: expected a number above 0, got {self.learning_rate}")
         for name in ("prompt_loss_weight", "warmup_ratio", "lora_dropout"):

@@ -15,6 +15,7 @@ BAD = [
     *((name, value) for name in ("lora_dropout", "warmup_ratio", "prompt_loss_weight")
       for value in (-0.1, 1.1, NAN, INF)),
     ("lora_dropout", 1),
+    ("resume_from", "run-1\0/step-00000001"),
     ("prompt_template", ""),
     ("prompt_template", "{prompt.__class__}"),
     ("prompt_template", "{ prompt }"),

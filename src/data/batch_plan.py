@@ -1,5 +1,6 @@
 """Which sequences make each optimizer step, and how these spread over devices and micro-batches."""
 
+import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,12 +56,12 @@ def split_micro_batches(step: list[Sequence], plan: BatchPlan) -> list[list[Micr
     """
     num_micro_steps = -(-len(step) // (plan.world_size * plan.micro_batch_size))
     slots: list[list[Sequence]] = [[] for _ in range(plan.world_size * num_micro_steps)]
-    tokens = [0] * len(slots)
+    lightest = [(0, i) for i in range(len(slots))]  # a heap
     for sequence in sorted(step, key=count_tokens, reverse=True):
-        free = [i for i, slot in enumerate(slots) if len(slot) < plan.micro_batch_size]
-        lightest = min(free, key=lambda i: (tokens[i], i))
-        slots[lightest].append(sequence)
-        tokens[lightest] += count_tokens(sequence)
+        tokens, i = heapq.heappop(lightest)
+        slots[i].append(sequence)
+        if len(slots[i]) < plan.micro_batch_size:
+            heapq.heappush(lightest, (tokens + count_tokens(sequence), i))
     return [[tuple(slot) for slot in slots[r :: plan.world_size]] for r in range(plan.world_size)]
 
 

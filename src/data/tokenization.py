@@ -77,7 +77,9 @@ def cut(example: TokenizedExample, *, max_length: int, eos_id: int) -> Tokenized
     if num_tokens <= max_length:
         return example
     first_learned = example.completion_mask.index(True)
-    start = 0 if first_learned < max_length - 1 else first_learned - max_length // 2
+    start = 0
+    if first_learned >= max_length - 1:
+        start = min(first_learned - max_length // 2, num_tokens - max_length)
     stop = start + max_length
     input_ids = example.input_ids[start:stop]
     labels = example.labels[start:stop]

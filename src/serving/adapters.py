@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from src.settings import MAX_RANK
 from src.weights.adapter import AdapterFile
 from src.weights.safetensors_header import TensorSlice
 
@@ -65,5 +66,5 @@ def load_adapter(file: AdapterFile, *, dtype: torch.dtype, key: str | None = Non
 
 
 def adapter_bytes_limit(shapes: Mapping[str, tuple[int, int]]) -> int:
-    """Return the most bytes that an adapter of this base model may have, in float32 at rank 512."""
-    return 2**20 + sum(4 * 512 * (out + in_) for out, in_ in shapes.values())
+    """Return the most bytes that an adapter of this base model may have: float32, largest rank."""
+    return 2**20 + sum(4 * MAX_RANK * (out + in_) for out, in_ in shapes.values())

@@ -13,6 +13,7 @@ from typing import Any
 
 from src.errors import UserError
 from src.settings import TrainSettings
+from src.weights.base_model_sum import hash_base_model
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.safetensors"
@@ -41,7 +42,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run; the newest two are kept."""
+    """The checkpoints of one run: the last written is kept, with the newest one beside it."""
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         self.folder, self._run = folder, dict(run)
@@ -62,7 +63,9 @@ class CheckpointStore:
             }
             manifest = {"step": step, "run": self._run, "progress": progress, "files": files}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2))
-        for old in checkpoint_folders(self.folder)[NUM_KEPT:]:
+        # Of a run that began anew there may be older ones of later steps, torn or whole.
+        others = [other for other in checkpoint_folders(self.folder) if other != folder]
+        for old in others[NUM_KEPT - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
         return folder
 
@@ -147,9 +150,9 @@ def describe_run(settings: TrainSettings) -> dict[str, Any]:
     files = {
         "train_data": Path(settings.train_data),
         "validation_data": settings.validation_data and Path(settings.validation_data),
-        "base model": Path(settings.base_model_dir) / "config.json",
     }
-    return asked | {name: hash_file(path) if path else None for name, path in files.items()}
+    sums = {name: hash_file(path) if path else None for name, path in files.items()}
+    return asked | sums | {"base model": hash_base_model(Path(settings.base_model_dir))}
 
 
 def run_folder(root: Path, run: Mapping[str, Any]) -> Path:

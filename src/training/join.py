@@ -44,12 +44,16 @@ def main() -> int:
             # One that is never touched again may be left of a dead run.
             if sign is not None and sign != first_signs.setdefault(invitation, sign):
                 joined.add(invitation)
-                _take_part(invitation, hosts)
+                take_part(invitation, hosts)
         time.sleep(POLL_SECONDS)
 
 
-def _take_part(invitation: Path, hosts: Hosts) -> None:
-    run = json.loads(invitation.read_text())
+def take_part(invitation: Path, hosts: Hosts) -> None:
+    """Add this machine's workers to a run until it ends."""
+    try:
+        run = json.loads(invitation.read_text())
+    except FileNotFoundError:  # the run has ended meanwhile
+        return
     print(f"taking part in {invitation.parent.name}", flush=True)
     session = start_session(
         invitation.parent,

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -48,6 +49,7 @@ class Keeper:
         *,
         rank: int,
         seconds: float,
+        busy: Callable[[], AbstractContextManager[None]],
         is_shared: bool,
         gather_state: Callable[[], dict[str, Tensor]],
         gather_adapter: Callable[[], dict[str, Tensor]],
@@ -56,7 +58,7 @@ class Keeper:
         """Without a store nothing is kept; `is_shared` says that only all ranks together can."""
         self._run_dir, self._store, self._trainer, self._rank = run_dir, store, trainer, rank
         self._seconds, self._last, self._cost = seconds, time.monotonic(), 0.0
-        self._gather_state, self._gather_adapter = gather_state, gather_adapter
+        self._busy, self._gather_state, self._gather_adapter = busy, gather_state, gather_adapter
         self._write_adapter = write_adapter
         self._kept_step = 0
         if rank == 0 and store is not None and not is_shared:
@@ -75,15 +77,16 @@ class Keeper:
             dist.broadcast(wish, 0)
         if wish == 0:
             return
-        started = time.monotonic()
-        tensors = self._gather_state()
-        if self._rank == 0:
-            self._save(self._store, step, tensors, progress)
-        self._last = time.monotonic()
-        self._cost = self._last - started
-        if wish >= 2:
-            self.keep_adapter()
-            raise StoppedEarly
+        with self._busy():
+            started = time.monotonic()
+            tensors = self._gather_state()
+            if self._rank == 0:
+                self._save(self._store, step, tensors, progress)
+            self._last = time.monotonic()
+            self._cost = self._last - started
+            if wish >= 2:
+                self.keep_adapter()
+                raise StoppedEarly
 
     def keep_adapter(self) -> Path | None:
         """Write the adapter as a finished run would, marked as stopped early; all take part."""

@@ -31,6 +31,7 @@ def open_keeper(
         trainer,
         rank=run.rank,
         seconds=run.settings.checkpoint_seconds,
+        busy=run.busy,
         is_shared=adapted.is_shared,
         gather_state=partial(gather_state, trainer.engine, adapted.adapter),
         gather_adapter=adapted.gather_adapter,
@@ -58,10 +59,11 @@ def resume(
 ) -> int:
     """Put back what a checkpoint holds, and return how many steps are done."""
     checkpoint = read_checkpoint(folder)
-    trainer.num_steps_done = checkpoint.step
     trainer.prime(run.schedule.longest_micro_batch(run.rank), run.train_data)
     state = read_state(checkpoint)
     restore_state(trainer.engine, adapted.adapter, state, step=checkpoint.step)
+    # Until here a run that is asked to stop has nothing to keep.
+    trainer.num_steps_done = checkpoint.step
     progress.resume(checkpoint.progress)
     run.note_step(checkpoint.step)
     if run.rank == 0:

@@ -50,7 +50,7 @@ def run_workers(
     server = ServerWatch(os.environ)
     last_beat = time.monotonic()
     try:
-        while session.is_running():
+        while session.is_running() and not ranks.is_over():
             time.sleep(POLL_SECONDS)
             ranks.poll()
             metrics.poll()

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,8 @@ class Run:
     """Tells the supervisor how far this rank has come."""
     note_work: Callable[[], None]
     """Tells the supervisor that this rank is not stuck."""
+    busy: Callable[[], AbstractContextManager[None]]
+    """Tells so all the while."""
 
     def batch(self, micro_batch: MicroBatch, dataset: TokenDataset) -> Batch:
         """Return the tensors of a micro-batch on this rank's device."""
@@ -43,28 +46,16 @@ class Run:
         return collate(micro_batch, dataset, prompt_loss_weight=weight).to(self.device)
 
 
-@dataclass(frozen=True)
-class Losses:
-    """The last losses of a run."""
-
-    train: float
-    validation: float | None
-
-
-def train(
-    trainer: Trainer, run: Run, progress: Progress, keeper: Keeper, *, done: int = 0
-) -> Losses:
-    """Run the steps after the `done` first ones, and validations; ranks return the same losses.
+def train(trainer: Trainer, run: Run, progress: Progress, keeper: Keeper, *, done: int = 0) -> None:
+    """Run the steps after the `done` first ones, and validations; `progress` has the losses.
 
     Raises FloatingPointError when a loss or gradient is not finite, StoppedEarly when the
     supervisor asked for an end.
     """
     settings, num_steps = run.settings, run.schedule.num_steps
     warmup_steps = math.ceil(settings.warmup_ratio * num_steps)
-    train_loss = math.nan
-    validation_loss = progress.validation_loss
     if done == 0:
-        validation_loss = validate(trainer, run, progress, step=0, epoch=0.0)
+        validate(trainer, run, progress, step=0, epoch=0.0)
     progress.start(done)
     for step in run.schedule:
         if step.number <= done:
@@ -87,7 +78,6 @@ def train(
         except FloatingPointError as error:
             raise FloatingPointError(f"step {step.number}: {error}") from None
         run.note_step(step.number)
-        train_loss = loss_sum / max(weight_sum, 1e-9)
         progress.step(
             step=step.number,
             epoch=step.epoch,
@@ -98,18 +88,15 @@ def train(
             gradient_norm=float(trainer.engine.get_global_grad_norm()),
         )
         if step.ends_epoch or step.number == num_steps:
-            validation_loss = validate(trainer, run, progress, step=step.number, epoch=step.epoch)
+            validate(trainer, run, progress, step=step.number, epoch=step.epoch)
         keeper.after_step(step.number, progress)
-    return Losses(train_loss, validation_loss)
 
 
 @torch.no_grad()
-def validate(
-    trainer: Trainer, run: Run, progress: Progress, *, step: int, epoch: float
-) -> float | None:
-    """Evaluate every validation example exactly once over all ranks; return the mean loss."""
+def validate(trainer: Trainer, run: Run, progress: Progress, *, step: int, epoch: float) -> None:
+    """Evaluate every validation example exactly once over all ranks, and record the mean loss."""
     if not run.settings.run_validation:
-        return None
+        return
     started = time.monotonic()
     strike(f"validation{step}", run.rank)
     trainer.module.eval()
@@ -121,14 +108,14 @@ def validate(
             raise FloatingPointError(
                 f"the validation loss after step {step} is not finite ({loss})"
             )
-    sample = run.sample()
+    with run.busy():
+        sample = run.sample()
     trainer.module.train()
     if loss is not None:
         progress.validation(step=step, epoch=epoch, loss=loss, sample=sample)
     elif sample is not None:
         progress.sample(step=step, epoch=epoch, sample=sample)
     progress.resume_clock(time.monotonic() - started)
-    return loss
 
 
 def _validation_share(run: Run) -> list[MicroBatch]:

@@ -78,6 +78,6 @@ class OutputWriter:
         }
         if stopped_after is not None:
             manifest["step"] = stopped_after
-        (folder / "training.json").write_text(json.dumps(manifest, indent=2))
+        (folder / "training.json").write_text(json.dumps(manifest, indent=2, allow_nan=False))
         shutil.copyfile(self.metrics_path, folder / "metrics.jsonl")
         write_report(folder / "report.html", manifest, folder / "metrics.jsonl")

@@ -30,6 +30,7 @@ class Progress:
         self.begun = self.started = self.last_logged = time.monotonic()
         self.loss_sum = self.weight_sum = 0.0
         self.tokens = self.done = 0
+        self.train_loss: float | None = None
         self.validation_loss: float | None = None
 
     def start(self, done: int) -> None:
@@ -40,12 +41,14 @@ class Progress:
     def state(self) -> dict[str, float | None]:
         """Return what a resumed run needs to tell the same numbers."""
         sums = {"loss_sum": self.loss_sum, "weight_sum": self.weight_sum, "tokens": self.tokens}
-        return {**sums, "validation_loss": self.validation_loss}
+        losses = {"train_loss": self.train_loss, "validation_loss": self.validation_loss}
+        return {**sums, **losses}
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.loss_sum, self.weight_sum = state["loss_sum"], state["weight_sum"]
-        self.tokens, self.validation_loss = state["tokens"], state["validation_loss"]
+        self.tokens = state["tokens"]
+        self.train_loss, self.validation_loss = state["train_loss"], state["validation_loss"]
 
     def step(
         self,
@@ -58,11 +61,17 @@ class Progress:
         learning_rate: float,
         gradient_norm: float,
     ) -> None:
-        """Record one optimizer step; logged ones tell the mean since the one before."""
+        """Record one optimizer step; logged ones tell the mean since the one before.
+
+        Where nothing was learned since, there is no mean: the next ones tell it.
+        """
+        if weight_sum:
+            self.train_loss = loss_sum / weight_sum
         self.loss_sum += loss_sum
         self.weight_sum += weight_sum
         self.tokens += tokens
-        if step > ALWAYS_LOGGED and step % self.log_every and step != self.num_steps:
+        is_due = step <= ALWAYS_LOGGED or step % self.log_every == 0 or step == self.num_steps
+        if not is_due or not self.weight_sum:
             return
         now = time.monotonic()
         loss = self.loss_sum / self.weight_sum

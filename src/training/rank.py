@@ -1,6 +1,7 @@
 """One rank of a training run, from the data to what comes back."""
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -29,16 +30,18 @@ from src.training.start import start_trainer
 from src.training.status import RankStatus
 from src.training.switches import read_switches
 
+POLL_SECONDS = 0.1
+
 
 def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None:
     """Train on this rank's device; rank 0 writes `run_dir/output`."""
     rank = status.rank
     say: Callable[[str], None] = _say if rank == 0 else _say_nothing
-    device = join_ranks(int(os.environ["LOCAL_RANK"]))
 
-    # Data, as the base model reads it.
+    # Data, as the base model reads it; the ranks meet later, as it may take longer than they wait.
     reader = open_reader(settings)
-    train_data, validation_data = _share_data(settings, reader, run_dir / "data", rank, say)
+    train_data, validation_data = share_data(settings, reader, run_dir / "data", rank, say)
+    device = join_ranks(int(os.environ["LOCAL_RANK"]))
 
     # The plan, before the base model is loaded.
     num_devices = dist.get_world_size()
@@ -62,9 +65,10 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         validation_data=validation_data,
         rank=rank,
         device=device,
-        sample=build_sampler(settings, reader, adapted.model, device),
+        sample=build_sampler(settings, reader, adapted.model, device, is_shared=adapted.is_shared),
         note_step=status.note_step,
         note_work=status.note_work,
+        busy=status.busy,
     )
     trainer = start_trainer(plan, run, adapted)
 
@@ -80,7 +84,7 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     # Training.
     strike("start", rank)
     try:
-        losses = train(trainer, run, progress, keeper, done=done)
+        train(trainer, run, progress, keeper, done=done)
     except StoppedEarly:
         return
     except FloatingPointError as error:
@@ -88,30 +92,33 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     say(peak_line(plan, peak_memory(device)))
 
     # What comes back.
-    tensors = adapted.gather_adapter()
-    if rank == 0:
-        with replacing_folder(run_dir / "output") as folder:
-            told = {"train_loss": losses.train, "eval_loss": losses.validation}
-            writer.write(folder, tensors, losses=told)
-        keeper.keep_finished(run_dir / "output")
-    dist.barrier()
+    with status.busy():
+        tensors = adapted.gather_adapter()
+        if rank == 0:
+            with replacing_folder(run_dir / "output") as folder:
+                told = {"train_loss": progress.train_loss, "eval_loss": progress.validation_loss}
+                writer.write(folder, tensors, losses=told)
+            keeper.keep_finished(run_dir / "output")
+        dist.barrier()
     dist.destroy_process_group()
 
 
-def _share_data(
+def share_data(
     settings: TrainSettings, reader: Reader, folder: Path, rank: int, say: Callable[[str], None]
 ) -> tuple[TokenDataset, TokenDataset]:
     """Return the data for training and validation: rank 0 prepares them, every rank maps them."""
     if rank == 0:
-        prepare_data(
-            settings,
-            reader.tokenizer,
-            reader.speech,
-            context=reader.context,
-            folder=folder,
-            say=say,
-        )
-    dist.barrier()
+        with replacing_folder(folder) as partial:
+            prepare_data(
+                settings,
+                reader.tokenizer,
+                reader.speech,
+                context=reader.context,
+                folder=partial,
+                say=say,
+            )
+    while not folder.is_dir():  # the launcher ends all ranks if rank 0 fails
+        time.sleep(POLL_SECONDS)
     return TokenDataset(folder / "train"), TokenDataset(folder / "validation")
 
 

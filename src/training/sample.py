@@ -13,7 +13,7 @@ MAX_NEW_TOKENS = 128
 
 
 def build_sampler(
-    settings: TrainSettings, reader: Reader, model: Any, device: torch.device
+    settings: TrainSettings, reader: Reader, model: Any, device: torch.device, *, is_shared: bool
 ) -> Callable[[], str | None]:
     """Return what generates the reply; under ZeRO-3 all ranks call it together."""
     if settings.validation_prompt is None or not settings.run_validation:
@@ -33,7 +33,8 @@ def build_sampler(
                 pad_token_id=tokenizer.eos_id,
             )
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            # Where the weights are shared out, the other ranks wait for this one's part.
+            if is_shared or not is_out_of_memory(error):
                 raise
             release_memory()
             print("the validation prompt is not answered: out of memory", flush=True)

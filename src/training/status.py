@@ -5,11 +5,14 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from src.errors import UserError
 
 BEAT_SECONDS = 1.0
+BUSY_SECONDS = 900.0
+"""The longest that saving, or a reply to the validation prompt, may take."""
 
 
 class RankStatus:
@@ -18,6 +21,7 @@ class RankStatus:
     def __init__(self, run_dir: Path, *, rank: int) -> None:
         self.rank = rank
         self._step = self._work = self._beat = 0
+        self._busy_until = 0.0
         self._writing = threading.Lock()
         self._folder = run_dir / "ranks"
         self._folder.mkdir(exist_ok=True)
@@ -32,6 +36,15 @@ class RankStatus:
     def note_work(self) -> None:
         """Tell, with the next beat, that this rank has come a little further."""
         self._work += 1
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Let each beat count as work, in what takes long and cannot tell how far it is."""
+        self._busy_until = time.monotonic() + BUSY_SECONDS
+        try:
+            yield
+        finally:
+            self._busy_until = 0.0
 
     def fail(self, error: BaseException) -> None:
         """Tell why this rank ends."""
@@ -49,6 +62,8 @@ class RankStatus:
         while True:
             time.sleep(BEAT_SECONDS)
             self._beat += 1
+            if time.monotonic() < self._busy_until:
+                self.note_work()
             self._tell()
 
     def _tell(self) -> None:

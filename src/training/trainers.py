@@ -173,6 +173,8 @@ class SharedModelTrainer:
                 _check_finite("loss", loss_sum)
             with self.changing:
                 self.engine.step()
+        # DeepSpeed leaves such a step out, on all ranks together.
+        _check_finite("gradient", float(self.engine.get_global_grad_norm()))
         self.num_steps_done += 1
         return loss_sum, weight_sum
 

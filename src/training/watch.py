@@ -3,9 +3,9 @@
 import json
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +17,8 @@ class TrainingError(RuntimeError):
     """A run that failed, with the rank and its last error in one sentence."""
 
 
+GONE_SECONDS = 5.0
+"""Time for the launcher to end after the last rank."""
 FIRST_PASS_SECONDS = 900.0
 """Time for the first pass, before there are steps to tell how long one takes."""
 
@@ -35,6 +37,26 @@ class _Sign:
         return now - self.since
 
 
+class _Pace:
+    """How long a step takes, from when steps were seen to end."""
+
+    def __init__(self) -> None:
+        self._step, self._since = 0, 0.0
+        self._seconds: deque[float] = deque(maxlen=1000)
+
+    def note(self, step: int, now: float) -> None:
+        """Take note of the last step that has ended."""
+        if step <= self._step:
+            return
+        if self._step:  # what came before the first one was no step, or was another run's
+            self._seconds.append((now - self._since) / (step - self._step))
+        self._step, self._since = step, now
+
+    def seconds(self) -> float | None:
+        """Return the median of a step, if there is one."""
+        return median(self._seconds) if self._seconds else None
+
+
 class RankWatch:
     """Notes which rank ended first, from the files that the ranks leave and from the kernel."""
 
@@ -45,14 +67,15 @@ class RankWatch:
 
         A rank without a sign of life for `patience` seconds is frozen.
         """
-        self._folder, self._spawned = folder, spawned
+        self._folder, self._num_ranks, self._spawned = folder, num_ranks, spawned
         self._alive = set(range(num_ranks))
         self._ended_first: list[int] = []
         self._patience = patience
         now = time.monotonic()
         self._beats = {rank: _Sign(None, now) for rank in range(num_ranks)}
         self._progress = _Sign(None, now)
-        self._step_times: list[float] = []
+        self._pace = _Pace()
+        self._all_gone_since: float | None = None
 
     def poll(self) -> None:
         """Note the ranks that are gone since the last poll.
@@ -64,6 +87,14 @@ class RankWatch:
         self._alive.difference_update(ended)
         if not self._ended_first:
             self._ended_first = ended
+        if not self._alive and self._all_gone_since is None:
+            self._all_gone_since = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether the run has ended, though this machine's launcher may not tell."""
+        since = self._all_gone_since
+        is_launcher_frozen = since is not None and time.monotonic() - since > GONE_SECONDS
+        return is_launcher_frozen or any(rank >= self._num_ranks for rank in self._errors())
 
     def _check_signs(self) -> None:
         now = time.monotonic()
@@ -77,30 +108,20 @@ class RankWatch:
                     f"rank {rank} is frozen {place}: no sign of it for {silent:.0f} s"
                 )
         steps = [word.get("step", 0) for word in words.values()]
-        if steps and min(steps) > len(self._step_times):
-            self._step_times += [now] * (min(steps) - len(self._step_times))
+        self._pace.note(min(steps, default=0), now)
         stuck = self._progress.note([(w.get("step"), w.get("work")) for w in words.values()], now)
         # The first pass may take much longer than a step: it finds what memory holds.
-        has_steps = len(self._step_times) > 1
-        patience = (
-            max(self._patience, 10 * self._median_step()) if has_steps else FIRST_PASS_SECONDS
-        )
+        pace = self._pace.seconds()
+        patience = FIRST_PASS_SECONDS if pace is None else max(self._patience, 10 * pace)
         has_begun = bool(words) and all(word.get("work") for word in words.values())
         if has_begun and stuck > patience:
             raise TrainingError(
                 f"no rank has come any further for {stuck:.0f} s {_place(min(steps, default=0))}"
             )
 
-    def _median_step(self) -> float:
-        durations = [b - a for a, b in pairwise(self._step_times)]
-        return median(durations) if durations else 0.0
-
     def failure(self, return_code: int | None) -> Exception:
         """Return the error that tells why the run failed."""
-        errors = {
-            int(path.name.split(".")[0]): json.loads(path.read_text())
-            for path in self._folder.glob("*.error.json")
-        }
+        errors = self._errors()
         for error in errors.values():
             if error["is_user_error"]:
                 return UserError(error["error"])
@@ -118,6 +139,12 @@ class RankWatch:
             f"the training ended before its first step: {_reason(return_code)}; "
             "the log above has the last words of the launcher"
         )
+
+    def _errors(self) -> dict[int, dict[str, Any]]:
+        return {
+            int(path.name.split(".")[0]): json.loads(path.read_text())
+            for path in self._folder.glob("*.error.json")
+        }
 
     def _is_gone(self, rank: int) -> bool:
         pid = self._read(rank).get("pid")

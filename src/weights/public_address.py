@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import socket
+import time
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from src.errors import UserError
@@ -11,6 +12,8 @@ from src.weights.name_lookup import AddressInfo, look_up
 from src.weights.printable import printable
 
 SWITCH = "ALLOW_PRIVATE_URLS"
+MAX_ADDRESSES = 8
+"""A name's addresses that are tried."""
 
 _NAT64 = IPv6Network("64:ff9b::/96")
 _IPV6_PUBLIC = IPv6Network("2000::/3")
@@ -71,13 +74,22 @@ def resolve_public(host: str, port: int, timeout: float | None) -> list[AddressI
 
 
 def connect_public(host: str, port: int, timeout: float | None) -> socket.socket:
-    """Connect to the first address that answers, of those that were just checked."""
+    """Connect to the first address that answers, of those that were just checked.
+
+    Raises TimeoutError when the look-up and all attempts together have taken the time.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
     last_error: OSError | None = None
     # Asked for once: a second answer could be another one.
-    for family, kind, protocol, _, address in resolve_public(host, port, timeout):
+    addresses = resolve_public(host, port, timeout)[:MAX_ADDRESSES]
+    for number, (family, kind, protocol, _, address) in enumerate(addresses):
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise TimeoutError(f"no address of {host!r} answers in time")
         connection = socket.socket(family, kind, protocol)
         try:
-            connection.settimeout(timeout)
+            # A silent one, as IPv6 often is, leaves time for those after it.
+            connection.settimeout(left and left / min(2, len(addresses) - number))
             connection.connect(address)
             return connection
         except OSError as error:

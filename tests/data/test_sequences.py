@@ -15,7 +15,7 @@ from src.data.batch_plan import (
 from src.data.batches import collate
 from src.data.dataset import TokenDataset, collect
 from src.data.examples import ChatExample, CompletionExample, TextExample
-from src.data.packing import Span, count_tokens, one_by_one, pack, wrap
+from src.data.packing import Sequence, Span, count_tokens, one_by_one, pack, wrap
 from src.data.tokenization import IGNORE_INDEX, TokenizedExample, cut, tokenize
 from src.prompts.dialogue import Turn
 from src.text.formats import build_train_speech
@@ -41,6 +41,23 @@ def test_packing_is_best_fit():
     packs = pack(offsets, chunk_size=512)
     assert all_tokens(packs) == list(range(offsets[-1]))
     assert len(packs) <= 1.01 * offsets[-1] / 512 + 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_longest_sequences_lie_apart(seed: int):
+    """Each, the longest first, goes to the lightest micro-batch with room, the first of equals."""
+    rng = np.random.default_rng(seed)
+    step = one_by_one(np.cumsum([0, *rng.integers(1, 9, rng.integers(1, 60))]))
+    plan = plan_batches(
+        train_batch_size=60, micro_batch_size=int(rng.integers(1, 6)), num_devices=4
+    )
+    found = split_micro_batches(step, plan)
+    micro_batches = [micro for micros in zip(*found, strict=True) for micro in micros]
+    expected: list[list[Sequence]] = [[] for _ in micro_batches]
+    for sequence in sorted(step, key=count_tokens, reverse=True):
+        with_room = [micro for micro in expected if len(micro) < plan.micro_batch_size]
+        min(with_room, key=lambda micro: sum(map(count_tokens, micro))).append(sequence)
+    assert micro_batches == [tuple(micro) for micro in expected]
 
 
 def test_wrapping_cuts_the_stream_into_exact_chunks():
@@ -143,7 +160,7 @@ def test_every_assistant_turn_is_learned_and_ends_at_once(tokenizer):
     assert example.input_ids[first_end - 1 : first_end] == blank
 
 
-@pytest.mark.parametrize("first_learned", [2, 50])
+@pytest.mark.parametrize("first_learned", [2, 50, 55, 59])
 def test_cutting_keeps_something_to_learn_and_the_end(first_learned: int):
     ids = list(range(100, 160))
     mask = [i >= first_learned for i in range(60)]

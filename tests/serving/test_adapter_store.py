@@ -11,9 +11,17 @@ import pytest
 import src.weights.cache
 from src.errors import UserError
 from src.serving.adapter_store import Adapter, AdapterStore
+from src.serving.adapters import adapter_bytes_limit
+from src.settings import MAX_RANK
 from src.weights.adapter import read_adapter
 from src.weights.archive import write_archive
 from src.weights.cache import Weights, WeightsCache
+
+
+def test_an_adapter_of_the_largest_rank_has_room():
+    """What training makes is taken, in float32 too."""
+    adapted = 4 * MAX_RANK * (300 + 500)
+    assert adapted < adapter_bytes_limit({"q_proj": (300, 500)}) < adapted + 2**21
 
 
 class Counting:

@@ -9,12 +9,18 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from safetensors.torch import save as save_tensors
 
 from src.errors import UserError
 from src.training.checkpoint import (
@@ -28,11 +34,15 @@ from src.training.checkpoint import (
     read_checkpoint,
     run_folder,
 )
-from src.training.keeper import seconds_between
+from src.training.keeper import Keeper, seconds_between
+from src.training.keeping import resume
 from src.training.launcher import run_workers
+from src.training.progress import Progress
 from src.training.run import run_training
 from src.training.session import Session
+from src.training.stop import ServerWatch
 from src.training.watch import TrainingError
+from src.weights.manifest import read_manifest
 from tests.conftest import ROWS
 from tests.training.test_runs import CURVE, session_processes
 
@@ -74,6 +84,11 @@ def records(output: Path) -> list[dict[str, object]]:
     ]
 
 
+def final_losses(output: Path) -> list[float]:
+    manifest = json.loads((output / "training.json").read_text())
+    return [manifest["train_loss"], manifest["eval_loss"]]
+
+
 FAULTS = (("1:step4:kill", 3), ("0:save6:kill", 5), ("1:validation9:exit", 8))
 """Between two steps, in the middle of a save, and in a validation; with the last whole step."""
 
@@ -95,9 +110,13 @@ def test_a_killed_run_goes_on_to_the_bit(train, tmp_path: Path, stage: str, faul
         newest = str(checkpoint.folder)
     del os.environ["FAULT"]
     resumed = train(resume_from=newest)
-    assert records(resumed) == records(whole)
-    expected, found = (load_file(o / "adapter_model.safetensors") for o in (whole, resumed))
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    last = tmp_path / "checkpoints" / "run" / "step-00000012"
+    for output in (resumed, train(resume_from=str(last))):
+        assert records(output) == records(whole)
+        assert final_losses(output) == final_losses(whole)
+        assert read_manifest(output).base_model == "tiny-llama"
+        expected, found = (load_file(o / "adapter_model.safetensors") for o in (whole, output))
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     kept = ["finished-step-00000012", "step-00000011", "step-00000012"]
     assert checkpoints(tmp_path) == kept
 
@@ -138,6 +157,12 @@ def test_a_server_that_ends_leaves_the_adapter(train, tmp_path: Path):
         train(num_train_epochs=2000, on_metric=end_at_step_3)
     assert time.monotonic() - ended[0] < 10
     check_stopped(tmp_path)
+
+
+def test_a_server_without_a_port_of_its_own_is_seen():
+    """Cog's server listens at port 5000 unless PORT says otherwise."""
+    assert ServerWatch({}).port == 5000
+    assert ServerWatch({"PORT": "5001"}).port == 5001
 
 
 @pytest.mark.parametrize("is_port_closed", [True, False])
@@ -224,6 +249,49 @@ def test_cancel_keeps_what_is_there_if_asked(train, tmp_path: Path, is_kept: boo
         check_stopped(tmp_path)
 
 
+def test_a_stop_while_a_checkpoint_is_put_back_keeps_what_is_there(make_settings, tmp_path: Path):
+    """The adapter of the step before is not replaced by one that is not put back yet."""
+    settings = replace(make_settings(), checkpoint_folder=str(tmp_path / "kept"))
+    store = CheckpointStore(tmp_path / "kept", {})
+    state = {"tokens": 0, "loss_sum": 0.0, "weight_sum": 0.0}
+    state |= {"train_loss": None, "validation_loss": None}
+    folder = save(store, 3, save_tensors({}), state)
+    stopped = tmp_path / "kept" / "stopped-step-00000003"
+
+    class StubTrainer:
+        """Is asked to stop at every moment of the restore."""
+
+        num_steps_done, changing = 0, Lock()
+        engine = SimpleNamespace(optimizer=SimpleNamespace(optimizer=SimpleNamespace(state={})))
+
+        def prime(self, *_: object) -> None:
+            keeper.keep_adapter()
+
+    class Parameters:
+        def __iter__(self) -> Iterator[object]:
+            keeper.keep_adapter()
+            return iter(())
+
+    def write_adapter(folder: Path, tensors: object, step: int) -> None:
+        (folder / "adapter").write_text(f"after step {step}")
+
+    run: Any = SimpleNamespace(
+        settings=settings, rank=0, train_data=None, note_step=lambda step: None,
+        schedule=SimpleNamespace(longest_micro_batch=lambda rank: ()),
+    )  # fmt: skip
+    trainer: Any = StubTrainer()
+    keeper = Keeper(
+        tmp_path, store, trainer, rank=0, seconds=0, busy=nullcontext, is_shared=True,
+        gather_state=dict, gather_adapter=dict, write_adapter=write_adapter,
+    )  # fmt: skip
+    adapted: Any = SimpleNamespace(adapter=Parameters())
+    progress = Progress(None, num_steps=4)
+    assert resume(folder, run, tmp_path, trainer, adapted, progress) == 3
+    assert not stopped.exists()
+    keeper.keep_adapter()
+    assert (stopped / "adapter").read_text() == "after step 3"
+
+
 # How much is lost.
 
 
@@ -241,12 +309,17 @@ def test_cheap_checkpoints_come_often(asked: float, cost: float):
 # What is on disk.
 
 
-def save(store: CheckpointStore, step: int, content: bytes = b"state") -> Path:
+def save(
+    store: CheckpointStore,
+    step: int,
+    content: bytes = b"state",
+    progress: Mapping[str, object] = MappingProxyType({"tokens": 1}),
+) -> Path:
     def write_files(folder: Path) -> None:
         (folder / STATE).write_bytes(content)
         (folder / METRICS).write_text("{}\n")
 
-    return store.save(step, {"tokens": 1}, write_files)
+    return store.save(step, dict(progress), write_files)
 
 
 def test_two_are_kept_and_a_torn_one_is_passed_over(tmp_path: Path, capsys):
@@ -271,6 +344,20 @@ def test_two_are_kept_and_a_torn_one_is_passed_over(tmp_path: Path, capsys):
         assert "checkpoint step-00000003" in capsys.readouterr().out
         shutil.rmtree(folders[2])
         save(store, 3)
+
+
+def test_what_was_just_written_stays(tmp_path: Path):
+    """A run that begins anew finds those of later steps, whole or torn."""
+    store = CheckpointStore(tmp_path / "run", {})
+    old = [save(store, step) for step in (8, 9)]
+    (old[1] / STATE).unlink()
+    first = save(store, 1)
+    assert [folder.exists() for folder in (*old, first)] == [False, True, True]
+    newest = store.newest()
+    assert newest is not None
+    assert newest.step == 1
+    second = save(store, 2)
+    assert [folder.exists() for folder in (first, second)] == [False, True]
 
 
 def test_a_manifest_names_no_file_elsewhere(tmp_path: Path):
@@ -336,6 +423,39 @@ def test_a_run_is_its_settings_and_files(make_settings, tmp_path: Path):
     with pytest.raises(UserError, match="train_data is another file"):
         check_same_run(checkpoint, describe_run(other))
     assert run_folder(tmp_path, run) != run_folder(tmp_path, describe_run(other))
+
+
+def change_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= 1.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_tokenizer(folder: Path) -> None:
+    record = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(record | {"added": 1}))
+
+
+def change_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+
+
+@pytest.mark.parametrize("change", [change_weights, change_tokenizer, change_template])
+def test_another_base_model_makes_another_run(
+    make_settings, base_dir: Path, tmp_path: Path, change: Callable[[Path], None]
+):
+    """One of the same shape, under the same name: config.json does not tell them apart."""
+    folder = tmp_path / "base"
+    shutil.copytree(base_dir, folder)
+    settings = make_settings(base_model_dir=str(folder))
+    run = describe_run(settings)
+    assert run == describe_run(make_settings())
+    checkpoint = read_checkpoint(save(CheckpointStore(tmp_path / "run", run), 1))
+    change(folder)
+    with pytest.raises(UserError, match="base model is another"):
+        check_same_run(checkpoint, describe_run(settings))
+    (folder / "model.safetensors").unlink()
+    assert describe_run(settings)  # a plan is made without the weights
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,29 @@ def test_a_killed_launcher_leaves_none(tmp_path: Path, make_settings):
         assert "Traceback" not in error
 
 
+def test_a_frozen_launcher_keeps_no_run_waiting(tmp_path: Path, make_settings):
+    """It is frozen while the ranks take their last step; what they leave is all there."""
+    (tmp_path / "run").mkdir()
+    frozen: list[float] = []
+
+    def freeze_at_last_step(record: dict[str, object]) -> None:
+        strike = Strike(tmp_path / "run", rank=None, seconds=0, number=signal.SIGSTOP)
+        if record["step"] == 1:
+            strike.run()
+            frozen.append(strike.struck)
+
+    output = run_workers(
+        make_settings(**CURVE, max_steps=1, run_validation=False),
+        tmp_path / "run",
+        num_processes=1,
+        on_gpus=False,
+        on_metric=freeze_at_last_step,
+    )
+    assert (output / "adapter_model.safetensors").is_file()
+    assert time.monotonic() - frozen[0] < 15
+    assert session_processes(str(tmp_path)) == []
+
+
 DONE = """
 import sys, threading, time, types
 from pathlib import Path

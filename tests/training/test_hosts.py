@@ -9,6 +9,7 @@ import pytest
 
 from src.errors import UserError
 from src.training.hosts import find_hosts, local_devices
+from src.training.join import take_part
 from src.training.launcher import run_workers
 from src.training.run import run_training
 from tests.training.test_runs import CURVE, losses
@@ -61,6 +62,12 @@ def test_two_machines_have_the_curve_of_one(
         rest, _ = other.communicate(timeout=20)
     assert "taking part in training-two" in rest
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+def test_a_run_that_ends_before_it_is_joined_is_left_alone(environment, tmp_path: Path):
+    hosts = find_hosts(environment)
+    assert hosts is not None
+    take_part(tmp_path / "training-gone" / "invitation.json", hosts)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from src.errors import UserError
 from src.weights.cache import WeightsCache
 from src.weights.download import fetch
-from src.weights.public_address import is_public
+from src.weights.public_address import MAX_ADDRESSES, connect_public, is_public
 from tests.weights.archives import make_tar
 from tests.weights.test_sources import cut_off, drip, serving
 
@@ -462,6 +462,27 @@ def test_a_name_server_that_is_silent_is_given_up(tmp_path: Path):
         )
         assert server.recv(512)
     assert 0.9 < float(done.stdout) < 3, done.stderr
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+def test_many_addresses_share_one_time(dialled: list[str], monkeypatch, is_silent: bool):
+    """A name may lead to hundreds of addresses, each of them as silent as the last."""
+    monkeypatch.setitem(NAMES, "many.example", [f"93.184.216.{n}" for n in range(200)])
+    refuse = socket.socket.connect
+
+    def wait(self, address):
+        time.sleep(self.gettimeout())
+        with contextlib.suppress(ConnectionRefusedError):
+            refuse(self, address)
+        raise TimeoutError
+
+    if is_silent:
+        monkeypatch.setattr(socket.socket, "connect", wait)
+    started = time.monotonic()
+    with pytest.raises(TimeoutError if is_silent else ConnectionRefusedError):
+        connect_public("many.example", 80, 0.5 if is_silent else None)
+    assert time.monotonic() - started < 1
+    assert len(dialled) == MAX_ADDRESSES
 
 
 def test_a_slow_handshake_is_given_up(tmp_path: Path):

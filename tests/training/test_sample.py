@@ -1,0 +1,28 @@
+"""The reply to the validation prompt costs no run, and leaves no rank alone."""
+
+import pytest
+import torch
+
+from src.training.reader import open_reader
+from src.training.sample import build_sampler
+
+
+class Full:
+    """A model without memory for a reply."""
+
+    def generate(self, *_: object, **__: object) -> torch.Tensor:
+        raise MemoryError
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_rank_without_memory_does_not_leave_the_others_waiting(make_settings, is_shared: bool):
+    """Under ZeRO-3 they would wait for its part of each layer."""
+    settings = make_settings(validation_prompt="What?")
+    sample = build_sampler(
+        settings, open_reader(settings), Full(), torch.device("cpu"), is_shared=is_shared
+    )
+    if is_shared:
+        with pytest.raises(MemoryError):
+            sample()
+    else:
+        assert sample() is None
