@@ -18,8 +18,8 @@ def build_sampler(
     """Return what generates the reply; under ZeRO-3 all ranks call it together."""
     if settings.validation_prompt is None or not settings.run_validation:
         return lambda: None
-    tokenizer, speech, prompt = reader.tokenizer, reader.speech, settings.validation_prompt
-    ids = tokenizer.encode_pieces(speech.prompt_format.pieces(speech.of_prompt(prompt)))
+    tokenizer, speech = reader.tokenizer, reader.speech
+    ids = reader.prompt_ids(settings.validation_prompt)
     input_ids = torch.tensor([ids], device=device)
 
     def sample() -> str | None:
@@ -27,7 +27,7 @@ def build_sampler(
             output = model.generate(
                 input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                max_new_tokens=MAX_NEW_TOKENS,
+                max_new_tokens=min(MAX_NEW_TOKENS, reader.context - len(ids)),
                 use_cache=True,
                 eos_token_id=sorted(tokenizer.end_ids),
                 pad_token_id=tokenizer.eos_id,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from src.errors import UserError
 from src.training.reader import open_reader
 from src.training.sample import build_sampler
 
@@ -26,3 +27,9 @@ def test_a_rank_without_memory_does_not_leave_the_others_waiting(make_settings, 
             sample()
     else:
         assert sample() is None
+
+
+def test_a_prompt_that_fills_the_context_is_refused(make_settings):
+    with pytest.raises(UserError, match="validation_prompt: expected fewer than 256 tokens"):
+        open_reader(make_settings(validation_prompt="What? " * 90))
+    open_reader(make_settings(validation_prompt="What? " * 90, run_validation=False))
