@@ -47,10 +47,10 @@ def run_workers(
     patience = read_switches(os.environ).frozen_seconds
     ranks = RankWatch(run_dir / "ranks", num_local, session.spawned, patience=patience)
     metrics = MetricsTail(run_dir / "metrics.jsonl", on_metric)
-    server = ServerWatch(os.environ)
+    server, output = ServerWatch(os.environ), run_dir / "output"
     last_beat = time.monotonic()
     try:
-        while session.is_running() and not ranks.is_over():
+        while session.is_running() and not ranks.is_over(is_done=output.is_dir()):
             time.sleep(POLL_SECONDS)
             ranks.poll()
             metrics.poll()
@@ -73,7 +73,6 @@ def run_workers(
     finally:
         session.end()
     metrics.poll()
-    output = run_dir / "output"
     if not output.is_dir():
         was_asked = (run_dir / STOP_FILE).exists()
         raise (was_asked and _stopped(run_dir)) or ranks.failure(session.return_code)

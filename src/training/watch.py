@@ -90,11 +90,16 @@ class RankWatch:
         if not self._alive and self._all_gone_since is None:
             self._all_gone_since = time.monotonic()
 
-    def is_over(self) -> bool:
-        """Whether the run has ended, though this machine's launcher may not tell."""
+    def is_over(self, *, is_done: bool) -> bool:
+        """Whether the run has ended, though this machine's launcher may not tell yet.
+
+        It looks at its ranks once a second, and takes a while to end; only of a run that is not
+        done it has something to say.
+        """
         since = self._all_gone_since
-        is_launcher_frozen = since is not None and time.monotonic() - since > GONE_SECONDS
-        return is_launcher_frozen or any(rank >= self._num_ranks for rank in self._errors())
+        if since is not None and time.monotonic() - since > (0 if is_done else GONE_SECONDS):
+            return True
+        return any(rank >= self._num_ranks for rank in self._errors())
 
     def _check_signs(self) -> None:
         now = time.monotonic()

@@ -59,11 +59,11 @@ def test_a_failure_of_another_machines_rank_ends_the_run(folder: Path, is_user_e
     watch = RankWatch(folder, 1, [], patience=60)
     tell(folder, step=3)
     watch.poll()
-    assert not watch.is_over()
+    assert not watch.is_over(is_done=False)
     error = {"time": 0.0, "step": 3, "is_user_error": is_user_error, "error": "no such layer"}
     (folder / "1.error.json").write_text(json.dumps(error))
     watch.poll()
-    assert watch.is_over()
+    assert watch.is_over(is_done=False)
     sentence = "no such layer" if is_user_error else "rank 1 failed after step 3: no such layer"
     assert str(watch.failure(None)) == sentence
 
