@@ -51,8 +51,7 @@ def run_workers(
     last_beat = time.monotonic()
     try:
         while session.is_running() and not ranks.is_over(is_done=output.is_dir()):
-            time.sleep(POLL_SECONDS)
-            ranks.poll()
+            ranks.wait(POLL_SECONDS)
             metrics.poll()
             if time.monotonic() - last_beat > BEAT_SECONDS:
                 last_beat = time.monotonic()
@@ -60,7 +59,7 @@ def run_workers(
                 if server.is_gone() and settings.checkpoint_folder is not None:
                     _stop(run_dir, session, SHUTDOWN_SECONDS)
                     break
-        ranks.poll()
+        ranks.wait(0)
     except BaseException as error:
         if not isinstance(error, TrainingError) and settings.checkpoint_folder is not None:
             # A server that ends takes no more metrics, which may be the first sign of its end.

@@ -17,6 +17,8 @@ class TrainingError(RuntimeError):
     """A run that failed, with the rank and its last error in one sentence."""
 
 
+GLANCE_SECONDS = 0.01
+"""Between two looks at the processes: once one has ended, the launcher soon ends the others."""
 GONE_SECONDS = 5.0
 """Time for the launcher to end after the last rank."""
 FIRST_PASS_SECONDS = 900.0
@@ -77,13 +79,19 @@ class RankWatch:
         self._pace = _Pace()
         self._all_gone_since: float | None = None
 
-    def poll(self) -> None:
-        """Note the ranks that are gone since the last poll.
+    def wait(self, seconds: float) -> None:
+        """Note which ranks end within so long; the first one ends the wait.
 
         Raises TrainingError when a rank shows no sign of life, or none gets any further.
         """
         self._check_signs()
-        ended = [rank for rank in sorted(self._alive) if self._is_gone(rank)]
+        pids = {rank: self._pid(rank) for rank in sorted(self._alive)}
+        deadline = time.monotonic() + seconds
+        while True:
+            ended = [rank for rank, pid in pids.items() if pid is not None and _is_gone(pid)]
+            if ended or time.monotonic() >= deadline:
+                break
+            time.sleep(GLANCE_SECONDS)
         self._alive.difference_update(ended)
         if not self._ended_first:
             self._ended_first = ended
@@ -151,24 +159,24 @@ class RankWatch:
             for path in self._folder.glob("*.error.json")
         }
 
-    def _is_gone(self, rank: int) -> bool:
-        pid = self._read(rank).get("pid")
+    def _pid(self, rank: int) -> int | None:
         # Before its first word there is only the launcher's, whose lines may come apart.
-        if pid is None and rank < len(self._spawned):
-            pid = self._spawned[rank]
-        if pid is None:
-            return False
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return True
-        return state in "ZX"
+        spawned = self._spawned[rank] if rank < len(self._spawned) else None
+        return self._read(rank).get("pid", spawned)
 
     def _read(self, rank: int) -> dict[str, Any]:
         try:
             return json.loads((self._folder / f"{rank}.json").read_text())
         except (OSError, ValueError):
             return {}
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"
 
 
 def _place(step: int) -> str:

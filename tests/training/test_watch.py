@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -29,14 +31,14 @@ def poll_until(watch: RankWatch, seconds: float, *, folder: Path, step: int) -> 
     while time.monotonic() < deadline:
         beat += 1
         tell(folder, step=step, beat=beat)
-        watch.poll()
+        watch.wait(0)
         time.sleep(0.01)
 
 
 def test_the_steps_before_a_resume_are_no_measure(folder: Path):
     """The first step after a thousand of another process takes as long as a first step."""
     watch = RankWatch(folder, 1, [], patience=0.1)
-    watch.poll()
+    watch.wait(0)
     poll_until(watch, 0.2, folder=folder, step=1000)
     poll_until(watch, 0.1, folder=folder, step=1001)
     with pytest.raises(TrainingError, match=r"any further for .* after step 1002"):
@@ -53,16 +55,38 @@ def test_patience_is_ten_median_steps(folder: Path):
     assert time.monotonic() - started > 0.5
 
 
+def test_the_rank_that_ended_first_is_named(folder: Path):
+    """The launcher ends the others soon after it: here 50 ms later."""
+    for _ in range(5):
+        ranks = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+        watch = RankWatch(folder, 2, [process.pid for process in ranks], patience=60)
+
+        def end(ranks: list[subprocess.Popen[bytes]] = ranks) -> None:
+            time.sleep(0.15)
+            ranks[1].kill()
+            time.sleep(0.05)
+            ranks[0].kill()
+
+        ending = threading.Thread(target=end)
+        ending.start()
+        while not watch.is_over(is_done=True):
+            watch.wait(0.1)
+        ending.join()
+        assert str(watch.failure(-9)).startswith("rank 1 ended without a word")
+        for process in ranks:
+            process.wait()
+
+
 @pytest.mark.parametrize("is_user_error", [True, False])
 def test_a_failure_of_another_machines_rank_ends_the_run(folder: Path, is_user_error: bool):
     """This machine's ranks may wait for it in a collective for minutes."""
     watch = RankWatch(folder, 1, [], patience=60)
     tell(folder, step=3)
-    watch.poll()
+    watch.wait(0)
     assert not watch.is_over(is_done=False)
     error = {"time": 0.0, "step": 3, "is_user_error": is_user_error, "error": "no such layer"}
     (folder / "1.error.json").write_text(json.dumps(error))
-    watch.poll()
+    watch.wait(0)
     assert watch.is_over(is_done=False)
     sentence = "no such layer" if is_user_error else "rank 1 failed after step 3: no such layer"
     assert str(watch.failure(None)) == sentence
