@@ -12,6 +12,9 @@ from src.serving.projections import Projection
 from src.weights.cache_use import CacheUse
 
 SMALLEST_RANK = 8
+WIDE_RANK, WIDE_RATIO = 64, 4
+"""Every slot is as wide as the widest adapter, and all pay for it. An idle one leaves when it is
+over this rank and the others need less than so many times its width."""
 
 
 class AdapterSlots:
@@ -34,11 +37,13 @@ class AdapterSlots:
         self._like = like
         self._rank = SMALLEST_RANK
         self._slot_of_key: OrderedDict[str, int] = OrderedDict()
+        self._rank_of_key: dict[str, int] = {}
         self._num_users = [0] * num_slots
         self._num_hits = self._num_misses = 0
 
     def acquire(self, adapter: LoadedAdapter) -> int | None:
         """Return the adapter's slot, which it keeps until released; None while all are in use."""
+        self._narrow(adapter)
         slot = self._slot_of_key.get(adapter.key)
         if slot is not None:
             self._num_hits += 1
@@ -48,6 +53,7 @@ class AdapterSlots:
                 return None
             self._write(slot, adapter)
             self._slot_of_key[adapter.key] = slot
+            self._rank_of_key[adapter.key] = adapter.max_rank
             self._num_misses += 1
         self._slot_of_key.move_to_end(adapter.key)
         self._num_users[slot] += 1
@@ -73,14 +79,34 @@ class AdapterSlots:
                 return slot
         for key, slot in self._slot_of_key.items():
             if self._num_users[slot] == 0:
-                del self._slot_of_key[key]
+                del self._slot_of_key[key], self._rank_of_key[key]
                 return slot
         return None
 
+    def _narrow(self, next_adapter: LoadedAdapter) -> None:
+        """Let go of idle adapters of far higher rank than the others."""
+        limit = max(WIDE_RANK, self._rank // WIDE_RATIO)
+        if next_adapter.max_rank > limit:
+            return
+        wide = [key for key, rank in self._rank_of_key.items() if rank > limit]
+        if not wide or any(self._num_users[self._slot_of_key[key]] for key in wide):
+            return
+        for key in wide:
+            del self._slot_of_key[key], self._rank_of_key[key]
+        rank = _width(max([SMALLEST_RANK, *self._rank_of_key.values()]))
+        stacks: list[LoraStack | None] = []
+        for projection, old in zip(self._projections, self.stacks, strict=True):
+            if old is not None:
+                new = self._new_stack(projection, rank)
+                new.take(old)
+                stacks.append(new)
+            else:
+                stacks.append(None)
+        self.stacks, self._rank = stacks, rank
+        self.version += 1
+
     def _write(self, slot: int, adapter: LoadedAdapter) -> None:
-        rank = self._rank
-        while rank < adapter.max_rank:
-            rank *= 2
+        rank = max(self._rank, _width(adapter.max_rank))
         stacks = list(self.stacks)
         needed = [
             old is not None or any(name in adapter.modules for name in projection.names)
@@ -126,3 +152,8 @@ class AdapterSlots:
             rank=rank,
             like=self._like,
         )
+
+
+def _width(rank: int) -> int:
+    """Return the rank that slots have for adapters of a rank: the next power of two."""
+    return max(SMALLEST_RANK, 1 << (rank - 1).bit_length())

@@ -51,11 +51,12 @@ class LoraStack:
             begin = end
 
     def take(self, other: "LoraStack") -> None:
-        """Copy what a stack of a lower rank holds."""
+        """Copy what a stack of another rank holds, as far as there is room."""
         for mine, theirs in ((self.a, other.a), (self.b, other.b)):
             width = mine.shape[1]
             blocks = mine.view(-1, self.rank, width)
-            blocks[:, : other.rank] = theirs.view(-1, other.rank, width)
+            rank = min(self.rank, other.rank)
+            blocks[:, :rank] = theirs.view(-1, other.rank, width)[:, :rank]
 
     def add_shared_(self, output: torch.Tensor, x: torch.Tensor, slot: int | torch.Tensor) -> None:
         """Add one slot's update to every row, in place."""

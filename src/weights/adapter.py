@@ -51,7 +51,15 @@ def read_adapter(folder: Path, linear_shapes: Mapping[str, tuple[int, int]]) -> 
     settings = read_adapter_config(folder)
     path = folder / "adapter_model.safetensors"
     tensors = read_safetensors_header(path)
-    targets = sorted(module for module in linear_shapes if settings.targets(module))
+    targets = sorted(
+        module
+        for module in linear_shapes
+        if (
+            any(name in tensors for name in _tensor_names(module))
+            if settings.tensors_tell_targets
+            else settings.targets(module)
+        )
+    )
     if not targets:
         raise UserError(f"{MISFIT}: target_modules name none of its linear modules")
     _check_names(tensors, targets)
@@ -68,7 +76,12 @@ def _check_names(tensors: Mapping[str, TensorSlice], targets: list[str]) -> None
     """A tensor too many could replace part of the base model, one too few leave it as it was."""
     expected = {name for module in targets for name in _tensor_names(module)}
     if unexpected := sorted(tensors.keys() - expected):
-        raise UserError(f"{MISFIT}: {printable(unexpected[0], 200)}: no such tensor is expected")
+        hint = ""
+        if unexpected[0].endswith(".base_layer.weight"):
+            hint = ", it is the base model's own (in PEFT: save_embedding_layers=False)"
+        raise UserError(
+            f"{MISFIT}: {printable(unexpected[0], 200)}: no such tensor is expected{hint}"
+        )
     if missing := sorted(expected - tensors.keys()):
         raise UserError(f"{MISFIT}: {missing[0]}: the tensor is missing")
 

@@ -14,7 +14,7 @@ from src.weights.printable import printable
 
 NAME = "adapter_config.json"
 MAX_BYTES = 1 << 20
-MAX_ALPHA = 1e6
+MIN_ALPHA, MAX_ALPHA = 1e-6, 1e6
 MAX_NAMES = 1000
 
 TAKEN = {
@@ -25,7 +25,12 @@ TAKEN = {
     "target_modules",
     "rank_pattern",
     "alpha_pattern",
+    "init_lora_weights",
 }
+SELECTING = {"exclude_modules", "layers_to_transform", "layers_pattern"}
+"""They leave modules out; which, the adapter's tensors tell as well."""
+HARMLESS_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""All others of PEFT change the base model too: what was learned fits only to that."""
 # Of no effect on a trained adapter that we load ourselves. Any other field, known to PEFT today
 # or tomorrow, must be empty: it would change the computation.
 IGNORED = {
@@ -36,7 +41,6 @@ IGNORED = {
     "revision",
     "inference_mode",
     "lora_dropout",
-    "init_lora_weights",
     "megatron_core",
     "qalora_group_size",
 }
@@ -51,6 +55,8 @@ class LoraSettings:
     use_rslora: bool
     target_modules: frozenset[str] | None
     """None stands for all linear modules but the output layer."""
+    tensors_tell_targets: bool
+    """They are selected by a pattern, which is a stranger's program and is never run."""
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
 
@@ -81,18 +87,22 @@ def read_adapter_config(folder: Path) -> LoraSettings:
             f"{NAME}: expected peft_type LORA, found {printable(config.get('peft_type'), 40)}"
         )
     for key, value in config.items():
-        if key not in TAKEN | IGNORED and not (
+        if key not in TAKEN | SELECTING | IGNORED and not (
             _is_empty(value) or (key, value) == ("bias", "none")
         ):
             raise UserError(
                 f"{NAME}: {printable(key, 40)} is not supported, expected a plain LoRA adapter "
                 f"without it, found {printable(value, 40)}"
             )
+    _check_init(config.get("init_lora_weights"))
+    targets = config.get("target_modules")
+    is_pattern = isinstance(targets, str) and targets not in ("", "all-linear")
     return LoraSettings(
         lora_rank=_rank(config.get("r"), "r"),
         lora_alpha=_alpha(config.get("lora_alpha"), "lora_alpha"),
         use_rslora=_flag(config.get("use_rslora", False), "use_rslora"),
-        target_modules=_target_modules(config.get("target_modules")),
+        target_modules=None if is_pattern else _target_modules(targets),
+        tensors_tell_targets=is_pattern or any(not _is_empty(config.get(k)) for k in SELECTING),
         rank_pattern={
             key: _rank(value, "rank_pattern")
             for key, value in _pattern(config.get("rank_pattern"), "rank_pattern").items()
@@ -112,12 +122,29 @@ def _suffixes(module: str) -> Iterable[str]:
 
 def _matching_key(pattern: dict[str, Any], module: str) -> str | None:
     # As PEFT does: the first key in the file's order wins, not the longest.
-    return next((key for key in pattern if module == key or module.endswith("." + key)), None)
+    return next((key for key in pattern if _matches(key, module)), None)
+
+
+def _matches(key: str, module: str) -> bool:
+    """Tell whether the key is the module's name or its end; PEFT's point stands for anything."""
+    start = len(module) - len(key)
+    if start < 0 or (start > 0 and module[start - 1] != "."):
+        return False
+    return all(k in (".", m) for k, m in zip(key, module[start:], strict=True))
 
 
 def _is_empty(value: Any) -> bool:
     # 0 is not empty: it can be the number of a layer.
     return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+
+
+def _check_init(value: Any) -> None:
+    if not isinstance(value, bool | str | None) or value not in HARMLESS_INITS:
+        raise UserError(
+            f"{NAME}: init_lora_weights {printable(value, 40)!r} changed the base model that this "
+            "adapter was trained on, expected an adapter converted to plain LoRA (in PEFT: "
+            "save_pretrained with path_initial_model_for_weight_conversion)"
+        )
 
 
 def _rank(value: Any, key: str) -> int:
@@ -130,9 +157,9 @@ def _rank(value: Any, key: str) -> int:
 
 
 def _alpha(value: Any, key: str) -> float:
-    if type(value) not in (int, float) or not 0 < value <= MAX_ALPHA:
+    if type(value) not in (int, float) or not MIN_ALPHA <= value <= MAX_ALPHA:
         raise UserError(
-            f"{NAME}: {key} must be a number above 0 and at most {MAX_ALPHA:,.0f}, "
+            f"{NAME}: {key} must be a number from {MIN_ALPHA} to {MAX_ALPHA:,.0f}, "
             f"found {printable(_short(value), 40)}"
         )
     return float(value)

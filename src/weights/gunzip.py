@@ -4,7 +4,7 @@ import zlib
 from typing import BinaryIO
 
 from src.errors import UserError
-from src.weights.unpacked_size import check_ratio
+from src.weights.unpacked_size import check_growth, check_ratio
 
 PACKED_BLOCK_BYTES = 64 << 10
 """Small, because what is left of a block is copied with each read."""
@@ -27,6 +27,7 @@ class Gunzip:
             if not packed:
                 packed = self._file.read(PACKED_BLOCK_BYTES)
                 self._packed_bytes += len(packed)
+                check_growth(self._bytes, self._packed_bytes)
             try:
                 block = self._unpacker.decompress(packed, size)
             except zlib.error:
@@ -46,5 +47,8 @@ class Gunzip:
         rest = self._unpacker.unused_data
         while rest or (rest := self._file.read(BLOCK_BYTES)):
             if rest.strip(b"\0"):
-                raise UserError("weights archive: there are data after the end of its gzip data")
+                raise UserError(
+                    "weights archive: there are data after the end of its gzip data, "
+                    "expected one gzip stream"
+                )
             rest = b""

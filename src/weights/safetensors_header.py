@@ -9,8 +9,8 @@ from src.errors import UserError
 from src.weights.json_object import parse_json_object
 from src.weights.printable import printable
 
-MAX_HEADER_BYTES = 4 << 20
-"""Room for 20,000 tensors; an adapter of 80 layers has 1,120."""
+MAX_HEADER_BYTES = 1 << 20
+"""Room for 5,000 tensors; an adapter of 80 layers has 1,120."""
 
 BITS = {
     **dict.fromkeys(("F4",), 4),
@@ -72,8 +72,8 @@ def _read_entry(key: str, entry: Any, data_start: int, name: str) -> TensorSlice
     start, end = offsets
     if 8 * (end - start) != prod(shape) * BITS[dtype]:
         raise UserError(
-            f"{where}: expected {prod(shape) * BITS[dtype] // 8:,} bytes for {dtype} {shape}, "
-            f"found {end - start:,}"
+            f"{where}: expected {prod(shape) * BITS[dtype] // 8:,} bytes for {dtype} "
+            f"{printable(shape, 60)}, found {end - start:,}"
         )
     return TensorSlice(dtype, tuple(shape), data_start + start, data_start + end)
 

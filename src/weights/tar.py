@@ -12,9 +12,12 @@ from src.weights.printable import printable
 
 MAX_MEMBERS = 256
 MAX_EXTENSION_BYTES = 64 << 10
+MAX_ALL_EXTENSION_BYTES = 256 << 10
 BLOCK = 512
 
-REFUSED_PAX = ("path", "size", "linkpath", "GNU.sparse.", "SCHILY.realsize")
+REFUSED_PAX = ("size", "linkpath", "GNU.sparse.", "SCHILY.realsize")
+EXTENSIONS = (b"x", b"g", b"X", b"L")
+"""PAX headers and GNU's long names, which tell of the member behind them."""
 REFUSED_TYPES = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -25,6 +28,8 @@ REFUSED_TYPES = {
     b"S": "a sparse file",
 }
 
+_PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,5}) ")
+
 Read = Callable[[int], bytes]
 Copy = Callable[[str, int, Read], bool]
 """Given name, size and a reader of the content: take the file and return True, or leave it."""
@@ -33,6 +38,7 @@ Copy = Callable[[str, int, Read], bool]
 def read_tar(read: Read, copy: Copy) -> None:
     """Offer every regular file of the stream to `copy`, in order, and read to the end."""
     long_name: str | None = None
+    extension_bytes = 0
     for num_members in range(MAX_MEMBERS + 2):
         header = _read_exactly(read, BLOCK)
         if not header.strip(b"\0"):
@@ -44,10 +50,16 @@ def read_tar(read: Read, copy: Copy) -> None:
         _check_sum(header)
         name = long_name or _name(header)
         size, kind = _size(header), header[156:157]
-        if kind in (b"x", b"g", b"X"):
-            _check_pax(_read_extension(read, size))
-        elif kind == b"L":
-            long_name = _text(_read_extension(read, size))
+        if kind in EXTENSIONS:
+            extension_bytes += size
+            if extension_bytes > MAX_ALL_EXTENSION_BYTES:
+                raise UserError(
+                    "weights archive: expected long names and PAX headers of at most "
+                    f"{MAX_ALL_EXTENSION_BYTES:,} bytes together, found more"
+                )
+            extension = _read_extension(read, size)
+            path = _text(extension) if kind == b"L" else _pax_path(extension, kind)
+            long_name = path or long_name
         elif kind == b"5" or (kind == b"\0" and name.endswith("/")):
             _check_folder(name, size)
             long_name = None
@@ -98,20 +110,26 @@ def _check_folder(name: str, size: int) -> None:
         raise UserError(f"weights archive: the folder {printable(name)!r} has a size")
 
 
-def _check_pax(data: bytes) -> None:
-    """Take only PAX fields that say nothing about where a file goes or how long it is."""
-    while data:
-        match = re.match(rb"([1-9][0-9]{0,5}) ", data)
-        record = data[: int(match[1])] if match else b""
-        key, equals, _ = record[match.end() if match else 0 :].partition(b"=")
-        if not match or len(record) != int(match[1]) or not equals or record[-1:] != b"\n":
+def _pax_path(data: bytes, kind: bytes) -> str | None:
+    """Return the next member's path, if the header has it; refuse fields that change its data."""
+    path, position = None, 0
+    while position < len(data):
+        match = _PAX_LENGTH.match(data, position)
+        end = position + int(match[1]) if match else 0
+        record = data[match.end() if match else end : end]
+        key, equals, value = record.partition(b"=")
+        if not equals or end > len(data) or not value.endswith(b"\n"):
             raise UserError("weights archive: a PAX header is damaged")
-        if key.decode("utf-8", "replace").startswith(REFUSED_PAX):
+        name = key.decode("utf-8", "replace")
+        if name == "path" and kind == b"x" and value != b"\n":
+            path = _text(value[:-1])
+        elif name.startswith((*REFUSED_PAX, "path")):
             raise UserError(
-                f"weights archive: a PAX header sets {printable(key.decode('utf-8', 'replace'))}, "
+                f"weights archive: a PAX header sets {printable(name)}, "
                 "expected plain names and sizes"
             )
-        data = data[len(record) :]
+        position = end
+    return path
 
 
 def _read_extension(read: Read, size: int) -> bytes:

@@ -11,7 +11,7 @@ from src.errors import UserError
 from src.weights.member_name import member_parts
 from src.weights.printable import printable
 from src.weights.tar import Copy
-from src.weights.unpacked_size import check_ratio
+from src.weights.unpacked_size import check_growth, check_ratio
 
 MAX_ENTRIES = 64
 MAX_DIRECTORY_BYTES = 1 << 20
@@ -24,8 +24,8 @@ def read_zip(file: BinaryIO, copy: Copy, *, max_bytes: int) -> None:
         with zipfile.ZipFile(file) as archive:
             left = max_bytes
             for entry in archive.infolist():
-                # zipfile itself stumbles over these two.
-                if not entry.filename or entry.header_offset < 0:
+                # zipfile itself stumbles over these.
+                if not entry.filename or not 0 <= entry.header_offset < file_bytes:
                     raise UserError("weights archive: the zip is damaged")
                 _check_entry(entry)
                 if entry.is_dir():
@@ -34,8 +34,10 @@ def read_zip(file: BinaryIO, copy: Copy, *, max_bytes: int) -> None:
                 if left < 0:
                     raise UserError(f"weights archive: it holds more than {max_bytes:,} bytes")
                 check_ratio(max_bytes - left, file_bytes)
+                check_growth(entry.file_size, entry.compress_size)
                 with archive.open(entry) as data:
-                    copy(entry.filename, entry.file_size, data.read)
+                    # Some tools of Windows write their own separator.
+                    copy(entry.filename.replace("\\", "/"), entry.file_size, data.read)
     except UserError:
         raise
     except (

@@ -166,15 +166,12 @@ BAD_CONFIGS = {
     "lora-bias": {"lora_bias": True},
     "fan": {"fan_in_fan_out": True},
     "modules-to-save": {"modules_to_save": ["lm_head"]},
-    "layers": {"layers_to_transform": [0]},
     "replication": {"layer_replication": [[0, 500]]},
-    "exclude": {"exclude_modules": "(.*)*x"},
     "tokens": {"trainable_token_indices": [1]},
     "parameters": {"target_parameters": ["a"]},
     "megatron": {"megatron_config": {"a": 1}},
     "loftq": {"loftq_config": {"a": 1}},
     "unknown-field": {"new_trick": True},
-    "targets-regex": {"target_modules": "(([a-z._0-9])+)+!"},
     "targets-regex-name": {"target_modules": ["(.*)*"]},
     "targets-many": {"target_modules": [f"m{i}" for i in range(100_000)]},
     "targets-number": {"target_modules": [1]},
@@ -205,15 +202,12 @@ BAD_CONFIGS = {
     "rank-pattern-zero": {"rank_pattern": {"q_proj": 0}},
     "rank-pattern-many": {"rank_pattern": {f"m{i}": 4 for i in range(100_000)}},
     "rslora-number": {"use_rslora": 1},
-    "layer-zero": {"layers_to_transform": 0},
-    "layers-pattern": {"layers_pattern": "(.*)*x"},
     "corda": {"corda_config": {"a": 1}},
     "eva": {"eva_config": {"a": 1}},
     "runtime": {"runtime_config": {"ephemeral_gpu_offload": True}},
     "lora-ga": {"lora_ga_config": {"a": 1}},
     "qalora": {"use_qalora": True},
     "tied": {"ensure_weight_tying": True},
-    "targets-text": {"target_modules": "q_proj"},
     "targets-nested": {"target_modules": [["q_proj"]]},
     "targets-newline": {"target_modules": ["q_proj\n"]},
     "targets-long": {"target_modules": ["q" * 1000]},
@@ -352,10 +346,13 @@ BAD_CONFIGS |= {
     "virtual-tokens": {"num_virtual_tokens": 10**9},
     "code": {"trust_remote_code": True},
     "tokenizer-code": {"tokenizer_kwargs": {"trust_remote_code": True}},
-    "layers-all": {"layers_to_transform": list(range(100_000))},
     "replication-many": {"layer_replication": [[0, 1]] * 50_000},
-    "exclude-regex": {"exclude_modules": "(([a-z._0-9])+)+!"},
     "save-many": {"modules_to_save": [f"m{i}" for i in range(20_000)]},
+    **{f"init-{value}": {"init_lora_weights": value}
+       for value in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "nonsense", 1,
+                     "True")},
+    "init-list": {"init_lora_weights": ["gaussian"]},
+    "alpha-none-left": {"lora_alpha": 5e-324},
     "rank-infinite": json.dumps(CONFIG).replace('"r": 4', '"r": 1e999'),
     "rank-exponent": json.dumps(CONFIG).replace('"r": 4', '"r": 4e0'),
     "rank-list": {"r": [4]},
@@ -386,6 +383,11 @@ BAD_HEADERS |= {
     "padding-huge": {"header": lambda e: json.dumps(e).encode() + b" " * (16 << 20)},
     "metadata-huge": {"header": lambda e: json.dumps(
         {**e, "__metadata__": {"a": "x" * (16 << 20)}}).encode()},
+    # As large as headers may be.
+    **{f"full-{name}": {"header": lambda e, unit=unit: b'{"a": [%s 0]}' % (
+        unit * ((1 << 20) // len(unit) - 4))}
+       for name, unit in {"lists": b"[[[[]]]],", "objects": b'{"":{"":{}}},', "keys": b'{"":0},',
+                          "empty": b"[],"}.items()},
     "cut-short": {"header": lambda e: json.dumps(e).encode()[:-5]},
     "two-objects": {"header": lambda e: json.dumps(e).encode() + b"{}"},
     "shape-float": entry(shape=[4.0, 16.0]),
@@ -477,8 +479,20 @@ CODE = b"open('pwned', 'w')\n"
 AUTO_MAP = b'{"auto_map": {"AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", null]}}'
 HARMLESS: dict[str, Callable[[Path], object]] = {
     **{f"init-{value}": partial(write, tensors=good_tensors(), config={"init_lora_weights": value})
-       for value in ("pissa", "pissa_niter_4", "olora", "eva", "corda", "loftq", "gaussian",
-                     "orthogonal", "nonsense", True, False, None)},
+       for value in ("eva", "gaussian", "orthogonal", True, False, None)},
+    # The tensors tell which modules were trained; patterns are never run.
+    **{f"select-{name}": partial(write, tensors=good_tensors(), config=config)
+       for name, config in {
+           "regex": {"target_modules": r"model\.layers\.\d+\.self_attn\.(q|v)_proj"},
+           "regex-slow": {"target_modules": "(([a-z._0-9])+)+!"},
+           "text": {"target_modules": "q_proj"},
+           "exclude": {"exclude_modules": ["lm_head"]},
+           "exclude-regex": {"exclude_modules": "(([a-z._0-9])+)+!"},
+           "layers": {"layers_to_transform": [0, 1]},
+           "layer-zero": {"layers_to_transform": 0},
+           "layers-all": {"layers_to_transform": list(range(100_000))},
+           "layers-pattern": {"layers_pattern": "(.*)*x"},
+       }.items()},
     **{f"field-{name}": partial(write, tensors=good_tensors(), config={name: value})
        for name, value in {
            "base_model_name_or_path": "../../../etc/passwd",

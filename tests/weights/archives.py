@@ -7,6 +7,7 @@ import lzma
 import struct
 import tarfile
 import zipfile
+import zlib
 
 FILES = {
     "adapter_config.json": b"{}",
@@ -76,6 +77,27 @@ GOOD |= {
     "gzip-of-much-text": gzip.compress(make_tar(member("README.md", b"much text " * 1_500_000))),
     "gzip-padded": gzip.compress(make_tar()) + b"\0" * 512,
     "nested-same-name": make_tar(member("out/old/adapter_config.json"), prefix="out/"),
+}
+
+
+def zip_of_windows() -> bytes:
+    """Return a zip whose names have backslashes; zipfile would write slashes."""
+    return make_zip(prefix="out~").replace(b"out~", b"out\\")
+
+
+LOGS = f"runs/Nov21_17-32-46_{'ip-172-31-22-101.' * 5}internal/events"
+CHECKPOINTS = [
+    member(f"{folder}/{name}", b"old")
+    for folder in ("checkpoint-100", "checkpoint-200")
+    for name in FILES
+]
+GOOD |= {
+    # As Python's tarfile writes what transformers' Trainer leaves.
+    "pax-long-name": make_tar(member(f"out/{LOGS}"), prefix="out/", tar_format=tarfile.PAX_FORMAT),
+    "pax-unicode": make_tar(member("\u00dc.md"), prefix="\u6a21/", tar_format=tarfile.PAX_FORMAT),
+    "checkpoints-before": make_tar(*CHECKPOINTS, prefix="./"),
+    "checkpoints-behind": make_tar(*map(member, FILES, FILES.values()), *CHECKPOINTS, files={}),
+    "zip-windows": zip_of_windows(),
 }
 
 
@@ -420,4 +442,53 @@ HOSTILE |= {
     "cut-first-byte": make_tar()[1:],
     "cut-to-header": make_tar()[:512],
     "cut-gzip-header": gzip.compress(make_tar())[:9],
+}
+
+
+EMPTY_BLOCK = b"\x00\x00\x00\xff\xff"
+"""Of deflate: a stored block of no bytes, which is not the last one."""
+
+
+def padded_deflate(data: bytes) -> bytes:
+    return EMPTY_BLOCK * 800_000 + zlib.compress(data, wbits=-15)
+
+
+def zip_padded() -> bytes:
+    """Return a zip of whose entries one is 4 MB of blocks that hold nothing, and its data."""
+    packed, data = padded_deflate(FILES[CONFIG]), FILES[CONFIG]
+    archive = bytearray(make_zip(files={CONFIG: packed, **REST}, compression=zipfile.ZIP_STORED))
+    for signature, offset in ((b"PK\x03\x04", 8), (DIRECTORY, 10)):
+        at = archive.index(signature) + offset
+        archive[at : at + 2] = struct.pack("<H", zipfile.ZIP_DEFLATED)
+        sizes = struct.pack("<III", zlib.crc32(data), len(packed), len(data))
+        archive[at + 6 : at + 18] = sizes
+    return bytes(archive)
+
+
+def zip_with_far_offset(offset: int) -> bytes:
+    """Return a zip whose last entry lies behind the end of any file, as zip64 can say it."""
+    info = zipfile.ZipInfo("far")
+    info.extra = struct.pack("<HHQ", 1, 8, offset)
+    data = make_zip(extra=[(info, b"x")])
+    at = data.rindex(DIRECTORY) + 42
+    return data[:at] + b"\xff" * 4 + data[at + 4 :]
+
+
+HOSTILE |= {
+    "pax-many-records": gzip.compress(
+        raw("p", b"x", b"4 =\n" * 16384, rest=b"") * 250 + make_tar()
+    ),
+    "pax-global-many": gzip.compress(raw("p", b"g", b"4 =\n" * 16384, rest=b"") * 250 + make_tar()),
+    "long-names-many": gzip.compress(
+        raw("././@LongLink", b"L", b"n" * 900 + b"\0" * 60_000, rest=b"") * 200 + make_tar()
+    ),
+    "pax-path-up-wanted": make_tar(
+        member("a", pax_headers={"path": f"../{CONFIG}"}), files=REST, tar_format=PAX
+    ),
+    "gzip-of-nothing": gzip.compress(b"")[:10]
+    + padded_deflate(make_tar())
+    + gzip.compress(make_tar())[-8:],
+    "zip-of-nothing": zip_padded(),
+    **{f"zip-offset-{bits}": zip_with_far_offset(2**bits - 1) for bits in (45, 62, 63, 64)},
+    "two-checkpoints": make_tar(*CHECKPOINTS, files={}),
 }

@@ -70,6 +70,10 @@ PEFT_CASES = {
         "rank_pattern": {"v_proj": 2, "layers.1.self_attn.q_proj": 8},
         "alpha_pattern": {"layers.0.self_attn.q_proj": 3},
     },
+    "points": {"target_modules": ["q_proj", "v_proj"], "alpha_pattern": {"q.proj": 64}},
+    "regex": {"target_modules": r".*layers\.1\.(self_attn\.q_proj|mlp\.down_proj)"},
+    "layers": {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+    "exclude": {"target_modules": "all-linear", "exclude_modules": ["down_proj"]},
 }
 
 

@@ -1,0 +1,37 @@
+"""What a checked adapter file does in the numbers that the engine computes with."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from src.errors import UserError
+from src.serving.adapters import load_adapter
+from src.weights.adapter import read_adapter
+from tests.weights.adapters import SHAPES, good_tensors, write
+
+
+def load(folder: Path, factor: float, dtype: torch.dtype = torch.float32, **config):
+    tensors = {name: np.float32(factor) * tensor for name, tensor in good_tensors().items()}
+    return load_adapter(read_adapter(write(folder, tensors, config), SHAPES), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_are_those_of_the_file_with_the_scale_in_b(tmp_path: Path, dtype: torch.dtype):
+    loaded = load(tmp_path, 1, dtype)
+    for name, module in loaded.modules.items():
+        for part, scale in (("lora_A", 1), ("lora_B", 2)):
+            numbers = torch.tensor(good_tensors()[f"base_model.model.{name}.{part}.weight"])
+            assert getattr(module, part).equal((numbers * scale).to(dtype))
+
+
+@pytest.mark.parametrize(("factor", "alpha"), [(1e30, 8), (1e36, 1e6), (1, 1e6)])
+def test_numbers_that_overflow_are_refused(tmp_path: Path, factor: float, alpha: float):
+    with pytest.raises(UserError, match="expected numbers up to 65,504, scale included, found"):
+        load(tmp_path, factor, lora_alpha=alpha)
+
+
+def test_an_adapter_that_vanishes_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="no effect, all its updates are zero in "):
+        load(tmp_path, 1e-43, lora_alpha=1e-4)
