@@ -9,8 +9,8 @@ from src.errors import UserError
 from src.weights.json_object import parse_json_object
 from src.weights.printable import printable
 
-MAX_HEADER_BYTES = 1 << 20
-"""Room for 5,000 tensors; an adapter of 80 layers has 1,120."""
+MAX_HEADER_BYTES = 512 << 10
+"""Room for 3,000 tensors; an adapter of 80 layers has 1,120."""
 
 BITS = {
     **dict.fromkeys(("F4",), 4),

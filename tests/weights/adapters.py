@@ -385,7 +385,7 @@ BAD_HEADERS |= {
         {**e, "__metadata__": {"a": "x" * (16 << 20)}}).encode()},
     # As large as headers may be.
     **{f"full-{name}": {"header": lambda e, unit=unit: b'{"a": [%s 0]}' % (
-        unit * ((1 << 20) // len(unit) - 4))}
+        unit * ((512 << 10) // len(unit) - 4))}
        for name, unit in {"lists": b"[[[[]]]],", "objects": b'{"":{"":{}}},', "keys": b'{"":0},',
                           "empty": b"[],"}.items()},
     "cut-short": {"header": lambda e: json.dumps(e).encode()[:-5]},
