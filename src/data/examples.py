@@ -13,6 +13,8 @@ from src.errors import UserError
 from src.prompts.dialogue import Turn
 
 MAX_LISTED_ERRORS = 10
+MAX_BAD_LINES = 1_000_000
+"""No more are counted: a small gzip file can hold a hundred million."""
 MAX_KEY_CHARACTERS = 100
 
 
@@ -79,12 +81,15 @@ class ExampleFile:
                 num_examples += 1
             except _BadLineError as error:
                 num_bad += 1
+                if num_bad > MAX_BAD_LINES:
+                    break
                 if num_bad <= MAX_LISTED_ERRORS:
                     listed.append(f"{self.name}, line {number}: {error}")
         if num_bad == 1:
             raise UserError(listed[0])
         if num_bad:
-            head = f"{self.name}: {num_bad:,} bad lines"
+            shown = f"more than {MAX_BAD_LINES:,}" if num_bad > MAX_BAD_LINES else f"{num_bad:,}"
+            head = f"{self.name}: {shown} bad lines"
             if num_bad > MAX_LISTED_ERRORS:
                 head += f", the first {MAX_LISTED_ERRORS} are"
             raise UserError("\n".join([f"{head}:", *listed]))

@@ -10,8 +10,9 @@ from typing import BinaryIO
 from src.errors import UserError
 
 MAX_LINE_BYTES = 8 * 2**20
-MAX_BLANK_LINES = 100_000
-"""In a row: a few megabytes of gzip can hold billions."""
+FREE_BLANK_LINES = 100_000
+BLANK_LINES_PER_LINE = 10
+"""A few megabytes of gzip can hold billions."""
 FREE_UNPACKED_BYTES = 2**28
 MAX_RATIO = 100
 """Text packs to about a quarter, and many times over only where it repeats itself."""
@@ -97,12 +98,11 @@ def _bounded_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
             line = line.removeprefix(b"\xef\xbb\xbf")
         line = line.strip(b" \t\r\n")
         if line:
-            num_blank = 0
             yield number, line
-        else:
-            num_blank += 1
-            if num_blank > MAX_BLANK_LINES:
-                raise UserError(
-                    f"{name}, line {number}: expected one JSON object a line, found more than "
-                    f"{MAX_BLANK_LINES:,} blank lines in a row"
-                )
+            continue
+        num_blank += 1
+        if num_blank > FREE_BLANK_LINES + BLANK_LINES_PER_LINE * (number - num_blank):
+            raise UserError(
+                f"{name}, line {number}: expected one JSON object a line, found {num_blank:,} "
+                f"blank lines among {number:,}"
+            )

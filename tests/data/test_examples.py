@@ -240,6 +240,7 @@ BAD_FILES = {
     "gzip-tail": (gzip.compress(GOOD) + b"tail", "the gzip file is damaged"),
     "gzip-header": (b"\x1f\x8b", "the gzip file is damaged"),
     "blank-lines": (b"\n" * 200_000 + GOOD, "line 100001: expected one JSON object a line"),
+    "blank-lines-in-parts": ((b"\n" * 50_000 + GOOD) * 3, "found 100,021 blank lines among"),
     "long-line-gzip": (gzip.compress(b"a" * (MAX_LINE_BYTES + 1)), "line 1: the line is longer"),
     "long-line-second": (GOOD + b" " * (MAX_LINE_BYTES + 1), "line 2: the line is longer"),
     "long-line": (b'{"text": "' + b"a" * MAX_LINE_BYTES, "line 1: the line is longer than"),
@@ -301,6 +302,18 @@ def test_the_first_ten_bad_lines_are_listed_with_the_total(tmp_path: Path):
     assert [line.split(":")[0] for line in lines] == [
         f"data.jsonl, line {number}" for number in range(2, 22, 2)
     ]
+
+
+def test_no_more_than_so_many_bad_lines_are_read(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("src.data.examples.MAX_BAD_LINES", 20)
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"x\n" * 20 + GOOD)
+    with pytest.raises(UserError, match="jsonl: 20 bad lines, the first 10 are:"):
+        ExampleFile(path).check()
+    # What comes after the last of them is not read: it would be an error of its own.
+    path.write_bytes(b"x\n" * 21 + b"y" * (MAX_LINE_BYTES + 1))
+    with pytest.raises(UserError, match="jsonl: more than 20 bad lines, the first 10 are:"):
+        ExampleFile(path).check()
 
 
 def test_unknown_keys_are_counted(write_rows):
