@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.data.large_line import LARGE_LINE_BYTES, MAX_OTHER_BYTES, is_mostly_text
 from src.data.lines import read_lines
 from src.data.plain_line import is_plainly_good
 from src.errors import UserError
@@ -160,6 +161,11 @@ class ExampleFile:
 
 
 def _parse(line: bytes) -> Any:
+    if not is_mostly_text(line):
+        raise _BadLineError(
+            f"expected mostly text in a line of over {LARGE_LINE_BYTES:,} bytes, found more than "
+            f"{MAX_OTHER_BYTES:,} bytes of brackets, numbers and commas"
+        )
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
