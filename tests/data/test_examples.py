@@ -211,7 +211,14 @@ BAD_FILES = {
     "bad-gzip": (b"\x1f\x8b" + b"x" * 40, "the gzip file is damaged"),
     "cut-gzip": (gzip.compress(GOOD * 999)[:-20], "the gzip file is damaged or cut off"),
     "pretty-json": (b'[\n{"text": "a"}\n]', "a JSON array over several lines"),
-    "utf-16-big": ('{"text": "a"}'.encode("utf-16-be"), "line 1: expected a JSON object"),
+    "utf-16-big": ('{"text": "a"}'.encode("utf-16-be"), "found a UTF-16 text or a binary file"),
+    "utf-16-little": ('{"text": "a"}'.encode("utf-16-le"), "found a UTF-16 text or a binary file"),
+    "utf-32-big": ('{"text": "a"}'.encode("utf-32-be"), "found a UTF-16 text or a binary file"),
+    "tar": (b"data.jsonl".ljust(257, b"\0") + b"ustar\x0000" + b"\0" * 248, "found a tar archive"),
+    "tar-gz": (
+        gzip.compress(b"data.jsonl".ljust(257, b"\0") + b"ustar  \0"),
+        "expected a JSONL file in UTF-8, found a tar archive packed with gzip",
+    ),
     "utf-16-big-marked": (b"\xfe\xff" + '{"text": "a"}'.encode("utf-16-be"), "a UTF-16 text"),
     "utf-32": ('{"text": "a"}'.encode("utf-32"), "found a UTF-32 text"),
     "utf-8-overlong": (b'{"text": "\xc0\x80"}', "line 1: expected UTF-8, found the byte 0xc0"),
@@ -233,9 +240,9 @@ BAD_FILES = {
     "arrow": (b"ARROW1\0\0", "found an Arrow file"),
     "sqlite": (b"SQLite format 3\0", "found an SQLite database"),
     "excel": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "found an old Word or Excel file"),
-    "nul-bytes": (b"\0" * 5000, "line 1: expected a JSON object"),
-    "gzip-of-zip": (gzip.compress(b"PK\x03\x04" * 10), "line 1: expected a JSON object"),
-    "gzip-twice": (gzip.compress(gzip.compress(GOOD)), "line 1: expected UTF-8"),
+    "nul-bytes": (b"\0" * 5000, "found a UTF-16 text or a binary file"),
+    "gzip-of-zip": (gzip.compress(b"PK\x03\x04" * 10), "found a zip archive or Excel workbook"),
+    "gzip-twice": (gzip.compress(gzip.compress(GOOD)), "found a gzip file packed with gzip"),
     "gzip-checksum": (gzip.compress(GOOD)[:-8] + b"\0" * 8, "the gzip file is damaged"),
     "gzip-tail": (gzip.compress(GOOD) + b"tail", "the gzip file is damaged"),
     "gzip-header": (b"\x1f\x8b", "the gzip file is damaged"),
@@ -256,19 +263,11 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str):
         ExampleFile(path).check()
     assert found in str(caught.value)
     assert str(caught.value).startswith("data.jsonl")
+    assert "expected" in str(caught.value)
 
 
 def test_the_traps_are_many():
     assert len(BAD_LINES) + len(BAD_FILES) >= 130
-
-
-def test_a_bomb_of_good_lines_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "data.jsonl.gz"
-    path.write_bytes(gzip.compress(GOOD * 30_000))
-    assert ExampleFile(path).check() == 30_000
-    monkeypatch.setattr("src.data.lines.FREE_UNPACKED_BYTES", 100_000)
-    with pytest.raises(UserError, match="expected text that unpacks to at most 100 times"):
-        ExampleFile(path).check()
 
 
 def test_huge_keys_are_not_kept(write_rows):
@@ -281,6 +280,7 @@ def test_a_gibibyte_without_a_line_break_is_refused_at_once(tmp_path: Path):
     """Measured as the best of three: the machine may be busy with something else."""
     path, packed = tmp_path / "plain.jsonl", tmp_path / "packed.jsonl.gz"
     with path.open("wb") as file:
+        file.write(b"{}")
         file.truncate(2**30)
     with gzip.open(packed, "wb", compresslevel=1) as file:
         for _ in range(64):
