@@ -42,6 +42,26 @@ def test_the_three_kinds_may_be_mixed(write_rows):
     assert ExampleFile(path).check() == 3
 
 
+def test_null_stands_for_a_kind_that_a_row_is_not_of(write_rows):
+    """As pandas and datasets fill the holes in a table of mixed kinds."""
+    turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "v"}]
+    holes = {"text": None, "prompt": None, "completion": None, "messages": None}
+    path = write_rows(
+        [
+            {"text": None, "prompt": "a", "completion": "b"},
+            {**holes, "text": "a", "id": 1},
+            {**holes, "prompt": "a", "completion": "b"},
+            {**holes, "messages": turns},
+        ]
+    )
+    pair = CompletionExample("a", "b")
+    assert read(path) == [pair, TextExample("a"), pair, ChatExample((Turn("u", "v"),), None)]
+    assert ExampleFile(path).check() == 4
+    file = ExampleFile(path)
+    list(file)
+    assert file.unknown_keys == {"id": 1}
+
+
 @pytest.mark.parametrize(
     "text",
     ["2024-01-01T00:00:00", "a\u00a0b", "a\u2028b", "a\x00b", "\ud83c\udf4e", "\ufeffx", "  x  "],
@@ -80,7 +100,7 @@ BAD_LINES = {
     "nan": ('{"text": NaN}', "found NaN"),
     "infinity": ('{"text": -Infinity}', "found -Infinity"),
     "deep": ("[" * 100_000, "found brackets nested too deep"),
-    "long-integer": ('{"text": ' + "1" * 5000 + "}", "Exceeds the limit"),
+    "long-integer": ('{"text": ' + "1" * 5000 + "}", "found a number of over 4,300 digits"),
     "duplicate-key": ('{"text": "a", "text": "b"}', 'found "text" twice'),
     "no-known-key": ('{"question": "a"}', 'found the keys "question"'),
     "two-kinds": ('{"text": "a", "prompt": "b"}', 'found the keys "prompt", "text"'),
@@ -130,12 +150,25 @@ BAD_LINES = {
     "minus-infinity": ('{"prompt": "a", "completion": -Infinity}', "found -Infinity"),
     "nan-elsewhere": ('{"text": "a", "score": NaN}', "found NaN"),
     "huge-float": ('{"text": 1e999}', "found the number inf"),
-    "long-negative": ('{"text": -' + "1" * 5000 + "}", "Exceeds the limit"),
+    "long-negative": ('{"text": -' + "1" * 5000 + "}", "a number of over 4,300 digits"),
     "duplicate-deep": (CHAT % '{"role": "user", "role": "user"}', 'found "role" twice'),
     "duplicate-other": ('{"text": "a", "x": 1, "x": 2}', 'found "x" twice'),
     "duplicate-escaped": ('{"text": "a", "te\\u0078t": "b"}', 'found "text" twice'),
     "case-differs": ('{"Text": "a"}', 'found the keys "Text"'),
     "blank-key": ('{"text ": "a"}', 'found the keys "text "'),
+    "comma-after": ('{"text": "a"},', "found a comma behind the object"),
+    "comma-between": ('{"text": "a"}, {"text": "b"}', "found a comma behind the object"),
+    "csv-doubled": ('"{""text"": ""a""}"', "found quotes doubled as in CSV"),
+    "two-kinds-null": (
+        '{"text": null, "messages": null}',
+        'found only null in the keys "messages"',
+    ),
+    "two-kinds-prompt": ('{"text": null, "prompt": "a"}', 'expected the key "completion"'),
+    "two-kinds-no-completion": (
+        '{"text": null, "prompt": "a", "completion": null}',
+        '"completion": expected text, found null',
+    ),
+    "two-kinds-and-a-hole": ('{"text": "a", "prompt": "b", "messages": null}', 'keys "messages", '),
     "three-kinds": (
         '{"text": "a", "prompt": "b", "completion": "c", "messages": []}',
         '"messages"',
