@@ -1,18 +1,22 @@
 """The user's file, line by line, as examples; a bad line is named with what is wrong."""
 
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.data.large_line import LARGE_LINE_BYTES, MAX_OTHER_BYTES, is_mostly_text
 from src.data.lines import read_lines
 from src.data.plain_line import is_plainly_good
 from src.errors import UserError
 from src.prompts.dialogue import Turn
 
 MAX_LISTED_ERRORS = 10
+MAX_BAD_LINES = 1_000_000
+"""No more are counted: a small gzip file can hold a hundred million."""
 MAX_KEY_CHARACTERS = 100
 
 
@@ -41,7 +45,7 @@ class ChatExample:
 
 Example = TextExample | CompletionExample | ChatExample
 
-KEYS = {"text", "prompt", "completion", "messages"}
+KIND_OF = {"text": "text", "prompt": "pair", "completion": "pair", "messages": "chat"}
 KINDS = '{"text"}, {"prompt", "completion"} or {"messages"}'
 
 
@@ -79,12 +83,15 @@ class ExampleFile:
                 num_examples += 1
             except _BadLineError as error:
                 num_bad += 1
+                if num_bad > MAX_BAD_LINES:
+                    break
                 if num_bad <= MAX_LISTED_ERRORS:
                     listed.append(f"{self.name}, line {number}: {error}")
         if num_bad == 1:
             raise UserError(listed[0])
         if num_bad:
-            head = f"{self.name}: {num_bad:,} bad lines"
+            shown = f"more than {MAX_BAD_LINES:,}" if num_bad > MAX_BAD_LINES else f"{num_bad:,}"
+            head = f"{self.name}: {shown} bad lines"
             if num_bad > MAX_LISTED_ERRORS:
                 head += f", the first {MAX_LISTED_ERRORS} are"
             raise UserError("\n".join([f"{head}:", *listed]))
@@ -98,16 +105,20 @@ class ExampleFile:
         record = _parse(line)
         if not isinstance(record, dict):
             raise _BadLineError(f"expected a JSON object {KINDS}, found {_describe(record)}")
-        is_text, is_chat = "text" in record, "messages" in record
-        is_completion = "prompt" in record or "completion" in record
-        if is_text + is_chat + is_completion != 1:
-            raise _BadLineError(f"expected one of {KINDS}, found the keys {_keys(record)}")
-        if len(record) > 1 + is_completion:
-            for key in record.keys() - KEYS:
+        kinds = _kinds(record)
+        if len(kinds) > 1:
+            # Tables of mixed kinds fill their holes with null.
+            kinds = _kinds(key for key, value in record.items() if value is not None)
+        if len(kinds) != 1:
+            found = "only null in the keys" if _kinds(record) and not kinds else "the keys"
+            raise _BadLineError(f"expected one of {KINDS}, found {found} {_keys(record)}")
+        (kind,) = kinds
+        if len(record) > 1 + (kind == "pair"):
+            for key in record.keys() - KIND_OF.keys():
                 self._count_unknown(key)
-        if is_text:
+        if kind == "text":
             return TextExample(_text(record, "text", may_be_empty=False))
-        if is_chat:
+        if kind == "chat":
             return self._chat(record["messages"])
         return CompletionExample(
             _text(record, "prompt"), _text(record, "completion", may_be_empty=False)
@@ -154,7 +165,16 @@ class ExampleFile:
             self.unknown_keys[key] += 1
 
 
+def _kinds(keys: Iterable[str]) -> set[str]:
+    return {KIND_OF[key] for key in keys if key in KIND_OF}
+
+
 def _parse(line: bytes) -> Any:
+    if not is_mostly_text(line):
+        raise _BadLineError(
+            f"expected mostly text in a line of over {LARGE_LINE_BYTES:,} bytes, found more than "
+            f"{MAX_OTHER_BYTES:,} bytes of brackets, numbers and commas"
+        )
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -172,13 +192,18 @@ def _parse(line: bytes) -> Any:
         raise _not_json(text, error.msg, error.colno) from None
     except RecursionError:
         raise _BadLineError("expected a JSON object, found brackets nested too deep") from None
-    except ValueError as error:  # numbers with thousands of digits
-        raise _BadLineError(f"expected a JSON object, found {str(error)[:80]}") from None
+    except ValueError:  # Python reads no longer integers
+        digits = sys.get_int_max_str_digits()
+        raise _BadLineError(f"expected JSON, found a number of over {digits:,} digits") from None
 
 
 def _not_json(text: str, problem: str, column: int) -> _BadLineError:
     if text.startswith("[") and len(text) < 3:
         hint = "a JSON array over several lines; expected one JSON object a line"
+    elif problem == "Extra data" and text[column - 1] == "," and text.startswith("{"):
+        hint = "a comma behind the object; expected one JSON object a line"
+    elif problem == "Extra data" and text[column - 2 : column] == '""':
+        hint = "quotes doubled as in CSV; expected one JSON object a line"
     elif problem == "Extra data":
         hint = "more than one JSON value on the line; expected one JSON object a line"
     else:

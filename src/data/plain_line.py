@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from src.data.large_line import LARGE_LINE_BYTES
+
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True):
     role: Literal["system", "user", "assistant"]
@@ -22,6 +24,8 @@ _decode = msgspec.json.Decoder(_Line).decode
 
 def is_plainly_good(line: bytes) -> bool:
     """Tell whether a line is an example with the keys of its kind and no others, each once."""
+    if len(line) > LARGE_LINE_BYTES:
+        return False
     try:
         found = _decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -55,17 +55,27 @@ def _assemble(pieces: list[Piece], tokenizer: Tokenizer) -> TokenizedExample:
             labels.append(token)
             completion_mask.append(is_learned)
 
-    for number, piece in enumerate(pieces):
+    for piece, following in zip(pieces, _controls_after(pieces), strict=True):
         is_learned = isinstance(piece, Text) and piece.learned
         for token in tokenizer.encode_piece(piece):
             add_label(token, is_learned)
             input_ids.append(token)
         if isinstance(piece, Text) and piece.learned and piece.ends:
             # The turn is to end right here, whatever the format puts before its control token.
-            following = next((p for p in pieces[number + 1 :] if isinstance(p, Control)), None)
             add_label(tokenizer.end_id(following), True)
     add_label(IGNORE_INDEX, False)
     return TokenizedExample(input_ids, labels, completion_mask)
+
+
+def _controls_after(pieces: list[Piece]) -> list[Control | None]:
+    """Return the first control token behind each piece."""
+    controls: list[Control | None] = []
+    following = None
+    for piece in reversed(pieces):
+        controls.append(following)
+        if isinstance(piece, Control):
+            following = piece
+    return controls[::-1]
 
 
 def cut(example: TokenizedExample, *, max_length: int, eos_id: int) -> TokenizedExample:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from src.errors import UserError
 from src.prompts.dialogue import Dialogue, Turn
@@ -22,6 +23,10 @@ class ChatTemplateFormat:
 
     @property
     def answer_prefix(self) -> str:
+        return self._answer_prefix
+
+    @cached_property
+    def _answer_prefix(self) -> str:
         prompt, _ = self._rendered(Dialogue([Turn("")]))
         whole, places = self._rendered(Dialogue([Turn("", "")]))
         answer_place = places[-1][0]
@@ -43,7 +48,7 @@ class ChatTemplateFormat:
             content = content if place[3] else content.rstrip()
             if not is_answer:
                 pieces += self._context(context, has_more=True)
-                pieces = _join_text(pieces, content)
+                pieces[-1] = _joined(pieces[-1], content)
                 context = ""
                 continue
             prefix = self.answer_prefix
@@ -65,13 +70,17 @@ class ChatTemplateFormat:
 
     def _context(self, text: str, *, has_more: bool) -> list[Piece]:
         """Split template text at its special tokens, the only ones that count as such."""
-        pattern = "|".join(map(re.escape, sorted(self.special_tokens, key=len, reverse=True)))
-        parts = re.split(f"({pattern})", text) if pattern else [text]
+        parts = self._special.split(text) if self.special_tokens else [text]
         return [
             Control(part) if number % 2 else Text(part)
             for number, part in enumerate(parts)
             if part or (has_more and number == len(parts) - 1)
         ]
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
     def _rendered(self, dialogue: Dialogue) -> tuple[str, list[tuple[re.Match[str], str, bool]]]:
         """Render with place holders, so that nothing people wrote meets the template."""
@@ -99,11 +108,9 @@ class ChatTemplateFormat:
         return text, [(match, *contents[int(match[2])]) for match in found]
 
 
-def _join_text(pieces: list[Piece], text: str) -> list[Piece]:
-    """Append text to the run of text at the end of the pieces."""
-    last = pieces[-1]
-    assert isinstance(last, Text)
-    return [*pieces[:-1], replace(last, text=last.text + text)]
+def _joined(piece: Piece, text: str) -> Text:
+    assert isinstance(piece, Text)
+    return replace(piece, text=piece.text + text)
 
 
 def _merge_text(pieces: list[Piece]) -> list[Piece]:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
+from src.prompts.chat_template import ChatTemplateFormat
 from src.prompts.dialogue import Dialogue, Turn
+from src.prompts.pieces import Control, Text
 from src.prompts.ready_dialogue import read_dialogue
 from src.prompts.template import LLAMA_2, MISTRAL, PLAIN, fill, with_template
 from src.text.formats import build_speech, build_train_speech
@@ -188,3 +190,32 @@ def test_user_text_is_no_control_token_in_a_chat_template(chat_tokenizer: Tokeni
     ids = chat_tokenizer.encode_pieces(speech.prompt_format.pieces(hostile))
     assert ids.count(end) == 1
     assert "{{ 1 + 1 }}" in chat_tokenizer.tokenizer.decode(ids)
+
+
+def test_a_long_dialogue_is_rendered_no_more_often_than_a_short_one():
+    num_renders = 0
+
+    def render(messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        nonlocal num_renders
+        num_renders += 1
+        return "".join(f"<|{m['role']}|>\n{m['content'].strip()}<|end|>" for m in messages) + (
+            "<|assistant|>" * add_generation_prompt
+        )
+
+    tokens = ["<|user|>", "<|assistant|>", "<|end|>"]
+    chat = ChatTemplateFormat(render, tokens)
+    turns = [Turn(f"question {number}", f"answer {number}") for number in range(50)]
+    pieces = chat.pieces(Dialogue(turns), num_learned=50)
+    # Once for the dialogue, and twice for what stands between a prompt and its answer.
+    assert num_renders == 3
+    assert chat.pieces(Dialogue(turns), num_learned=50) == pieces
+    assert num_renders == 4
+    assert pieces[:6] == [
+        Control("<|user|>"),
+        Text("\nquestion 0"),
+        Control("<|end|>"),
+        Control("<|assistant|>"),
+        Text("\nanswer 0", learned=True, continues=True, ends=True),
+        Control("<|end|>"),
+    ]
+    assert len(pieces) == 50 * 6
