@@ -12,7 +12,8 @@ from src.errors import UserError
 from src.serving.predictor import TextPredictor
 from src.training.run import run_training
 from src.weights.base_model import find_base_model
-from src.weights.download import fetch, printable_url
+from src.weights.download import fetch
+from src.weights.url import printable_url
 from tests.conftest import ROWS
 from tests.serving.test_base_stays import REQUEST
 from tests.weights.adapters import good_tensors, write

@@ -1,26 +1,24 @@
 """Fetch one URL into a file: whole and bounded, or not at all."""
 
-import base64
-import binascii
-import ipaddress
 import os
 import re
 import secrets
 import time
-import unicodedata
 from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError, ProtocolError, SSLError
 from urllib3.exceptions import TimeoutError as ReadTimeout
 
 from src.errors import UserError
+from src.weights.data_url import decode_data_url
 from src.weights.guarded_session import GuardedSession
 from src.weights.printable import printable
 from src.weights.public_address import private_urls_allowed
+from src.weights.url import check_url, printable_url
 
 MAX_REDIRECTS = 10
 CONNECT_SECONDS = 15
@@ -54,7 +52,7 @@ def fetch(
     try:
         with partial.open("xb") as file:
             if url[:5].lower() == "data:":
-                file.write(_decode_data_url(url, max_bytes))
+                file.write(decode_data_url(url, max_bytes))
             else:
                 with GuardedSession(
                     deadline=deadline, any_address=any_address or private_urls_allowed()
@@ -65,49 +63,6 @@ def fetch(
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def check_url(url: str) -> None:
-    """Refuse what is no plain http(s) URL; every redirect passes here too."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise UserError(f"not a valid URL: {printable_url(url)}") from None
-    if parts.scheme.lower() not in ("http", "https"):
-        raise UserError(
-            f"cannot download {printable_url(url)}: expected an http, https or data URL, "
-            f"found {printable(parts.scheme, 20) or 'no'} scheme"
-        )
-    # Spaces, control characters and backslashes are where two URL parsers disagree about the host.
-    bad_characters = re.search(r"[\x00-\x20\x7f\\]", url)
-    if not host or port == 0 or bad_characters or not _is_plain_host(host):
-        raise UserError(f"not a valid URL: {printable_url(url)}")
-    if "@" in parts.netloc:
-        raise UserError(
-            f"cannot download {printable_url(url)}: a URL with a user name or password is not taken"
-        )
-
-
-def _is_plain_host(host: str) -> bool:
-    """Tell whether all readers of the host see the same: no 0177.1, no 2130706433, no %31."""
-    plain = unicodedata.normalize("NFKC", host).replace("。", ".").rstrip(".")
-    if "%" in host or ":" in host:
-        return "%" not in host
-    if re.fullmatch("0x[0-9a-f]*|[0-9]+", plain.rpartition(".")[2].lower()) is None:
-        return True
-    try:
-        return str(ipaddress.IPv4Address(plain)) == host
-    except ValueError:
-        return False
-
-
-def printable_url(url: str) -> str:
-    """Return scheme, host and path: a query may hold a signature, a user part a password."""
-    if url[:5].lower() == "data:":
-        return "the data: URL"
-    bare = re.split(r"[?#]", url, maxsplit=1)[0]
-    return printable(re.sub(r"^([^/]*//)[^/]*@", r"\1", bare), 200)
 
 
 def _fetch_http(
@@ -212,22 +167,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.ConnectionError):
         return "no connection to the server"
     return f"the answer could not be read ({type(error).__name__})"
-
-
-def _decode_data_url(url: str, max_bytes: int) -> bytes:
-    """Return the content of a data URL."""
-    head, comma, body = url.partition(",")
-    if not comma:
-        raise UserError("not a valid data: URL: expected a comma before the data")
-    try:
-        data = unquote_to_bytes(body)
-    except UnicodeEncodeError:
-        raise UserError("not a valid data: URL: it is not valid Unicode text") from None
-    if head.lower().endswith(";base64"):
-        try:
-            data = base64.b64decode(data, validate=True)
-        except binascii.Error:
-            raise UserError("not a valid data: URL: its base64 text is damaged") from None
-    if len(data) > max_bytes:
-        raise UserError(f"the data: URL holds more than {max_bytes:,} bytes")
-    return data
