@@ -4,6 +4,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import requests
@@ -68,6 +69,10 @@ class GuardedSession(requests.Session):
         self.auth = _no_credentials
         for scheme in ("http://", "https://"):
             self.mount(scheme, _GuardedAdapter(self._watchdog, any_address))
+
+    def resolve_redirects(self, *args: Any, **values: Any) -> Iterator[Any]:
+        """Follow no redirect: only to foresee the next request, its whole body would be read."""
+        return iter(())
 
     def close(self) -> None:
         """Close all connections."""

@@ -1,6 +1,8 @@
 """A download is the whole file or a sentence, whatever the server does."""
 
+import gzip
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +96,22 @@ def test_anything_else_is_an_error_and_leaves_nothing(tmp_path: Path, address: s
         assert secret not in str(caught.value)
     assert str(caught.value).isprintable()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_body_of_a_redirect_is_not_read(tmp_path: Path):
+    packed = gzip.compress(b"\0" * 2**27, 1)
+
+    def bomb(handler):
+        handler.reply(302, packed, Location="/file", Content_Encoding="gzip")
+
+    tracemalloc.start()
+    try:
+        with serving({"/bomb": bomb, "/file": BODY}) as address:
+            fetch(f"{address}/bomb", tmp_path / "file", max_bytes=2000)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "file").read_bytes() == BODY
 
 
 def test_a_status_can_be_asked_for(tmp_path: Path):
