@@ -54,6 +54,7 @@ def fetch(
             if url[:5].lower() == "data:":
                 file.write(decode_data_url(url, max_bytes))
             else:
+                check_url(url)
                 with GuardedSession(
                     deadline=deadline, any_address=any_address or private_urls_allowed()
                 ) as session:
@@ -94,7 +95,6 @@ def _open(
     session: requests.Session, url: str, headers: dict[str, str], deadline: float
 ) -> requests.Response:
     """Return the first answer that is not a redirect."""
-    check_url(url)
     origin = urlsplit(url)[:2]
     name = printable_url(url)
     for _ in range(MAX_REDIRECTS + 1):

@@ -180,6 +180,21 @@ def test_evicted_weights_are_fetched_again(tmp_path: Path):
                 assert kept(tmp_path) == [folder.name]
 
 
+def test_so_many_urls_are_remembered_and_none_is_kept(cache: WeightsCache, monkeypatch):
+    monkeypatch.setattr("src.weights.cache.MAX_KNOWN_URLS", 2)
+    asked: list[str] = []
+
+    def answer(handler):
+        asked.append(handler.path[-1])
+        handler.reply(200, make_tar())
+
+    with serving({"/w": answer}) as address:
+        for number in (0, 1, 0, 2, 0, 1):
+            cache.get(f"{address}/w?sig={number}")
+    assert asked == ["0", "1", "2", "1"]  # the least recently used one goes first
+    assert "sig" not in repr(vars(cache))
+
+
 def test_threads_share_one_folder(tmp_path: Path, root: Path, cache: WeightsCache):
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: cache.get("good.tar", local_root=root), range(32)))
