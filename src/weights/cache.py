@@ -16,6 +16,7 @@ from src.weights.cache_use import CacheUse
 from src.weights.download import fetch
 from src.weights.keyed_locks import KeyedLocks
 from src.weights.members import MEMBERS, REQUIRED
+from src.weights.patience import IsWanted, always
 from src.weights.printable import printable
 from src.weights.scratch import remove_abandoned, scratch_folder
 from src.weights.url import printable_url
@@ -66,12 +67,17 @@ class WeightsCache:
             return weights
 
     @contextmanager
-    def hold(self, source: str, *, local_root: Path | None = None) -> Iterator[Weights]:
-        """Like `get`; the weights stay on disk until the block ends."""
+    def hold(
+        self, source: str, *, local_root: Path | None = None, is_wanted: IsWanted = always
+    ) -> Iterator[Weights]:
+        """Like `get`; the weights stay on disk until the block ends.
+
+        A download goes on for as long as one of those who wait for it wants it.
+        """
         is_url = source[:5].lower() == "data:" or "://" in source
         path = None if is_url else find_local(source, local_root)
-        with self._sources.hold(source if path is None else path):
-            weights = self._of_url(source) if path is None else self._of_path(path)
+        with self._sources.hold(path or source, is_wanted) as anybody_wants:
+            weights = self._of_path(path) if path else self._of_url(source, anybody_wants)
         try:
             yield weights
         finally:
@@ -79,11 +85,11 @@ class WeightsCache:
                 self._num_users[weights.key] -= 1
                 self._num_users += Counter()  # drops those without users
 
-    def _of_url(self, url: str) -> Weights:
+    def _of_url(self, url: str, is_wanted: IsWanted) -> Weights:
         if url[:5].lower() == "data:":  # it is its own content
-            return self._fetched(url)
+            return self._fetched(url, is_wanted)
         name = hashlib.sha256(url.encode("utf-8", "surrogatepass")).digest()
-        known = self._use(self._key_of_url.get(name)) or self._fetched(url)
+        known = self._use(self._key_of_url.get(name)) or self._fetched(url, is_wanted)
         with self._lock:
             self._key_of_url[name] = known.key
             self._key_of_url.move_to_end(name)
@@ -91,12 +97,18 @@ class WeightsCache:
                 self._key_of_url.popitem(last=False)
         return known
 
-    def _fetched(self, url: str) -> Weights:
+    def _fetched(self, url: str, is_wanted: IsWanted) -> Weights:
         with scratch_folder(DOWNLOAD, self._folder) as folder:
             archive = folder / "weights"
             # The container's own weights are named by the operator, who may keep them at home.
             is_own = url == os.environ.get("COG_WEIGHTS")
-            fetch(url, archive, max_bytes=self._max_archive_bytes, any_address=is_own)
+            fetch(
+                url,
+                archive,
+                max_bytes=self._max_archive_bytes,
+                is_wanted=is_wanted,
+                any_address=is_own,
+            )
             return self._of_archive(archive)
 
     def _of_path(self, path: Path) -> Weights:

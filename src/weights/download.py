@@ -3,7 +3,6 @@
 import os
 import re
 import secrets
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +15,7 @@ from urllib3.exceptions import TimeoutError as ReadTimeout
 from src.errors import UserError
 from src.weights.data_url import decode_data_url
 from src.weights.guarded_session import GuardedSession
+from src.weights.patience import IsWanted, Patience, always
 from src.weights.printable import printable
 from src.weights.public_address import private_urls_allowed
 from src.weights.url import check_url, printable_url
@@ -40,14 +40,16 @@ def fetch(
     *,
     max_bytes: int,
     timeout_seconds: float = 600,
+    is_wanted: IsWanted = always,
     headers: dict[str, str] | None = None,
     any_address: bool = False,
 ) -> None:
     """Put what an http(s) or data URL names into a file, which appears only when it is whole.
 
-    Without `any_address`, only public addresses are asked, unless ALLOW_PRIVATE_URLS is 1.
+    The download ends soon after it is no longer wanted. Without `any_address`, only public
+    addresses are asked, unless ALLOW_PRIVATE_URLS is 1.
     """
-    deadline = time.monotonic() + timeout_seconds
+    patience = Patience(timeout_seconds, is_wanted)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("xb") as file:
@@ -56,9 +58,9 @@ def fetch(
             else:
                 check_url(url)
                 with GuardedSession(
-                    deadline=deadline, any_address=any_address or private_urls_allowed()
+                    patience=patience, any_address=any_address or private_urls_allowed()
                 ) as session:
-                    _fetch_http(session, url, file, max_bytes, deadline, headers or {})
+                    _fetch_http(session, url, file, max_bytes, patience, headers or {})
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -71,35 +73,35 @@ def _fetch_http(
     url: str,
     file: BinaryIO,
     max_bytes: int,
-    deadline: float,
+    patience: Patience,
     headers: dict[str, str],
 ) -> None:
     name = printable_url(url)
     try:
-        with closing(_open(session, url, headers, deadline)) as response:
-            _copy_body(response, file, name, max_bytes, deadline)
+        with closing(_open(session, url, headers, patience)) as response:
+            _copy_body(response, file, name, max_bytes, patience)
     except UserError:
-        if time.monotonic() >= deadline:
-            raise _too_long(name) from None
+        if patience.end():
+            raise _ended(patience, name) from None
         raise
     # requests and urljoin read a redirect's address too, and raise a bare ValueError.
     except (requests.RequestException, HTTPError, ValueError) as error:
-        # At the deadline the connection is shut, which looks like any other end of it.
-        if time.monotonic() >= deadline:
-            raise _too_long(name) from None
+        # When the patience ends the connection is shut, which looks like any other end of it.
+        if patience.end():
+            raise _ended(patience, name) from None
         # The error's own text would repeat the URL with its query.
         raise UserError(f"could not download {name}: {_reason(error)}") from None
 
 
 def _open(
-    session: requests.Session, url: str, headers: dict[str, str], deadline: float
+    session: requests.Session, url: str, headers: dict[str, str], patience: Patience
 ) -> requests.Response:
     """Return the first answer that is not a redirect."""
     origin = urlsplit(url)[:2]
     name = printable_url(url)
     for _ in range(MAX_REDIRECTS + 1):
         check_url(url)
-        seconds = _seconds_left(deadline, name)
+        seconds = _seconds_left(patience, name)
         # Headers may hold a token: it is for the host that the caller named.
         own = headers if urlsplit(url)[:2] == origin else {}
         response = session.get(
@@ -117,7 +119,7 @@ def _open(
 
 
 def _copy_body(
-    response: requests.Response, file: BinaryIO, name: str, max_bytes: int, deadline: float
+    response: requests.Response, file: BinaryIO, name: str, max_bytes: int, patience: Patience
 ) -> None:
     if response.status_code != 200:
         raise HttpError(name, response.status_code)
@@ -130,14 +132,14 @@ def _copy_body(
     expected = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
     received = 0
     while max(received, expected or 0) <= max_bytes:
-        _seconds_left(deadline, name)
+        _seconds_left(patience, name)
         # One read of the socket: to wait for a full block would let a slow drip pass the deadline.
         block = response.raw.read1(BLOCK_BYTES)
         if not block:
             break
         received += len(block)
         file.write(block)
-    _seconds_left(deadline, name)
+    _seconds_left(patience, name)
     if max(received, expected or 0) > max_bytes:
         raise UserError(f"could not download {name}: it is larger than {max_bytes:,} bytes")
     if expected is not None and received != expected:
@@ -146,15 +148,14 @@ def _copy_body(
         )
 
 
-def _seconds_left(deadline: float, name: str) -> float:
-    seconds = deadline - time.monotonic()
-    if seconds <= 0:
-        raise _too_long(name)
-    return seconds
+def _seconds_left(patience: Patience, name: str) -> float:
+    if patience.end():
+        raise _ended(patience, name)
+    return patience.seconds_left
 
 
-def _too_long(name: str) -> UserError:
-    return UserError(f"could not download {name}: it took too long")
+def _ended(patience: Patience, name: str) -> UserError:
+    return UserError(f"could not download {name}: {patience.end()}")
 
 
 def _reason(error: Exception) -> str:
