@@ -346,7 +346,7 @@ BAD_REQUESTS = {
     "absolute": ({"replicate_weights": "/etc/passwd"}, 200, "outside of WEIGHTS_DIR"),
     "traversal": ({"replicate_weights": "../../etc/passwd"}, 200, "outside of WEIGHTS_DIR"),
     "missing": ({"replicate_weights": "none.tar"}, 200, "there is no file or folder 'none.tar'"),
-    "scheme": ({"replicate_weights": "ftp://host/w.tar"}, 200, "expected an http, https or data"),
+    "scheme": ({"replicate_weights": "ftp://host/w.tar"}, 200, "expected an http or https URL"),
     "messages": ({"prompt": "", "messages": "[]"}, 200, "expected a JSON list of 1 to"),
     "two-prompts": ({"messages": "[]"}, 200, "expected an empty prompt beside it"),
     "roles": (

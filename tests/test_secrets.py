@@ -12,7 +12,9 @@ from src.errors import UserError
 from src.serving.predictor import TextPredictor
 from src.training.run import run_training
 from src.weights.base_model import find_base_model
-from src.weights.download import fetch, printable_url
+from src.weights.cache import find_local
+from src.weights.download import fetch
+from src.weights.url import printable_url
 from tests.conftest import ROWS
 from tests.serving.test_base_stays import REQUEST
 from tests.weights.adapters import good_tensors, write
@@ -167,11 +169,30 @@ def test_slow_and_broken_downloads_keep_secrets(tmp_path: Path):
     [
         f"https://host/p?sig={SECRET}", f"https://host/p#{SECRET}", f"https://{SECRET}@host/p",
         f"https://me:{SECRET}@host/p", f"https://me:a@b{SECRET}@host/p", f"//{SECRET}@host/p",
+        f"https://me:pa/{SECRET}@host/p", f"https://me:pa?{SECRET}@host/p",
+        f"https://me:{SECRET}#x@host/p", f"https://me:{SECRET}?x@host/p?to=a@b",
+        f"https:///me:{SECRET}@host/p", f"https:/me:{SECRET}@host/p", f"me:{SECRET}@host/p",
+        f"https://me:{SECRET}\uff20host/p", f"https://me:{SECRET}\ufe6bhost/p",
+        f"https://host\uff1fsig={SECRET}", f"https://host\uff03{SECRET}",
+        f"https://host/p?to=a@b&sig={SECRET}", f"https://host/p&sig={SECRET}",
+        f"https://host/p;sig={SECRET}", f"https://host/p%3Fsig={SECRET}",
+        f"https:/host/p?sig={SECRET}", f"host/p?X-Amz-Signature={SECRET}",
+        f"https://\n//me:{SECRET}@host", f"s3://me:{SECRET}@host/p", f"a/https://{SECRET}@host",
         f"https://host?{SECRET}", f"data:,{SECRET}", f"DATA:;base64,{SECRET}", f"?{SECRET}",
     ],
 )  # fmt: skip
-def test_only_scheme_host_and_path_are_shown(url: str):
+def test_only_scheme_host_and_path_are_shown(tmp_path: Path, url: str):
     assert SECRET not in printable_url(url)
+    for root in (None, tmp_path):
+        with pytest.raises(UserError) as caught:
+            find_local(url, root)
+        assert SECRET not in str(caught.value)
+
+
+def test_what_is_no_secret_is_shown():
+    assert printable_url("https://host:80/a/w.tar?sig=x") == "https://host:80/a/w.tar"
+    assert printable_url("https://me:hunter2@host/p?x") == "https://...@host/p"
+    assert printable_url("folder/w.tar") == "folder/w.tar"
 
 
 def test_the_secrets_were_there():

@@ -11,6 +11,7 @@ from src.weights.cache import Weights, WeightsCache
 from src.weights.cache_use import CacheUse
 from src.weights.keyed_locks import KeyedLocks
 from src.weights.manifest import Manifest
+from src.weights.patience import IsWanted, always
 
 MAX_BYTES = 4 * 2**30
 
@@ -45,13 +46,16 @@ class AdapterStore:
         self._lock = threading.Lock()
         self._loading = KeyedLocks()
 
-    def acquire(self, source: str, *, local_root: Path | None) -> Adapter:
+    def acquire(
+        self, source: str, *, local_root: Path | None, is_wanted: IsWanted = always
+    ) -> Adapter:
         """Return the weights a source names, kept until they are released.
 
-        Raises UserError for weights that cannot be had; nothing of them is kept.
+        Raises UserError for weights that cannot be had, or are no longer wanted when they are not
+        there yet; nothing of them is kept.
         """
         with (
-            self._cache.hold(source, local_root=local_root) as weights,
+            self._cache.hold(source, local_root=local_root, is_wanted=is_wanted) as weights,
             self._loading.hold(weights.key),
         ):
             known = self._taken(weights.key)

@@ -5,6 +5,7 @@ import gc
 import os
 import queue
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,7 @@ from src.text.formats import Speech, build_speech
 from src.weights.adapter import read_adapter
 from src.weights.base_model import find_base_model
 from src.weights.cache import Weights, WeightsCache
+from src.weights.patience import IsWanted, always
 
 RecordMetric = Callable[..., None]
 MAX_PREPARING = 64
@@ -62,6 +64,8 @@ class TextPredictor:
             end_ids=self._engine.tokenizer.end_ids,
         )
         self._preparing = ThreadPoolExecutor(MAX_PREPARING, thread_name_prefix="prepare")
+        self._fetching = ThreadPoolExecutor(MAX_PREPARING, thread_name_prefix="fetch")
+        """For requests that name weights, which may take long: others never wait for them."""
         root = os.environ.get("WEIGHTS_DIR")
         self._weights_dir = Path(root) if root else None
         self._own = self._store.acquire(weights, local_root=None) if weights else BARE
@@ -118,10 +122,13 @@ class TextPredictor:
             self._end(prediction, record_metric)
 
     async def _prepare_aside(self, request: Mapping[str, Any]) -> Prediction:
-        preparing = self._preparing.submit(self._prepare, request)
+        canceled = threading.Event()
+        pool = self._fetching if request["replicate_weights"] else self._preparing
+        preparing = pool.submit(self._prepare, request, lambda: not canceled.is_set())
         try:
             return await asyncio.wrap_future(preparing)
         except asyncio.CancelledError:
+            canceled.set()
             preparing.add_done_callback(self._abandon)
             raise
 
@@ -140,11 +147,11 @@ class TextPredictor:
         if not preparing.cancelled() and preparing.exception() is None:
             self._release(preparing.result().adapter)
 
-    def _prepare(self, request: Mapping[str, Any]) -> Prediction:
+    def _prepare(self, request: Mapping[str, Any], is_wanted: IsWanted = always) -> Prediction:
         received_at = time.monotonic()
         inputs = check_inputs(request, context=self._engine.context)
         grammar = None if inputs.json_schema is None else self._grammars.check(inputs.json_schema)
-        adapter = self._requested(inputs.replicate_weights)
+        adapter = self._requested(inputs.replicate_weights, is_wanted)
         try:
             speech = self._speech(inputs, adapter)
             prompt_ids = self._prompt_ids(inputs, speech)
@@ -168,7 +175,7 @@ class TextPredictor:
         file = read_adapter(weights.folder, self._engine.linear_shapes)
         return Adapter(self._engine.load_adapter(file, key=weights.key), file.manifest)
 
-    def _requested(self, source: str | None) -> Adapter:
+    def _requested(self, source: str | None, is_wanted: IsWanted) -> Adapter:
         if not source:
             return self._own
         is_path = source[:5].lower() != "data:" and "://" not in source
@@ -177,7 +184,7 @@ class TextPredictor:
                 "replicate_weights: expected an http(s) or data: URL; paths are served from "
                 "WEIGHTS_DIR, which is not set here"
             )
-        return self._store.acquire(source, local_root=self._weights_dir)
+        return self._store.acquire(source, local_root=self._weights_dir, is_wanted=is_wanted)
 
     def _release(self, adapter: Adapter) -> None:
         # The container's own weights stay for good.

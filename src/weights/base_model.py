@@ -13,8 +13,8 @@ from src.base_models import KNOWN_MODELS
 from src.errors import UserError
 from src.weights.base_model_check import check_complete, check_readable
 from src.weights.base_model_sources import fetch_from_hub, fetch_from_mirror
-from src.weights.download import check_url, printable_url
 from src.weights.printable import printable
+from src.weights.url import check_url, printable_url
 
 
 @dataclass(frozen=True)

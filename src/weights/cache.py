@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +16,13 @@ from src.weights.cache_use import CacheUse
 from src.weights.download import fetch
 from src.weights.keyed_locks import KeyedLocks
 from src.weights.members import MEMBERS, REQUIRED
+from src.weights.patience import IsWanted, always
 from src.weights.printable import printable
 from src.weights.scratch import remove_abandoned, scratch_folder
+from src.weights.url import printable_url
 
 MAX_PATH_CHARACTERS = 1000
+MAX_KNOWN_URLS = 10_000
 DOWNLOAD, COPY, UNPACK = ".download-", ".copy-", ".unpack-"
 
 
@@ -43,7 +46,8 @@ class WeightsCache:
         self._folder = folder
         self._max_archive_bytes = max_archive_bytes
         self._max_bytes = max_bytes
-        self._key_of_url: dict[str, str] = {}
+        self._key_of_url: OrderedDict[bytes, str] = OrderedDict()
+        """By digest: a URL may be long, and a secret."""
         self._lock = threading.Lock()
         """Held for a moment, when the folder's entries change; never while anything is read."""
         self._sources = KeyedLocks()
@@ -63,12 +67,17 @@ class WeightsCache:
             return weights
 
     @contextmanager
-    def hold(self, source: str, *, local_root: Path | None = None) -> Iterator[Weights]:
-        """Like `get`; the weights stay on disk until the block ends."""
+    def hold(
+        self, source: str, *, local_root: Path | None = None, is_wanted: IsWanted = always
+    ) -> Iterator[Weights]:
+        """Like `get`; the weights stay on disk until the block ends.
+
+        A download goes on for as long as one of those who wait for it wants it.
+        """
         is_url = source[:5].lower() == "data:" or "://" in source
         path = None if is_url else find_local(source, local_root)
-        with self._sources.hold(source if path is None else path):
-            weights = self._of_url(source) if path is None else self._of_path(path)
+        with self._sources.hold(path or source, is_wanted) as anybody_wants:
+            weights = self._of_path(path) if path else self._of_url(source, anybody_wants)
         try:
             yield weights
         finally:
@@ -76,21 +85,31 @@ class WeightsCache:
                 self._num_users[weights.key] -= 1
                 self._num_users += Counter()  # drops those without users
 
-    def _of_url(self, url: str) -> Weights:
-        # A data URL is its own content, and too long to remember.
-        is_remembered = url[:5].lower() != "data:"
-        known = self._use(self._key_of_url.get(url) if is_remembered else None)
-        if known is not None:
-            return known
+    def _of_url(self, url: str, is_wanted: IsWanted) -> Weights:
+        if url[:5].lower() == "data:":  # it is its own content
+            return self._fetched(url, is_wanted)
+        name = hashlib.sha256(url.encode("utf-8", "surrogatepass")).digest()
+        known = self._use(self._key_of_url.get(name)) or self._fetched(url, is_wanted)
+        with self._lock:
+            self._key_of_url[name] = known.key
+            self._key_of_url.move_to_end(name)
+            if len(self._key_of_url) > MAX_KNOWN_URLS:
+                self._key_of_url.popitem(last=False)
+        return known
+
+    def _fetched(self, url: str, is_wanted: IsWanted) -> Weights:
         with scratch_folder(DOWNLOAD, self._folder) as folder:
             archive = folder / "weights"
             # The container's own weights are named by the operator, who may keep them at home.
             is_own = url == os.environ.get("COG_WEIGHTS")
-            fetch(url, archive, max_bytes=self._max_archive_bytes, any_address=is_own)
-            weights = self._of_archive(archive)
-        if is_remembered:
-            self._key_of_url[url] = weights.key
-        return weights
+            fetch(
+                url,
+                archive,
+                max_bytes=self._max_archive_bytes,
+                is_wanted=is_wanted,
+                any_address=is_own,
+            )
+            return self._of_archive(archive)
 
     def _of_path(self, path: Path) -> Weights:
         if not path.is_dir():
@@ -190,13 +209,13 @@ def find_local(source: str, local_root: Path | None) -> Path:
             path = (root / path).resolve()
             inside = [path, *(path / name for name in MEMBERS)]  # these may be links themselves
             if not all(place.resolve().is_relative_to(root) for place in inside):
-                raise UserError(f"weights: {printable(source)!r} lies outside of WEIGHTS_DIR")
+                raise UserError(f"weights: {printable_url(source)!r} lies outside of WEIGHTS_DIR")
         exists = path.is_file() or path.is_dir()  # a pipe would be waited for without end
     # A name longer than the file system takes, a loop of links, half of a surrogate pair.
     except (OSError, RuntimeError, UnicodeError):
         exists = False
     if not exists:
-        raise UserError(f"weights: there is no file or folder {printable(source)!r}")
+        raise UserError(f"weights: there is no file or folder {printable_url(source)!r}")
     return path
 
 

@@ -1,26 +1,24 @@
 """Fetch one URL into a file: whole and bounded, or not at all."""
 
-import base64
-import binascii
-import ipaddress
 import os
 import re
 import secrets
-import time
-import unicodedata
 from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError, ProtocolError, SSLError
 from urllib3.exceptions import TimeoutError as ReadTimeout
 
 from src.errors import UserError
+from src.weights.data_url import decode_data_url
 from src.weights.guarded_session import GuardedSession
+from src.weights.patience import IsWanted, Patience, always
 from src.weights.printable import printable
 from src.weights.public_address import private_urls_allowed
+from src.weights.url import check_url, printable_url
 
 MAX_REDIRECTS = 10
 CONNECT_SECONDS = 15
@@ -42,24 +40,27 @@ def fetch(
     *,
     max_bytes: int,
     timeout_seconds: float = 600,
+    is_wanted: IsWanted = always,
     headers: dict[str, str] | None = None,
     any_address: bool = False,
 ) -> None:
     """Put what an http(s) or data URL names into a file, which appears only when it is whole.
 
-    Without `any_address`, only public addresses are asked, unless ALLOW_PRIVATE_URLS is 1.
+    The download ends soon after it is no longer wanted. Without `any_address`, only public
+    addresses are asked, unless ALLOW_PRIVATE_URLS is 1.
     """
-    deadline = time.monotonic() + timeout_seconds
+    patience = Patience(timeout_seconds, is_wanted)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("xb") as file:
             if url[:5].lower() == "data:":
-                file.write(_decode_data_url(url, max_bytes))
+                file.write(decode_data_url(url, max_bytes))
             else:
+                check_url(url)
                 with GuardedSession(
-                    deadline=deadline, any_address=any_address or private_urls_allowed()
+                    patience=patience, any_address=any_address or private_urls_allowed()
                 ) as session:
-                    _fetch_http(session, url, file, max_bytes, deadline, headers or {})
+                    _fetch_http(session, url, file, max_bytes, patience, headers or {})
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -67,84 +68,40 @@ def fetch(
         partial.unlink(missing_ok=True)
 
 
-def check_url(url: str) -> None:
-    """Refuse what is no plain http(s) URL; every redirect passes here too."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise UserError(f"not a valid URL: {printable_url(url)}") from None
-    if parts.scheme.lower() not in ("http", "https"):
-        raise UserError(
-            f"cannot download {printable_url(url)}: expected an http, https or data URL, "
-            f"found {printable(parts.scheme, 20) or 'no'} scheme"
-        )
-    # Spaces, control characters and backslashes are where two URL parsers disagree about the host.
-    bad_characters = re.search(r"[\x00-\x20\x7f\\]", url)
-    if not host or port == 0 or bad_characters or not _is_plain_host(host):
-        raise UserError(f"not a valid URL: {printable_url(url)}")
-    if "@" in parts.netloc:
-        raise UserError(
-            f"cannot download {printable_url(url)}: a URL with a user name or password is not taken"
-        )
-
-
-def _is_plain_host(host: str) -> bool:
-    """Tell whether all readers of the host see the same: no 0177.1, no 2130706433, no %31."""
-    plain = unicodedata.normalize("NFKC", host).replace("。", ".").rstrip(".")
-    if "%" in host or ":" in host:
-        return "%" not in host
-    if re.fullmatch("0x[0-9a-f]*|[0-9]+", plain.rpartition(".")[2].lower()) is None:
-        return True
-    try:
-        return str(ipaddress.IPv4Address(plain)) == host
-    except ValueError:
-        return False
-
-
-def printable_url(url: str) -> str:
-    """Return scheme, host and path: a query may hold a signature, a user part a password."""
-    if url[:5].lower() == "data:":
-        return "the data: URL"
-    bare = re.split(r"[?#]", url, maxsplit=1)[0]
-    return printable(re.sub(r"^([^/]*//)[^/]*@", r"\1", bare), 200)
-
-
 def _fetch_http(
     session: requests.Session,
     url: str,
     file: BinaryIO,
     max_bytes: int,
-    deadline: float,
+    patience: Patience,
     headers: dict[str, str],
 ) -> None:
     name = printable_url(url)
     try:
-        with closing(_open(session, url, headers, deadline)) as response:
-            _copy_body(response, file, name, max_bytes, deadline)
+        with closing(_open(session, url, headers, patience)) as response:
+            _copy_body(response, file, name, max_bytes, patience)
     except UserError:
-        if time.monotonic() >= deadline:
-            raise _too_long(name) from None
+        if patience.end():
+            raise _ended(patience, name) from None
         raise
     # requests and urljoin read a redirect's address too, and raise a bare ValueError.
     except (requests.RequestException, HTTPError, ValueError) as error:
-        # At the deadline the connection is shut, which looks like any other end of it.
-        if time.monotonic() >= deadline:
-            raise _too_long(name) from None
+        # When the patience ends the connection is shut, which looks like any other end of it.
+        if patience.end():
+            raise _ended(patience, name) from None
         # The error's own text would repeat the URL with its query.
         raise UserError(f"could not download {name}: {_reason(error)}") from None
 
 
 def _open(
-    session: requests.Session, url: str, headers: dict[str, str], deadline: float
+    session: requests.Session, url: str, headers: dict[str, str], patience: Patience
 ) -> requests.Response:
     """Return the first answer that is not a redirect."""
-    check_url(url)
     origin = urlsplit(url)[:2]
     name = printable_url(url)
     for _ in range(MAX_REDIRECTS + 1):
         check_url(url)
-        seconds = _seconds_left(deadline, name)
+        seconds = _seconds_left(patience, name)
         # Headers may hold a token: it is for the host that the caller named.
         own = headers if urlsplit(url)[:2] == origin else {}
         response = session.get(
@@ -162,7 +119,7 @@ def _open(
 
 
 def _copy_body(
-    response: requests.Response, file: BinaryIO, name: str, max_bytes: int, deadline: float
+    response: requests.Response, file: BinaryIO, name: str, max_bytes: int, patience: Patience
 ) -> None:
     if response.status_code != 200:
         raise HttpError(name, response.status_code)
@@ -175,14 +132,14 @@ def _copy_body(
     expected = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
     received = 0
     while max(received, expected or 0) <= max_bytes:
-        _seconds_left(deadline, name)
+        _seconds_left(patience, name)
         # One read of the socket: to wait for a full block would let a slow drip pass the deadline.
         block = response.raw.read1(BLOCK_BYTES)
         if not block:
             break
         received += len(block)
         file.write(block)
-    _seconds_left(deadline, name)
+    _seconds_left(patience, name)
     if max(received, expected or 0) > max_bytes:
         raise UserError(f"could not download {name}: it is larger than {max_bytes:,} bytes")
     if expected is not None and received != expected:
@@ -191,15 +148,14 @@ def _copy_body(
         )
 
 
-def _seconds_left(deadline: float, name: str) -> float:
-    seconds = deadline - time.monotonic()
-    if seconds <= 0:
-        raise _too_long(name)
-    return seconds
+def _seconds_left(patience: Patience, name: str) -> float:
+    if patience.end():
+        raise _ended(patience, name)
+    return patience.seconds_left
 
 
-def _too_long(name: str) -> UserError:
-    return UserError(f"could not download {name}: it took too long")
+def _ended(patience: Patience, name: str) -> UserError:
+    return UserError(f"could not download {name}: {patience.end()}")
 
 
 def _reason(error: Exception) -> str:
@@ -212,22 +168,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.ConnectionError):
         return "no connection to the server"
     return f"the answer could not be read ({type(error).__name__})"
-
-
-def _decode_data_url(url: str, max_bytes: int) -> bytes:
-    """Return the content of a data URL."""
-    head, comma, body = url.partition(",")
-    if not comma:
-        raise UserError("not a valid data: URL: expected a comma before the data")
-    try:
-        data = unquote_to_bytes(body)
-    except UnicodeEncodeError:
-        raise UserError("not a valid data: URL: it is not valid Unicode text") from None
-    if head.lower().endswith(";base64"):
-        try:
-            data = base64.b64decode(data, validate=True)
-        except binascii.Error:
-            raise UserError("not a valid data: URL: its base64 text is damaged") from None
-    if len(data) > max_bytes:
-        raise UserError(f"the data: URL holds more than {max_bytes:,} bytes")
-    return data

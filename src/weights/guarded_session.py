@@ -1,9 +1,9 @@
-"""An HTTP session that dials public addresses only, and ends at a deadline whatever comes."""
+"""An HTTP session that dials public addresses only, and ends with one's patience whatever comes."""
 
 import contextlib
 import socket
 import threading
-import time
+from collections.abc import Iterator
 from typing import Any
 
 import requests
@@ -15,6 +15,7 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.util import parse_url
 from urllib3.util.connection import create_connection
 
+from src.weights.patience import LOOK_SECONDS, Patience
 from src.weights.public_address import connect_public, resolve_public
 
 LOOK_UP_SECONDS = 10.0
@@ -22,34 +23,39 @@ LOOK_UP_SECONDS = 10.0
 
 
 class Watchdog:
-    """Shuts every connection it was shown when the time is up.
+    """Shuts every connection it was shown when the patience ends.
 
     The time-outs of a socket are for each read: a byte now and then, in the headers or in the
     handshake, would satisfy them for ever.
     """
 
-    def __init__(self, deadline: float) -> None:
-        self._deadline = deadline
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
         self._lock = threading.Lock()
         self._connections: list[socket.socket] = []
-        self._timer = threading.Timer(max(0.0, deadline - time.monotonic()), self._shut)
-        self._timer.daemon = True
-        self._timer.start()
+        self._stopped = threading.Event()
+        threading.Thread(target=self._look, daemon=True).start()
 
     def watch(self, connection: socket.socket) -> None:
         """Take a copy of the connection: encryption moves the original elsewhere."""
         with self._lock:
             self._connections.append(connection.dup())
-        if time.monotonic() >= self._deadline:
+        if self._patience.end():
             self._shut()
 
     def stop(self) -> None:
         """Let go of the connections."""
-        self._timer.cancel()
+        self._stopped.set()
         with self._lock:
             for connection in self._connections:
                 connection.close()
             self._connections.clear()
+
+    def _look(self) -> None:
+        while not self._patience.end():
+            if self._stopped.wait(min(LOOK_SECONDS, self._patience.seconds_left)):
+                return
+        self._shut()
 
     def _shut(self) -> None:
         with self._lock:
@@ -61,13 +67,17 @@ class Watchdog:
 class GuardedSession(requests.Session):
     """A session for strangers' URLs; with `any_address`, also for those of the operator."""
 
-    def __init__(self, *, deadline: float, any_address: bool) -> None:
+    def __init__(self, *, patience: Patience, any_address: bool) -> None:
         super().__init__()
-        self._watchdog = Watchdog(deadline)
+        self._watchdog = Watchdog(patience)
         # A stranger's URL must not make us send what ~/.netrc holds.
         self.auth = _no_credentials
         for scheme in ("http://", "https://"):
             self.mount(scheme, _GuardedAdapter(self._watchdog, any_address))
+
+    def resolve_redirects(self, *args: Any, **values: Any) -> Iterator[Any]:
+        """Follow no redirect: only to foresee the next request, its whole body would be read."""
+        return iter(())
 
     def close(self) -> None:
         """Close all connections."""

@@ -4,27 +4,36 @@ import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
+from src.errors import UserError
+from src.weights.patience import LOOK_SECONDS, IsWanted, always
+
 
 class KeyedLocks:
     """Locks that exist only while somebody holds or awaits them."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._locks: dict[Hashable, tuple[threading.Lock, int]] = {}
+        self._locks: dict[Hashable, tuple[threading.Lock, list[IsWanted]]] = {}
 
     @contextmanager
-    def hold(self, name: Hashable) -> Iterator[None]:
-        """Be the only one with this name."""
+    def hold(self, name: Hashable, is_wanted: IsWanted = always) -> Iterator[IsWanted]:
+        """Be the only one with this name; yields whether this one or one who waits wants it still.
+
+        Raises UserError for one who waits and no longer wants it.
+        """
         with self._guard:
-            lock, num_users = self._locks.get(name, (threading.Lock(), 0))
-            self._locks[name] = lock, num_users + 1
+            lock, wishes = self._locks.setdefault(name, (threading.Lock(), []))
+            wishes.append(is_wanted)
         try:
-            with lock:
-                yield
+            while not lock.acquire(timeout=LOOK_SECONDS):
+                if not is_wanted():
+                    raise UserError("the request was canceled")
+            try:
+                yield lambda: any(wish() for wish in list(wishes))
+            finally:
+                lock.release()
         finally:
             with self._guard:
-                lock, num_users = self._locks[name]
-                if num_users == 1:
+                wishes.remove(is_wanted)
+                if not wishes:
                     del self._locks[name]
-                else:
-                    self._locks[name] = lock, num_users - 1

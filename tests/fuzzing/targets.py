@@ -151,7 +151,7 @@ def _requests() -> Target:
     from src.text.formats import build_speech
     from src.text.tokenizer import Tokenizer
     from src.weights.cache import find_local
-    from src.weights.download import check_url, printable_url
+    from src.weights.url import check_url, printable_url
 
     with tempfile.TemporaryDirectory() as made:
         base = Path(made) / "base"

@@ -43,7 +43,10 @@ OUT_OF_BOUNDS = [
     ("stop_sequences", "[NaN]"),
     *(("replicate_weights", source) for source in (
         "\0", "x" * 10**6, "\ud800", "/etc/passwd", "../x", "http://\ud800/", "file:///etc/passwd",
-        "data:,x", "data:;base64,!", "ftp://example.org/x",
+        "data:,x", "data:;base64,!", "ftp://example.org/x", "data:," + "%41" * 2_000_000,
+        "http://" + "a" * 2_000_000 + "/", "http://example.org/" + "a" * 2_000_000,
+        "http://example.org/?" + "é" * 2_000_000, "http://" + "a@" * 2_000_000 + "x/",
+        "a" * 2_000_000 + "://x", "data:;base64," + "A" * 10_000_000,
     )),
 ]  # fmt: skip
 

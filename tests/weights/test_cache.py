@@ -1,13 +1,17 @@
 """Weights are unpacked once, known by their content, and taken from where they may be."""
 
+import contextlib
 import os
+import re
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from src.errors import UserError
-from src.weights.cache import WeightsCache
+from src.weights.cache import Weights, WeightsCache
 from tests.weights.archives import FILES, HOSTILE, make_tar, make_zip
 from tests.weights.test_sources import cut_off, serving
 
@@ -180,6 +184,21 @@ def test_evicted_weights_are_fetched_again(tmp_path: Path):
                 assert kept(tmp_path) == [folder.name]
 
 
+def test_so_many_urls_are_remembered_and_none_is_kept(cache: WeightsCache, monkeypatch):
+    monkeypatch.setattr("src.weights.cache.MAX_KNOWN_URLS", 2)
+    asked: list[str] = []
+
+    def answer(handler):
+        asked.append(handler.path[-1])
+        handler.reply(200, make_tar())
+
+    with serving({"/w": answer}) as address:
+        for number in (0, 1, 0, 2, 0, 1):
+            cache.get(f"{address}/w?sig={number}")
+    assert asked == ["0", "1", "2", "1"]  # the least recently used one goes first
+    assert "sig" not in repr(vars(cache))
+
+
 def test_threads_share_one_folder(tmp_path: Path, root: Path, cache: WeightsCache):
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: cache.get("good.tar", local_root=root), range(32)))
@@ -192,3 +211,57 @@ def test_a_new_process_finds_what_is_kept(tmp_path: Path, root: Path, cache: Wei
     (root / "good.tar").rename(root / "again.tar")
     again = WeightsCache(tmp_path / "cache", max_archive_bytes=100_000)
     assert again.get("again.tar", local_root=root) == first
+
+
+class Asker:
+    """Somebody who waits for weights in a thread, and may lose interest."""
+
+    def __init__(self, cache: WeightsCache, url: str) -> None:
+        self.is_interested = True
+        self.outcome: object = None
+        self._thread = threading.Thread(target=self._ask, args=(cache, url))
+        self._thread.start()
+
+    def _ask(self, cache: WeightsCache, url: str) -> None:
+        try:
+            with cache.hold(url, is_wanted=lambda: self.is_interested) as weights:
+                self.outcome = weights
+        except UserError as error:
+            self.outcome = str(error)
+
+    def wait(self) -> object:
+        self._thread.join(20)
+        return self.outcome
+
+
+def test_a_download_goes_on_for_as_long_as_somebody_wants_it(tmp_path: Path, cache: WeightsCache):
+    asked: list[str] = []
+    may_end = threading.Event()
+
+    def slow(handler):
+        asked.append(handler.path)
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+        may_end.wait(20)
+        with contextlib.suppress(OSError):
+            handler.wfile.write(make_tar())
+        handler.close_connection = True
+
+    with serving({"/w": slow}) as address:
+        askers = [Asker(cache, f"{address}/w") for _ in range(3)]
+        while not asked:
+            time.sleep(0.01)
+        for asker in askers[:2]:  # one of them waits for the other, or for the third
+            asker.is_interested = False
+        time.sleep(0.5)
+        may_end.set()
+        weights = askers[2].wait()
+        assert isinstance(weights, Weights)
+        assert len(asked) == 1
+        may_end.clear()
+        alone = Asker(cache, f"{address}/w?again")
+        while len(asked) < 2:
+            time.sleep(0.01)
+        alone.is_interested = False
+        assert re.search("nobody waits for it any more", str(alone.wait()))
+        may_end.set()
+    assert kept(tmp_path) == [weights.key]

@@ -1,6 +1,8 @@
 """A download is the whole file or a sentence, whatever the server does."""
 
+import gzip
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,8 +66,8 @@ BAD = {
     "/noise": (raw(b"\0\1\2\3\r\n\r\n"), "could not download"),
     "/silence": (raw(b""), "could not download"),
     "/loop": (redirect("/loop"), "more than 10 redirects"),
-    "/to-file": (redirect("file:///etc/passwd"), "expected an http, https or data URL"),
-    "/to-data": (redirect("data:,hello"), "expected an http, https or data URL"),
+    "/to-file": (redirect("file:///etc/passwd"), "expected an http or https URL"),
+    "/to-data": (redirect("data:,hello"), "expected an http or https URL"),
     "/to-password": (redirect("http://me:hunter2@127.0.0.1/"), "user name or password"),
     "/to-port-zero": (redirect("http://127.0.0.1:0/"), "not a valid URL"),
     "/to-bracket": (redirect("http://[::1"), "could not be read"),
@@ -94,6 +96,22 @@ def test_anything_else_is_an_error_and_leaves_nothing(tmp_path: Path, address: s
         assert secret not in str(caught.value)
     assert str(caught.value).isprintable()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_body_of_a_redirect_is_not_read(tmp_path: Path):
+    packed = gzip.compress(b"\0" * 2**27, 1)
+
+    def bomb(handler):
+        handler.reply(302, packed, Location="/file", Content_Encoding="gzip")
+
+    tracemalloc.start()
+    try:
+        with serving({"/bomb": bomb, "/file": BODY}) as address:
+            fetch(f"{address}/bomb", tmp_path / "file", max_bytes=2000)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "file").read_bytes() == BODY
 
 
 def test_a_status_can_be_asked_for(tmp_path: Path):
@@ -162,6 +180,8 @@ def test_netrc_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ("data:,a%20b%ff", b"a b\xff"),
         ("data:text/plain;base64,aGk=", b"hi"),
         ("DATA:;BASE64,aGk%3D", b"hi"),
+        ("data:,%61%62%63%64%65", b"abcde"),
+        ("data:;base64,%61%47%56%73%62%47%38%3D", b"hello"),
         ("data:application/x-tar;base64,", b""),
         ("data:,é", "é".encode()),
     ],
@@ -180,6 +200,7 @@ def test_data_urls_are_decoded(tmp_path: Path, url: str, content: bytes):
         "data:;base64,é",
         "data:,\ud800",
         "data:,more than five",
+        "data:,%61%62%63%64%65%66",
         "",
         "x",
         "//host/file",
