@@ -1,6 +1,7 @@
 """A dialogue reads the same everywhere, and nothing a user writes is a control token."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from src.errors import UserError
 from src.prompts.dialogue import Dialogue, Turn
+from src.prompts.pieces import Text
 from src.prompts.ready_dialogue import read_dialogue
 from src.prompts.template import LLAMA_2, MISTRAL, PLAIN, fill, with_template
 from src.text.formats import build_speech, build_train_speech
@@ -116,6 +118,39 @@ def test_a_begun_answer_goes_on():
     assert dialogue == Dialogue([Turn("Count.", "One, two")], is_open=True)
     *_, last = LLAMA_2.pieces(dialogue)
     assert (last.text, last.ends) == (" One, two", False)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "turns"),
+    [
+        ("[INST] What does [/INST] mean? [/INST]", [Turn("What does [/INST] mean?")]),
+        ("[INST] a [/INST] b [/INST] c", [Turn("a [/INST] b", "c")]),
+        ("[INST][/INST][/INST]", [Turn("[/INST]")]),
+        ("[INST] a [/INST] b [/INST] c [INST] d [/INST]", [Turn("a [/INST] b", "c"), Turn("d")]),
+        ("[INST] a [INST] b [/INST]", [Turn("a"), Turn("b")]),
+        ("[INST] a", [Turn("a")]),
+    ],
+)
+def test_no_text_of_a_ready_dialogue_is_lost(prompt: str, turns: list[Turn]):
+    dialogue = read_dialogue(prompt)
+    assert dialogue is not None
+    assert dialogue.turns == turns
+    text = "".join(p.text for p in LLAMA_2.pieces(dialogue) if isinstance(p, Text))
+    letters, expected = (re.findall("[a-z]", t) for t in (text, prompt))
+    assert letters == expected
+
+
+@needs_llama
+@pytest.mark.parametrize("template", ["[INST] {prompt} [/INST]", "{system_prompt}: {prompt}"])
+def test_a_leading_bos_of_a_template_is_no_text(llama: Tokenizer, template: str):
+    for build in (build_speech, build_train_speech):
+        ids = []
+        for whole in (template, f"<s>{template}"):
+            speech = build("mistral-7b-instruct-v0.2", llama, template=whole)
+            dialogue = Dialogue([Turn("a", "b"), Turn("c")], system="d")
+            ids.append(llama.encode_pieces(speech.prompt_format.pieces(dialogue)))
+        assert ids[0] == ids[1]
+        assert ids[0].count(llama.bos_id) == 1
 
 
 def test_a_template_is_filled_once_and_literally():
