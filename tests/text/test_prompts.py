@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,6 @@ TOKENIZER_MODEL = SHARED_DATA / "llama-2-tokenizer" / "tokenizer.model"
 needs_llama = pytest.mark.skipif(
     not TOKENIZER_MODEL.is_file(), reason="the Llama 2 tokenizer is not beside the project"
 )
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("llama-2")
-    shutil.copy(TOKENIZER_MODEL, folder)
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    return Tokenizer(folder)
 
 
 def reference_ids(turns: list[tuple[str, str | None]], *, bos_each_turn: bool, suffix: str):
