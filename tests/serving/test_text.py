@@ -40,6 +40,32 @@ def test_stopping_is_exact_however_the_text_comes():
     assert num_stopped > 5000
 
 
+class Compared(str):
+    """A stop sequence that counts how often one of its characters is looked at."""
+
+    num_looks = 0
+
+    def __getitem__(self, key):
+        Compared.num_looks += 1 if isinstance(key, int) else len(range(len(self))[key])
+        return super().__getitem__(key)
+
+
+def test_a_long_run_that_nearly_stops_costs_no_more_for_it():
+    """Each character of the text is held against each sequence a few times, long as it may be."""
+    sequences = ["a" * 998 + f"{n:02}" for n in range(64)]
+    buffer = StopBuffer([Compared(sequence) for sequence in sequences])
+    for character in ["a"] * 1200 + ["b"] + ["a"] * 999:
+        Compared.num_looks = 0
+        assert not buffer.push(character)[1]
+        assert 0 < Compared.num_looks <= 4 * 64
+    assert buffer.push("63") == ("", True)
+
+
+def test_too_many_characters_are_named():
+    with pytest.raises(UserError, match="at most 1,000,000 characters in all, found 1,000,001"):
+        parse_stop_sequences("a" * 1_000_001)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
