@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(base_dir: Path) -> Tokenizer:
     return Tokenizer(base_dir)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Llama 2's own tokenizer, where it lies beside the project."""
+    folder = tmp_path_factory.mktemp("llama-2")
+    shutil.copy(SHARED_DATA / "llama-2-tokenizer" / "tokenizer.model", folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return Tokenizer(folder)
 
 
 @pytest.fixture

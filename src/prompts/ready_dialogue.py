@@ -11,18 +11,21 @@ _TURN_START = re.compile(r"(?<!\s)\s*+(?:</s>\s*+)?(?:<s>\s*+)?\[INST\]")
 
 
 def read_dialogue(prompt: str) -> Dialogue | None:
-    """Read a ready dialogue with its user turns in [INST] tags; None if it is none."""
+    """Read a ready dialogue with its user turns in [INST] tags; None if it is none.
+
+    The last [/INST] of a turn closes it: those before it are the user's own words.
+    """
     start = _TURN_START.match(prompt)
     if start is None:
         return None
     turns = []
     for part in _TURN_START.split(prompt[start.end() :]):
-        user, closed, answer = part.partition("[/INST]")
-        turns.append(Turn(user.strip(), answer.strip() if closed else None))
+        user, closed, answer = part.rpartition("[/INST]")
+        turns.append(Turn(user.strip(), answer.strip()) if closed else Turn(part.strip()))
     *finished, last = turns
     if last.answer:
-        answer = prompt[prompt.rindex("[/INST]") + len("[/INST]") :].removeprefix(" ")
-        return Dialogue([*finished, replace(last, answer=answer)], is_open=True)
+        begun = prompt.rpartition("[/INST]")[2].removeprefix(" ")
+        return Dialogue([*finished, replace(last, answer=begun)], is_open=True)
     return Dialogue([*finished, replace(last, answer=None)])
 
 

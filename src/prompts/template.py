@@ -98,11 +98,15 @@ FORMATS = {"plain": PLAIN, "llama-2": LLAMA_2, "mistral": MISTRAL}
 
 
 def with_template(base: PromptFormat, template: str) -> TagFormat:
-    """Return a format that uses the user's own template in place of the base model's."""
+    """Return a format that uses the user's own template in place of the base model's.
+
+    A leading <s> is left out: the beginning-of-sequence token stands before every prompt anyway.
+    """
     if "{prompt}" not in template:
         raise UserError(
             f"prompt_template: expected a text that holds {{prompt}}, got {template[:80]!r}"
         )
+    template = template.removeprefix("<s>")
     is_tagged = template.endswith("[/INST]")
     own = TagFormat(template, answer_prefix=" " if is_tagged else "")
     if is_tagged and isinstance(base, TagFormat):

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from src.text.tokenizer import Tokenizer
 
 _NUM_CONTEXT_IDS = 6
+_NUM_KEPT_IDS = 4
+"""A character has at most four bytes, and a token at least one."""
 _BROKEN = "\ufffd"
 
 
@@ -13,25 +15,32 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._ids = list(prompt_ids[-_NUM_CONTEXT_IDS:])
-        self._num_shown = len(self._ids)
+        self._restart(list(prompt_ids[-_NUM_CONTEXT_IDS:]))
 
     def push(self, token: int) -> str:
         """Return the text that a token adds; "" while it ends within a character."""
         self._ids.append(token)
         text = self._new_text()
-        if not text or text.endswith(_BROKEN):
+        if text and not text.endswith(_BROKEN):
+            self._restart(self._ids[self._num_context :])
+            return text
+        if len(self._ids) - self._num_context <= 2 * _NUM_KEPT_IDS:
             return ""
-        self._ids = self._ids[self._num_shown :]
-        self._num_shown = len(self._ids)
-        return text
+        # More than a character wait: of those only the last one can still be completed.
+        waiting = text[-1:]
+        del self._ids[self._num_context + _NUM_KEPT_IDS : -_NUM_KEPT_IDS]
+        self._num_shown = len(self._tokenizer.decode(self._ids)) - len(waiting)
+        return text[: len(text) - len(waiting)]
 
     def flush(self) -> str:
         """Return the text of an unfinished character, when there is no more to come."""
         text = self._new_text()
-        self._num_shown = len(self._ids)
+        self._num_shown += len(text)
         return text
 
+    def _restart(self, context: list[int]) -> None:
+        self._ids, self._num_context = context, len(context)
+        self._num_shown = len(self._tokenizer.decode(context))
+
     def _new_text(self) -> str:
-        shown = self._tokenizer.decode(self._ids[: self._num_shown])
-        return self._tokenizer.decode(self._ids)[len(shown) :]
+        return self._tokenizer.decode(self._ids)[self._num_shown :]

@@ -5,8 +5,12 @@ from typing import Any
 
 from src.errors import UserError
 from src.prompts.dialogue import Dialogue, Turn
+from src.serving.unicode_text import check_unicode
+from src.weights.printable import printable
 
 MAX_MESSAGES = 1000
+NOT_SERVED = ("tool_calls", "function_call", "audio")
+"""What OpenAI's messages may carry beside their content; null or empty where there is none."""
 
 
 def parse_messages(text: str, *, default_system: str) -> Dialogue:
@@ -47,14 +51,47 @@ def parse_messages(text: str, *, default_system: str) -> Dialogue:
 def _message(number: int, message: Any) -> tuple[str, str]:
     where = f"messages: message {number + 1}"
     if not isinstance(message, dict):
-        raise UserError(f"{where}: expected an object with role and content, found something else")
+        raise UserError(
+            f"{where}: expected an object with role and content, found {_describe(message)}"
+        )
     role, content = message.get("role"), message.get("content")
     if role not in ("system", "user", "assistant"):
-        raise UserError(f"{where}: expected role system, user or assistant, found {str(role)[:40]}")
+        raise UserError(
+            f"{where}: expected role system, user or assistant, found {printable(role, 40)}"
+        )
+    for name in NOT_SERVED:
+        if message.get(name):
+            raise UserError(f"{where}: expected role and content alone, found {name}")
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        is_text = all(isinstance(part, str) for part in parts)
-        content = "".join(map(str, parts)) if is_text else None
+        content = "".join(_part(f"{where}: part {n + 1}", part) for n, part in enumerate(content))
     if not isinstance(content, str):
-        raise UserError(f"{where}: expected content that is text, found something else")
+        raise UserError(f"{where}: expected content that is text, found {_describe(content)}")
+    check_unicode(where, content)
     return role, content
+
+
+def _part(where: str, part: Any) -> str:
+    if not isinstance(part, dict):
+        raise UserError(f"{where}: expected an object with text, found {_describe(part)}")
+    kind, text = part.get("type", "text"), part.get("text")
+    if kind != "text":
+        raise UserError(f"{where}: expected type text, found {printable(kind, 40)}")
+    if not isinstance(text, str):
+        raise UserError(f"{where}: expected text, found {_describe(text)}")
+    return text
+
+
+def _describe(value: Any) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case _:
+            return "an object"

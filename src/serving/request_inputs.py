@@ -8,6 +8,7 @@ from typing import Any
 from src.errors import UserError
 from src.serving.sampling import SamplingSettings
 from src.serving.stopping import parse_stop_sequences
+from src.serving.unicode_text import check_unicode
 
 MAX_LOGPROBS = 20
 MAX_OUTPUTS = 16
@@ -76,7 +77,4 @@ def check_inputs(request: Mapping[str, Any], *, context: int) -> RequestInputs:
 def _check_text(name: str, text: str, limit: int) -> None:
     if len(text) > limit:
         raise UserError(f"{name}: expected at most {limit:,} characters, found {len(text):,}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{name}: expected Unicode text, found half of a surrogate pair") from None
+    check_unicode(name, text)

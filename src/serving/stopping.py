@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 
 from src.errors import UserError
 
 MAX_SEQUENCES = 64
 MAX_CHARACTERS = 1000
+MAX_LIST_CHARACTERS = 1_000_000
+"""As many as that can take in JSON, where one character may be written as twelve."""
 
 
 def parse_stop_sequences(text: str | None) -> tuple[str, ...]:
@@ -16,8 +19,11 @@ def parse_stop_sequences(text: str | None) -> tuple[str, ...]:
     """
     if not text:
         return ()
-    if text.count(",") > MAX_SEQUENCES * MAX_CHARACTERS or len(text) > 1_000_000:
-        raise UserError(f"stop_sequences: expected at most {MAX_SEQUENCES} sequences, found more")
+    if len(text) > MAX_LIST_CHARACTERS:
+        raise UserError(
+            f"stop_sequences: expected at most {MAX_LIST_CHARACTERS:,} characters in all, "
+            f"found {len(text):,}"
+        )
     sequences = _read_json_list(text)
     if sequences is None:
         sequences = text.split(",")
@@ -50,7 +56,9 @@ class StopBuffer:
     """Hands text on once it can be no part of a stop sequence any more."""
 
     def __init__(self, sequences: Sequence[str]) -> None:
-        self._sequences = sequences
+        self._sequences = [(sequence, _fallbacks(sequence)) for sequence in sequences]
+        self._matched = [0] * len(sequences)
+        """Of each sequence, how many characters of its beginning end the text so far."""
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
@@ -59,15 +67,21 @@ class StopBuffer:
         Of several, the one that is complete first counts, and of those the one that began first.
         """
         text = self._held + piece
-        found = [
-            (start + len(sequence), start)
-            for sequence in self._sequences
-            if (start := text.find(sequence)) >= 0
-        ]
-        if found:
-            self._held = ""
-            return text[: min(found)[1]], True
-        held = max((_overlap(text, sequence) for sequence in self._sequences), default=0)
+        if not self._sequences:
+            return text, False
+        for end, character in enumerate(piece, len(self._held) + 1):
+            longest = 0
+            for number, (sequence, fallbacks) in enumerate(self._sequences):
+                matched = self._matched[number]
+                while matched >= 0 and sequence[matched] != character:
+                    matched = fallbacks[matched]
+                self._matched[number] = matched + 1
+                if matched + 1 == len(sequence):
+                    longest = max(longest, len(sequence))
+            if longest:
+                self._held, self._matched = "", [0] * len(self._sequences)
+                return text[: end - longest], True
+        held = max(self._matched)
         self._held = text[len(text) - held :]
         return text[: len(text) - held], False
 
@@ -77,7 +91,18 @@ class StopBuffer:
         return text
 
 
-def _overlap(text: str, sequence: str) -> int:
-    """Return how many characters at the end of the text begin the sequence."""
-    longest = min(len(text), len(sequence) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(sequence[:n])), 0)
+@lru_cache(MAX_SEQUENCES)
+def _fallbacks(sequence: str) -> tuple[int, ...]:
+    """Return where a match goes on that breaks after each number of characters; -1 is nowhere.
+
+    It is the table of Knuth, Morris and Pratt: the longest beginning that is also an end of what
+    was matched, and that does not break in the same way.
+    """
+    fallbacks, border = [-1], 0
+    for character in sequence[1:]:
+        same = sequence[border] == character
+        fallbacks.append(fallbacks[border] if same else border)
+        while border >= 0 and sequence[border] != character:
+            border = fallbacks[border]
+        border += 1
+    return tuple(fallbacks)

@@ -16,6 +16,9 @@ def message(role: str, content: object) -> dict:
 USER, ASSISTANT, SYSTEM = (message(role, role[0]) for role in ("user", "assistant", "system"))
 
 
+TEXT_PART = {"type": "text", "text": "a"}
+
+
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [
@@ -24,8 +27,10 @@ USER, ASSISTANT, SYSTEM = (message(role, role[0]) for role in ("user", "assistan
         ([message("system", ""), USER], Dialogue([Turn("u")], system="")),
         ([USER, ASSISTANT, USER], Dialogue([Turn("u", "a"), Turn("u")], system="default")),
         ([USER, ASSISTANT], Dialogue([Turn("u", "a")], system="default", is_open=True)),
+        ([{**USER, "tool_calls": None}], Dialogue([Turn("u")], system="default")),
+        ([{**USER, "tool_calls": []}], Dialogue([Turn("u")], system="default")),
         (
-            [message("user", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])],
+            [message("user", [TEXT_PART, {"text": "b"}])],
             Dialogue([Turn("ab")], system="default"),
         ),
     ],
@@ -42,14 +47,39 @@ def test_messages_become_turns(messages: list, expected: Dialogue):
         ("{}", "messages: expected a JSON list of 1 to 1,000 messages, found no list"),
         ("[]", "found 0"),
         (json.dumps([USER] * 1001), "found 1,001"),
-        ("[1]", "message 1: expected an object with role and content"),
+        ("[1]", "message 1: expected an object with role and content, found a number"),
         (json.dumps([USER, USER]), "message 2: expected role assistant, found user"),
         (json.dumps([SYSTEM, ASSISTANT]), "message 2: expected role user, found assistant"),
         (json.dumps([USER, SYSTEM]), "message 2: expected role assistant, found system"),
         (json.dumps([SYSTEM]), "expected a message of the user, found a system message alone"),
         (json.dumps([message("tool", "x")]), "role system, user or assistant, found tool"),
-        (json.dumps([message("user", None)]), "message 1: expected content that is text"),
-        (json.dumps([message("user", [{"type": "image_url"}])]), "expected content that is text"),
+        (
+            json.dumps([message("x\x1b[2J\ud800", "x")]),
+            r"role system, user or assistant, found x\?\[2J\?$",
+        ),
+        (
+            json.dumps([message("user", None)]),
+            "message 1: expected content that is text, found nothing",
+        ),
+        (json.dumps([message("user", {})]), "expected content that is text, found an object"),
+        *(
+            (
+                json.dumps([*before, message(role, content)]),
+                f"message {len(before) + 1}: expected Unicode text, found half of a surrogate pair",
+            )
+            for before, role in (([], "user"), ([], "system"), ([USER], "assistant"))
+            for content in ("\ud800", [{"type": "text", "text": "a\udfff"}])
+        ),
+        (json.dumps([message("user", ["a"])]), "part 1: expected an object with text, found text"),
+        (json.dumps([message("user", [{"type": "text"}])]), "part 1: expected text, found nothing"),
+        (
+            json.dumps([message("user", [TEXT_PART, {"type": "image_url", "text": "a"}])]),
+            "message 1: part 2: expected type text, found image_url",
+        ),
+        (
+            json.dumps([USER, {**ASSISTANT, "tool_calls": [{"id": "a"}]}]),
+            "message 2: expected role and content alone, found tool_calls",
+        ),
     ],
 )
 def test_anything_else_is_refused(text: str, sentence: str):

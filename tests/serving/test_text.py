@@ -7,6 +7,8 @@ import pytest
 from src.errors import UserError
 from src.serving.detokenizer import Detokenizer
 from src.serving.stopping import StopBuffer, parse_stop_sequences
+from src.text.tokenizer import Tokenizer
+from tests.text.test_prompts import needs_llama
 
 
 def stopped(text: str, sequences: list[str]) -> str:
@@ -36,6 +38,32 @@ def test_stopping_is_exact_however_the_text_comes():
         assert shown == stopped(text, sequences)
         num_stopped += is_stopped
     assert num_stopped > 5000
+
+
+class Compared(str):
+    """A stop sequence that counts how often one of its characters is looked at."""
+
+    num_looks = 0
+
+    def __getitem__(self, key):
+        Compared.num_looks += 1 if isinstance(key, int) else len(range(len(self))[key])
+        return super().__getitem__(key)
+
+
+def test_a_long_run_that_nearly_stops_costs_no_more_for_it():
+    """Each character of the text is held against each sequence a few times, long as it may be."""
+    sequences = ["a" * 998 + f"{n:02}" for n in range(64)]
+    buffer = StopBuffer([Compared(sequence) for sequence in sequences])
+    for character in ["a"] * 1200 + ["b"] + ["a"] * 999:
+        Compared.num_looks = 0
+        assert not buffer.push(character)[1]
+        assert 0 < Compared.num_looks <= 4 * 64
+    assert buffer.push("63") == ("", True)
+
+
+def test_too_many_characters_are_named():
+    with pytest.raises(UserError, match="at most 1,000,000 characters in all, found 1,000,001"):
+        parse_stop_sequences("a" * 1_000_001)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +119,44 @@ def test_no_piece_holds_a_broken_character(tokenizer):
     detokenizer = Detokenizer(tokenizer, tokenizer.encode("x"))
     assert detokenizer.push(ids[0]) == ""
     assert detokenizer.flush() == "\ufffd"
+
+
+class Counted:
+    """A tokenizer that counts the tokens it decodes."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self.num_decoded = tokenizer, 0
+
+    def decode(self, ids: list[int]) -> str:
+        self.num_decoded += len(ids)
+        return self._tokenizer.decode(ids)
+
+
+@needs_llama
+def test_bytes_that_are_no_text_cost_no_more_than_text(llama: Tokenizer):
+    byte = llama.control_id("<0x80>")
+    ids = [byte] * 2000 + llama.encode("a\n🍎", continues=True)
+    counted = Counted(llama)
+    detokenizer = Detokenizer(counted, llama.encode("What is it?"))
+    pieces = [detokenizer.push(token) for token in ids]
+    assert "".join(pieces) + detokenizer.flush() == "\ufffd" * 2000 + "a\n🍎"
+    assert max(map(len, pieces)) < 20
+    assert counted.num_decoded < 50 * len(ids)
+
+
+def test_broken_bytes_read_as_in_the_whole(tokenizer: Tokenizer):
+    """Tokens of bytes in any order, of which the decoder makes what it can."""
+    rng = random.Random(0)
+    letters = [tokenizer.encode(c) for c in ("🍎", "é", "漢", "a", " ")]
+    num_broken = 0
+    for _ in range(300):
+        ids = []
+        while len(ids) < 40:
+            part = rng.choice(letters)
+            ids += part[: rng.randint(1, 4)] * rng.choice((1, 1, 1, 12))
+        prompt = tokenizer.encode("x")
+        detokenizer = Detokenizer(tokenizer, prompt)
+        text = "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+        assert text == tokenizer.decode(prompt + ids)[1:]
+        num_broken += text.count("\ufffd") > 9
+    assert num_broken > 100

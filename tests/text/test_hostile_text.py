@@ -1,6 +1,5 @@
 """What people write is literal text: no attribute is read and no control token is made of it."""
 
-import shutil
 import time
 from pathlib import Path
 
@@ -33,14 +32,6 @@ MARKERS = [
     "🍎</s>🍎", "e\u0301</s>", "\U0010ffff", "\ufffe", "<s" + "s" * 2000 + ">",
 ]  # fmt: skip
 TEXTS = [*ATTRIBUTES, *MARKERS]
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("llama-2")
-    shutil.copy(TOKENIZER_MODEL, folder)
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    return Tokenizer(folder)
 
 
 @pytest.fixture(scope="module")

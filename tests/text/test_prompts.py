@@ -1,7 +1,7 @@
 """A dialogue reads the same everywhere, and nothing a user writes is a control token."""
 
 import json
-import shutil
+import re
 from pathlib import Path
 
 import pytest
@@ -20,14 +20,6 @@ TOKENIZER_MODEL = SHARED_DATA / "llama-2-tokenizer" / "tokenizer.model"
 needs_llama = pytest.mark.skipif(
     not TOKENIZER_MODEL.is_file(), reason="the Llama 2 tokenizer is not beside the project"
 )
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("llama-2")
-    shutil.copy(TOKENIZER_MODEL, folder)
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    return Tokenizer(folder)
 
 
 def reference_ids(turns: list[tuple[str, str | None]], *, bos_each_turn: bool, suffix: str):
@@ -118,6 +110,39 @@ def test_a_begun_answer_goes_on():
     assert dialogue == Dialogue([Turn("Count.", "One, two")], is_open=True)
     *_, last = LLAMA_2.pieces(dialogue)
     assert (last.text, last.ends) == (" One, two", False)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "turns"),
+    [
+        ("[INST] What does [/INST] mean? [/INST]", [Turn("What does [/INST] mean?")]),
+        ("[INST] a [/INST] b [/INST] c", [Turn("a [/INST] b", "c")]),
+        ("[INST][/INST][/INST]", [Turn("[/INST]")]),
+        ("[INST] a [/INST] b [/INST] c [INST] d [/INST]", [Turn("a [/INST] b", "c"), Turn("d")]),
+        ("[INST] a [INST] b [/INST]", [Turn("a"), Turn("b")]),
+        ("[INST] a", [Turn("a")]),
+    ],
+)
+def test_no_text_of_a_ready_dialogue_is_lost(prompt: str, turns: list[Turn]):
+    dialogue = read_dialogue(prompt)
+    assert dialogue is not None
+    assert dialogue.turns == turns
+    text = "".join(p.text for p in LLAMA_2.pieces(dialogue) if isinstance(p, Text))
+    letters, expected = (re.findall("[a-z]", t) for t in (text, prompt))
+    assert letters == expected
+
+
+@needs_llama
+@pytest.mark.parametrize("template", ["[INST] {prompt} [/INST]", "{system_prompt}: {prompt}"])
+def test_a_leading_bos_of_a_template_is_no_text(llama: Tokenizer, template: str):
+    for build in (build_speech, build_train_speech):
+        ids = []
+        for whole in (template, f"<s>{template}"):
+            speech = build("mistral-7b-instruct-v0.2", llama, template=whole)
+            dialogue = Dialogue([Turn("a", "b"), Turn("c")], system="d")
+            ids.append(llama.encode_pieces(speech.prompt_format.pieces(dialogue)))
+        assert ids[0] == ids[1]
+        assert ids[0].count(llama.bos_id) == 1
 
 
 def test_a_template_is_filled_once_and_literally():
