@@ -19,6 +19,8 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """Return the text that a token adds; "" while it ends within a character."""
+        if token in self._tokenizer.silent_ids:
+            return ""
         self._ids.append(token)
         text = self._new_text()
         if text and not text.endswith(_BROKEN):

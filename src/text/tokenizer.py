@@ -6,10 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from src.errors import UserError
 from src.prompts.pieces import BOS, EOS, Control, Piece, Text
+from src.text.control_tokens import find_control_tokens
 
 _ANCHOR = "\n"
 
@@ -21,23 +23,56 @@ class Tokenizer:
         self.tokenizer = _load(folder)
         if self.tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer in {folder.name} names no end-of-sequence token")
-        self._backend = self.tokenizer.backend_tokenizer
         if (folder / "tokenizer.json").is_file():
             # The file itself: some tokenizer classes rebuild it with another blank before a text.
             self._backend = Backend.from_file(str(folder / "tokenizer.json"))
-        # `encode_special_tokens` makes text like "</s>" plain characters.
-        self._backend.encode_special_tokens = True
+        else:
+            # A copy: Transformers changes the settings of its own with every call.
+            self._backend = Backend.from_str(self.tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
         self.eos_id: int = self.tokenizer.eos_token_id
         self.bos_id: int | None = self.tokenizer.bos_token_id
         self.end_ids = frozenset({self.eos_id, *_generation_eos_ids(folder)})
+        flagged = self._backend.get_added_tokens_decoder()
+        self.silent_ids = frozenset(id_ for id_, token in flagged.items() if token.special)
+        """Tokens that have no text."""
+        self.special_tokens = [
+            token
+            for token in find_control_tokens(self.tokenizer, self.end_ids)
+            if self._backend.token_to_id(token) is not None
+        ]
+        self._backend.add_special_tokens(
+            [AddedToken(token, special=True, normalized=False) for token in self.special_tokens]
+        )
+        # `encode_special_tokens` makes text like "</s>" plain characters.
+        self._backend.encode_special_tokens = True
+        # Text of unknown characters is rightly read as the token for those.
+        self._control_ids = self.end_ids | {
+            self._backend.token_to_id(token)
+            for token in self.special_tokens
+            if token != self.tokenizer.unk_token
+        }
 
     def __len__(self) -> int:
         return len(self.tokenizer)
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """Return the ids of plain text; with `continues`, as it reads after other text."""
+        ids = self._encode(text, continues)
+        if self._control_ids.isdisjoint(ids):
+            return ids
+        # A model's own vocabulary can hold its control tokens, and then reads them in any text.
+        parts = self._cut_markers(text)
+        if len(parts) == 1:
+            return [token for token in ids if token not in self._control_ids]
+        return [
+            token
+            for number, part in enumerate(parts)
+            for token in self.encode(part, continues=continues or number > 0)
+        ]
+
+    def _encode(self, text: str, continues: bool) -> list[int]:
         if continues and self._adds_prefix:
             whole = self._ids(_ANCHOR + text)
             anchor = self._ids(_ANCHOR)
@@ -77,10 +112,26 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids; control tokens have none."""
-        return self._backend.decode(ids, skip_special_tokens=True)
+        read = [token for token in ids if token not in self.silent_ids]
+        return self._backend.decode(read, skip_special_tokens=False)
 
     def _ids(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
+        # Unlike `encode`, it lets other threads run meanwhile.
+        return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    def _cut_markers(self, text: str) -> list[str]:
+        """Cut text within each stretch of it that is read as a control token, alone or after other
+        text."""
+        cuts: set[int] = set()
+        for before in ("", _ANCHOR):
+            encoding = self._backend.encode(before + text, add_special_tokens=False)
+            cuts |= {
+                start + 1 - len(before)
+                for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+                if token in self._control_ids and stop - start > 1
+            }
+        places = sorted(place for place in cuts if 0 < place < len(text))
+        return [text[i:j] for i, j in zip([0, *places], [*places, len(text)], strict=True)]
 
     @cached_property
     def _adds_prefix(self) -> bool:
@@ -91,11 +142,6 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         template = self.tokenizer.chat_template
         return template if isinstance(template, str) else None
-
-    @property
-    def special_tokens(self) -> list[str]:
-        added = self.tokenizer.added_tokens_decoder.values()
-        return [token.content for token in added if token.special]
 
     def render_chat(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         """Render messages with the base model's own chat template."""
