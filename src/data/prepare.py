@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from src.data.batch_plan import Schedule, plan_batches
-from src.data.dataset import DatasetWriter, TokenDataset, collect
+from src.data.dataset import DataCounts, TokenDataset
+from src.data.dataset_writer import keep_first, split_dataset, write_dataset
 from src.data.examples import ExampleFile
 from src.data.packing import one_by_one, pack, wrap
 from src.data.tokenization import TokenizedExample, cut, tokenize
@@ -12,7 +13,6 @@ from src.errors import UserError
 from src.settings import TrainSettings
 from src.text.formats import Speech
 from src.text.tokenizer import Tokenizer
-from src.weights.room import RUN_FOLDER, Need, check_room
 
 
 def num_held_out(num_examples: int, settings: TrainSettings) -> int:
@@ -45,7 +45,7 @@ def prepare_data(
     elif settings.wrap_packed_sequences or settings.chunk_size != 2048:
         say("warning: wrap_packed_sequences and chunk_size have no effect without pack_sequences")
 
-    def read(path: str, name: str | None, max_length: int) -> DatasetWriter:
+    def read(path: str, name: str | None, part: str, max_length: int) -> DataCounts:
         file = ExampleFile(Path(path), name)
 
         def tokenized() -> Iterator[tuple[int, TokenizedExample]]:
@@ -53,39 +53,34 @@ def prepare_data(
                 whole = tokenize(example, tokenizer, speech)
                 yield line_number, cut(whole, max_length=max_length, eos_id=tokenizer.eos_id)
 
-        writer = collect(tokenized())
-        check_room([Need("tokens", RUN_FOLDER, folder, writer.num_bytes)])
+        counts = write_dataset(tokenized(), folder / part, name=file.name)
         for key, count in file.unknown_keys.most_common(10):
             say(f"warning: {file.name}: the key {key[:40]!r} is not used ({count:,} times)")
-        if any(writer.num_cut):
+        if counts.cut_examples:
             say(
-                f"warning: {file.name}: {sum(map(bool, writer.num_cut)):,} examples were cut to "
-                f"{max_length:,} tokens, {sum(writer.num_cut):,} tokens are left out"
+                f"warning: {file.name}: {counts.cut_examples:,} examples were cut to "
+                f"{max_length:,} tokens, {counts.cut_tokens:,} tokens are left out"
             )
-        return writer
+        return counts
 
-    train = read(settings.train_data, settings.train_data_name, limit)
-    num_examples = len(train.line_numbers)
-    num_validation = num_held_out(num_examples, settings)
+    train = read(settings.train_data, settings.train_data_name, "train", limit)
     if settings.run_validation and settings.validation_data is not None:
-        validation = read(settings.validation_data, settings.validation_data_name, context)
-        num_validation = min(settings.num_validation_samples, len(validation.line_numbers))
+        name = settings.validation_data_name
+        validation = read(settings.validation_data, name, "validation", context)
+        num_validation = min(settings.num_validation_samples, validation.examples)
         say(
-            f"validation: the first {num_validation:,} of {len(validation.line_numbers):,} "
-            f"examples of {settings.validation_data_name}"
+            f"validation: the first {num_validation:,} of {validation.examples:,} "
+            f"examples of {name}"
         )
-        name = settings.validation_data_name or ""
-        validation.write(folder / "validation", rows=slice(0, num_validation), name=name)
-        train.write(folder / "train", rows=slice(None), name=settings.train_data_name)
+        keep_first(folder / "validation", num_validation)
     else:
-        num_train = num_examples - num_validation
+        num_validation = num_held_out(train.examples, settings)
         if settings.run_validation:
             asked = settings.num_validation_samples
             note = "" if num_validation == asked else f" ({asked:,} asked for, at most a fifth)"
-            say(f"validation: the last {num_validation:,} of {num_examples:,} examples{note}")
-        name = settings.train_data_name
-        train.write(folder / "train", rows=slice(0, num_train), name=name)
-        train.write(folder / "validation", rows=slice(num_train, num_examples), name=name)
+            say(f"validation: the last {num_validation:,} of {train.examples:,} examples{note}")
+        num_train = train.examples - num_validation
+        split_dataset(folder / "train", num_train, folder / "validation")
     if TokenDataset(folder / "train").counts.learned_tokens == 0:
         raise UserError(
             f"{settings.train_data_name}: nothing is left to learn after cutting the examples to "

@@ -13,7 +13,8 @@ from src.data.batch_plan import (
     split_steps,
 )
 from src.data.batches import collate
-from src.data.dataset import TokenDataset, collect
+from src.data.dataset import TokenDataset
+from src.data.dataset_writer import split_dataset, write_dataset
 from src.data.examples import ChatExample, CompletionExample, TextExample
 from src.data.packing import Sequence, Span, count_tokens, one_by_one, pack, wrap
 from src.data.tokenization import IGNORE_INDEX, TokenizedExample, cut, tokenize
@@ -113,7 +114,7 @@ def dataset(tmp_path, tokenizer, base_dir) -> TokenDataset:
         CompletionExample("What?", "It is the colour of number 1."),
     ]
     tokenized = [(i + 1, tokenize(e, tokenizer, speech)) for i, e in enumerate(examples)]
-    collect(tokenized).write(tmp_path / "data", rows=slice(None), name="data.jsonl")
+    write_dataset(tokenized, tmp_path / "data", name="data.jsonl")
     return TokenDataset(tmp_path / "data")
 
 
@@ -177,17 +178,16 @@ def test_cutting_keeps_something_to_learn_and_the_end(first_learned: int):
 def test_what_was_cut_is_counted_where_it_went(tmp_path):
     """The validation part does not count what was cut from the training part."""
     examples = [TokenizedExample([1, 2], [2, -100], [True, False], cut) for cut in (5, 0, 7, 1)]
-    writer = collect(enumerate(examples, start=1))
-    writer.write(tmp_path / "train", rows=slice(0, 3), name="a.jsonl")
-    writer.write(tmp_path / "validation", rows=slice(3, 4), name="a.jsonl")
+    write_dataset(enumerate(examples, start=1), tmp_path / "train", name="a.jsonl")
+    split_dataset(tmp_path / "train", 3, tmp_path / "validation")
     counts = [TokenDataset(tmp_path / name).counts for name in ("train", "validation")]
     assert [(c.cut_examples, c.cut_tokens) for c in counts] == [(2, 12), (1, 1)]
 
 
 def test_a_token_is_found_in_the_users_file(tmp_path):
     examples = [TokenizedExample([1, 2, 3], [2, 3, -100], [False, True, True]) for _ in range(3)]
-    writer = collect(zip((4, 9, 11), examples, strict=True))
-    writer.write(tmp_path / "part", rows=slice(1, 3), name="a.jsonl")
+    write_dataset(zip((4, 9, 11), examples, strict=True), tmp_path / "whole", name="a.jsonl")
+    split_dataset(tmp_path / "whole", 1, tmp_path / "part")
     part = TokenDataset(tmp_path / "part")
     assert [part.place(token) for token in (0, 2, 3)] == [
         *["a.jsonl, line 9"] * 2,

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from src.data.batch_plan import MicroBatch
 from src.data.batches import collate
-from src.data.dataset import TokenDataset, collect
+from src.data.dataset import TokenDataset
+from src.data.dataset_writer import write_dataset
 from src.data.packing import Span
 from src.data.tokenization import TokenizedExample
 from src.errors import UserError
@@ -42,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
         for ids in (torch.randint(3, 500, (length,)).tolist(),)
     ]
     numbered = enumerate(examples, start=1)
-    collect(numbered).write(tmp_path / "data", rows=slice(None), name="data.jsonl")
+    write_dataset(numbered, tmp_path / "data", name="data.jsonl")
     return tmp_path
 
 

@@ -106,12 +106,11 @@ def plan_on(base_dir: Path, make_settings, monkeypatch, tmp_path: Path):
 
 
 def write_dataset(folder: Path, length: int) -> TokenDataset:
-    from src.data.dataset import collect
+    from src.data.dataset_writer import write_dataset as write
     from src.data.tokenization import TokenizedExample
 
     example = TokenizedExample([5] * length, [5] * length, [True] * length)
-    writer = collect(enumerate([example] * 16, start=1))
-    writer.write(folder, rows=slice(None), name="data.jsonl")
+    write(enumerate([example] * 16, start=1), folder, name="data.jsonl")
     return TokenDataset(folder)
 
 
