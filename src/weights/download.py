@@ -86,7 +86,8 @@ def _fetch_http(
     name = printable_url(url)
     try:
         with contextlib.closing(_open(session, url, headers, patience)) as response:
-            _copy_body(response, file, name, max_bytes, patience, is_archive=is_archive)
+            _check_form(response, name, is_archive=is_archive)
+            _copy_body(response, file, name, max_bytes, patience)
     except UserError:
         if patience.end():
             raise _ended(patience, name) from None
@@ -138,29 +139,27 @@ def _target(url: str, location: str, name: str) -> str:
     return target
 
 
-def _copy_body(
-    response: requests.Response,
-    file: BinaryIO,
-    name: str,
-    max_bytes: int,
-    patience: Patience,
-    *,
-    is_archive: bool,
-) -> None:
+def _check_form(response: requests.Response, name: str, *, is_archive: bool) -> None:
+    """Refuse what is not the file as it is."""
     if response.status_code != 200:
         raise HttpError(name, response.status_code)
     # What a server calls the encoding of a .tar.gz is often its own form. Nothing is decoded here.
     own_forms = ("gzip", "x-gzip") if is_archive else ()
-    for header, expected_values in {
+    for header, taken in {
         "Content-Encoding": ("", "identity", *own_forms),
         "Transfer-Encoding": ("", "identity", "chunked"),
     }.items():
         found = response.headers.get(header, "").strip().lower()
-        if found not in expected_values:
+        if found not in taken:
             raise UserError(
                 f"could not download {name}: expected the file as it is, "
                 f"found {header} {printable(found, 20)}"
             )
+
+
+def _copy_body(
+    response: requests.Response, file: BinaryIO, name: str, max_bytes: int, patience: Patience
+) -> None:
     stated = response.headers.get("Content-Length", "")
     expected = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
     received = 0
