@@ -108,6 +108,7 @@ class WeightsCache:
                 max_bytes=self._max_archive_bytes,
                 is_wanted=is_wanted,
                 any_address=is_own,
+                is_archive=True,
             )
             return self._of_archive(archive)
 

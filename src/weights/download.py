@@ -1,24 +1,25 @@
 """Fetch one URL into a file: whole and bounded, or not at all."""
 
+import contextlib
 import os
 import re
 import secrets
-from contextlib import closing
+import string
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import requests
-from urllib3.exceptions import HTTPError, ProtocolError, SSLError
-from urllib3.exceptions import TimeoutError as ReadTimeout
+from urllib3.exceptions import HTTPError, LocationValueError
 
 from src.errors import UserError
 from src.weights.data_url import decode_data_url
+from src.weights.download_reason import reason
 from src.weights.guarded_session import GuardedSession
 from src.weights.patience import IsWanted, Patience, always
 from src.weights.printable import printable
 from src.weights.public_address import private_urls_allowed
-from src.weights.url import check_url, printable_url
+from src.weights.url import check_url, not_valid, printable_url
 
 MAX_REDIRECTS = 10
 CONNECT_SECONDS = 15
@@ -43,11 +44,12 @@ def fetch(
     is_wanted: IsWanted = always,
     headers: dict[str, str] | None = None,
     any_address: bool = False,
+    is_archive: bool = False,
 ) -> None:
     """Put what an http(s) or data URL names into a file, which appears only when it is whole.
 
     The download ends soon after it is no longer wanted. Without `any_address`, only public
-    addresses are asked, unless ALLOW_PRIVATE_URLS is 1.
+    addresses are asked, unless ALLOW_PRIVATE_URLS is 1. Only an archive may be gzip.
     """
     patience = Patience(timeout_seconds, is_wanted)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -60,7 +62,10 @@ def fetch(
                 with GuardedSession(
                     patience=patience, any_address=any_address or private_urls_allowed()
                 ) as session:
-                    _fetch_http(session, url, file, max_bytes, patience, headers or {})
+                    _fetch_http(
+                        session, url, file, max_bytes, patience, headers or {},
+                        is_archive=is_archive,
+                    )  # fmt: skip
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -75,22 +80,23 @@ def _fetch_http(
     max_bytes: int,
     patience: Patience,
     headers: dict[str, str],
+    *,
+    is_archive: bool,
 ) -> None:
     name = printable_url(url)
     try:
-        with closing(_open(session, url, headers, patience)) as response:
+        with contextlib.closing(_open(session, url, headers, patience)) as response:
+            _check_form(response, name, is_archive=is_archive)
             _copy_body(response, file, name, max_bytes, patience)
     except UserError:
         if patience.end():
             raise _ended(patience, name) from None
         raise
-    # requests and urljoin read a redirect's address too, and raise a bare ValueError.
     except (requests.RequestException, HTTPError, ValueError) as error:
         # When the patience ends the connection is shut, which looks like any other end of it.
         if patience.end():
             raise _ended(patience, name) from None
-        # The error's own text would repeat the URL with its query.
-        raise UserError(f"could not download {name}: {_reason(error)}") from None
+        raise UserError(f"could not download {name}: {reason(error)}") from None
 
 
 def _open(
@@ -100,34 +106,60 @@ def _open(
     origin = urlsplit(url)[:2]
     name = printable_url(url)
     for _ in range(MAX_REDIRECTS + 1):
-        check_url(url)
         seconds = _seconds_left(patience, name)
         # Headers may hold a token: it is for the host that the caller named.
         own = headers if urlsplit(url)[:2] == origin else {}
-        response = session.get(
-            url,
-            headers={**own, "Accept-Encoding": "identity"},
-            stream=True,
-            allow_redirects=False,
-            timeout=(min(CONNECT_SECONDS, seconds), min(READ_SECONDS, seconds)),
-        )
+        try:
+            response = session.get(
+                url,
+                headers={**own, "Accept-Encoding": "identity"},
+                stream=True,
+                allow_redirects=False,
+                timeout=(min(CONNECT_SECONDS, seconds), min(READ_SECONDS, seconds)),
+            )
+        except (requests.exceptions.InvalidURL, LocationValueError):
+            raise not_valid(url) from None
         if not response.is_redirect:
             return response
         response.close()
-        url = urljoin(url, response.headers["Location"])
+        url = _target(url, response.headers["Location"], name)
     raise UserError(f"could not download {name}: more than {MAX_REDIRECTS} redirects")
+
+
+def _target(url: str, location: str, name: str) -> str:
+    """Return where a redirect leads."""
+    # Bytes that no URL has are escaped, as browsers do it; they were read as Latin-1.
+    target = quote(location.encode("latin-1"), safe=string.punctuation)
+    with contextlib.suppress(ValueError):  # check_url says it better
+        target = urljoin(url, target)
+    try:
+        check_url(target)
+    except UserError as error:
+        raise UserError(f"could not download {name}, which redirects elsewhere: {error}") from None
+    return target
+
+
+def _check_form(response: requests.Response, name: str, *, is_archive: bool) -> None:
+    """Refuse what is not the file as it is."""
+    if response.status_code != 200:
+        raise HttpError(name, response.status_code)
+    # What a server calls the encoding of a .tar.gz is often its own form. Nothing is decoded here.
+    own_forms = ("gzip", "x-gzip") if is_archive else ()
+    for header, taken in {
+        "Content-Encoding": ("", "identity", *own_forms),
+        "Transfer-Encoding": ("", "identity", "chunked"),
+    }.items():
+        found = response.headers.get(header, "").strip().lower()
+        if found not in taken:
+            raise UserError(
+                f"could not download {name}: expected the file as it is, "
+                f"found {header} {printable(found, 20)}"
+            )
 
 
 def _copy_body(
     response: requests.Response, file: BinaryIO, name: str, max_bytes: int, patience: Patience
 ) -> None:
-    if response.status_code != 200:
-        raise HttpError(name, response.status_code)
-    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise UserError(
-            f"could not download {name}: expected the file as it is, "
-            f"found Content-Encoding {printable(response.headers['Content-Encoding'], 20)}"
-        )
     stated = response.headers.get("Content-Length", "")
     expected = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
     received = 0
@@ -156,15 +188,3 @@ def _seconds_left(patience: Patience, name: str) -> float:
 
 def _ended(patience: Patience, name: str) -> UserError:
     return UserError(f"could not download {name}: {patience.end()}")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, requests.Timeout | ReadTimeout):
-        return "the server did not answer in time"
-    if isinstance(error, requests.exceptions.SSLError | SSLError):
-        return "no secure connection"
-    if isinstance(error, ProtocolError):
-        return "the connection ended before the whole file had arrived"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection to the server"
-    return f"the answer could not be read ({type(error).__name__})"

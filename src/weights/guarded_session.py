@@ -1,20 +1,22 @@
 """An HTTP session that dials public addresses only, and ends with one's patience whatever comes."""
 
 import contextlib
+import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from requests.utils import select_proxy
+from requests.utils import prepend_scheme_if_needed, select_proxy
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, LocationParseError, NewConnectionError
 from urllib3.util import parse_url
 from urllib3.util.connection import create_connection
 
+from src.errors import UserError
 from src.weights.patience import LOOK_SECONDS, Patience
 from src.weights.public_address import connect_public, resolve_public
 
@@ -75,9 +77,11 @@ class GuardedSession(requests.Session):
         for scheme in ("http://", "https://"):
             self.mount(scheme, _GuardedAdapter(self._watchdog, any_address))
 
-    def resolve_redirects(self, *args: Any, **values: Any) -> Iterator[Any]:
+    def resolve_redirects(
+        self, *args: Any, **values: Any
+    ) -> Generator[requests.Response, None, None]:
         """Follow no redirect: only to foresee the next request, its whole body would be read."""
-        return iter(())
+        yield from ()
 
     def close(self) -> None:
         """Close all connections."""
@@ -98,6 +102,8 @@ class _GuardedAdapter(HTTPAdapter):
     def send(self, request: requests.PreparedRequest, *args: Any, **values: Any) -> Any:
         """Refuse what leads to a private address by way of a proxy too."""
         proxy = select_proxy(request.url or "", values.get("proxies"))
+        if proxy:
+            _check_proxy(proxy)
         host = parse_url(request.url or "").host
         if proxy and host and not self._any_address:
             # A name that only the proxy knows is left to the proxy.
@@ -108,6 +114,16 @@ class _GuardedAdapter(HTTPAdapter):
             except OSError:
                 pass
         return super().send(request, *args, **values)
+
+    def cert_verify(self, *args: Any, **values: Any) -> None:
+        """Refuse certificates that are not there; else the name of their file would be an error."""
+        try:
+            super().cert_verify(*args, **values)
+        except OSError:
+            raise UserError(
+                "cannot download over https: REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE in the server's "
+                "environment: expected a file or folder of certificates, found none there"
+            ) from None
 
     def proxy_manager_for(self, *args: Any, **values: Any) -> Any:
         """Dial the operator's own proxy, wherever it is."""
@@ -149,6 +165,19 @@ class _GuardedAdapter(HTTPAdapter):
             ConnectionCls = Encrypted  # pyright: ignore[reportAssignmentType]
 
         return {"http": PlainPool, "https": EncryptedPool}
+
+
+def _check_proxy(proxy: str) -> None:
+    try:
+        parts = parse_url(prepend_scheme_if_needed(proxy, "http"))
+    except LocationParseError:
+        parts = None
+    if parts is None or not parts.host or parts.scheme not in ("http", "https"):
+        scheme = re.match("[a-z0-9]{1,20}(?=://)", proxy, re.IGNORECASE)
+        raise UserError(
+            "cannot download: http_proxy, https_proxy or all_proxy in the server's environment: "
+            f"expected http://HOST:PORT, found {f'{scheme[0]}://...' if scheme else 'no address'}"
+        )
 
 
 def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -13,6 +13,7 @@ from src.weights.download import HttpError, fetch
 from tests.weights.test_sources import drip, serving
 
 BODY = b"hello" * 100
+CHUNK = b"1f4\r\n" + BODY + b"\r\n"
 SECRET = "X-Amz-Signature=abcdef"
 
 
@@ -30,6 +31,12 @@ def chunked(*parts: bytes):
     return raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(parts))
 
 
+def transferred(encoding: bytes):
+    return raw(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: " + encoding + b"\r\n\r\n" + CHUNK + b"0\r\n\r\n"
+    )
+
+
 def stating(length: int, body: bytes = b""):
     return raw(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + body)
 
@@ -38,17 +45,28 @@ def redirect(location: str, status: int = 302):
     return lambda handler: handler.reply(status, b"", Location=location)
 
 
+def moved(location: bytes):
+    return raw(b"HTTP/1.1 302 Found\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n")
+
+
 def gzipped(handler):
     handler.reply(200, BODY, Content_Encoding="gzip")
 
 
-CHUNK = b"1f4\r\n" + BODY + b"\r\n"
 GOOD = {
     "/length": BODY,
     "/chunked": chunked(CHUNK, b"0\r\n\r\n"),
     "/until-close": raw(b"HTTP/1.0 200 OK\r\n\r\n" + BODY),
     "/moved": redirect("/length", 301),
     "/moved-twice": redirect("moved", 307),
+    "/to-utf-8": moved("/größe".encode()),
+    "/gr%C3%B6%C3%9Fe": BODY,
+    "/to-latin-1": moved("/große".encode("latin-1")),
+    "/gro%DFe": BODY,
+    "/to-blank": moved(b"/a b"),
+    "/a%20b": BODY,
+    "/encoding-blank": raw(b"HTTP/1.0 200 OK\r\nContent-Encoding: \r\n\r\n" + BODY),
+    "/transfer-identity": raw(b"HTTP/1.0 200 OK\r\nTransfer-Encoding: identity\r\n\r\n" + BODY),
     "/typed": lambda handler: handler.reply(200, BODY, Content_Type="text/html"),
 }
 BAD = {
@@ -63,15 +81,26 @@ BAD = {
     "/said-too-large": (stating(5000), "larger than 2,000 bytes"),
     "/is-too-large": (chunked(CHUNK * 5, b"0\r\n\r\n"), "larger than 2,000 bytes"),
     "/gzip": (gzipped, "Content-Encoding"),
-    "/noise": (raw(b"\0\1\2\3\r\n\r\n"), "could not download"),
-    "/silence": (raw(b""), "could not download"),
+    "/transfer-gzip": (transferred(b"gzip, chunked"), "found Transfer-Encoding gzip, chunked"),
+    "/noise": (raw(b"\0\1\2\3\r\n\r\n"), "expected an answer in HTTP/1.1"),
+    "/html": (raw(b"<html>hello</html>"), "expected an answer in HTTP/1.1"),
+    "/http-2": (raw(b"HTTP/2 200 OK\r\n\r\nhello"), "expected an answer in HTTP/1.1"),
+    "/silence": (raw(b""), "ended before an answer had arrived"),
+    "/headers": (raw(b"HTTP/1.1 200 OK\r\n" + b"X: x\r\n" * 200 + b"\r\n"), "too many or too lo"),
+    "/header": (
+        raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000 + b"\r\n\r\n"),
+        "too many or too long",
+    ),
     "/loop": (redirect("/loop"), "more than 10 redirects"),
     "/to-file": (redirect("file:///etc/passwd"), "expected an http or https URL"),
     "/to-data": (redirect("data:,hello"), "expected an http or https URL"),
     "/to-password": (redirect("http://me:hunter2@127.0.0.1/"), "user name or password"),
     "/to-port-zero": (redirect("http://127.0.0.1:0/"), "not a valid URL"),
-    "/to-bracket": (redirect("http://[::1"), "could not be read"),
-    "/to-space": (redirect("http://127.0.0.1 .example.org/"), "not a valid URL"),
+    "/to-bracket": (redirect("http://[::1"), "which redirects elsewhere: not a valid URL"),
+    "/to-space": (redirect("http://127.0.0.1 .example.org/"), "which redirects elsewhere: not a"),
+    "/to-backslash": (redirect("\\\\127.0.0.1\\x"), "which redirects elsewhere: .* backslashes"),
+    "/to-long": (redirect("/" + "a" * 9000), "which redirects elsewhere: .* at most 8,192"),
+    "/to-star": (redirect("http://*/"), "not a valid URL"),
 }
 
 
@@ -230,3 +259,52 @@ def test_other_addresses_are_refused(tmp_path: Path, url: str):
     assert "hunter2" not in str(caught.value)
     assert str(caught.value).isprintable()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("http://host /file", "expected no blanks, control characters or backslashes"),
+        ("http://host/file\n", "expected no blanks, control characters or backslashes"),
+        ("http://host\\file", "expected no blanks, control characters or backslashes"),
+        ("http://*/", "not a valid URL"),
+        (f"http://{'a' * 70}.invalid/", "not a valid URL|no connection"),
+        ("http://\ud800/", "not a valid URL"),
+        ("http:///file", "expected http.*HOST/PATH"),
+        ("http://127.0.0.1:x/", "expected http.*HOST:PORT/PATH"),
+        (f"http://host/{'a' * 8192}", "expected at most 8,192 characters, found 8,204"),
+    ],
+)
+def test_what_is_expected_of_a_url_is_said(tmp_path: Path, url: str, found: str):
+    with pytest.raises(UserError, match=found):
+        fetch(url, tmp_path / "file", max_bytes=5, timeout_seconds=2)
+
+
+@pytest.mark.parametrize("name", ["gzip", "x-gzip", "X-GZIP"])
+def test_an_archive_that_is_called_gzip_stays_as_it_is(tmp_path: Path, name: str):
+    packed = gzip.compress(BODY)
+
+    def answer(handler):
+        handler.reply(200, packed, Content_Encoding=name)
+
+    with serving({"/w.tar.gz": answer}) as address:
+        fetch(f"{address}/w.tar.gz", tmp_path / "file", max_bytes=2000, is_archive=True)
+        assert (tmp_path / "file").read_bytes() == packed
+        with pytest.raises(UserError, match="found Content-Encoding"):
+            fetch(f"{address}/w.tar.gz", tmp_path / "other", max_bytes=2000)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "found"),
+    [("socks5h://me:hunter2@127.0.0.1:9", "socks5h"), ("http://", "http"), ("http://[::1", "http")],
+)
+def test_a_proxy_that_is_not_taken_is_named(tmp_path: Path, monkeypatch, proxy: str, found: str):
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(UserError, match=f"expected http://HOST:PORT, found {found}://"):
+        fetch("http://host.invalid/", tmp_path / "file", max_bytes=5, timeout_seconds=2)
+
+
+def test_certificates_that_are_not_there_are_named(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="REQUESTS_CA_BUNDLE"):
+        fetch("https://127.0.0.1:9/", tmp_path / "file", max_bytes=5, timeout_seconds=2)
