@@ -109,7 +109,7 @@ def test_a_ready_dialogue_has_as_many_turns_as_messages(
 ):
     monkeypatch.setattr(predictor._engine, "context", 1024)
     request = {**REQUEST, "prompt": "[INST]a[/INST]b" * 1001, "prompt_template": "[INST]{prompt}"}
-    with pytest.raises(UserError, match="at most 1,000 turns in .INST. tags, found 1,001"):
+    with pytest.raises(UserError, match=r"at most 1,000 turns in \[INST\] tags, found 1,001"):
         list(predictor.stream(request, record_metric=lambda *_, **__: None))
 
 

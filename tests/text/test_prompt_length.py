@@ -27,7 +27,7 @@ class Counted:
 def test_a_long_prompt_is_encoded_in_part(llama: Tokenizer, text: str):
     whole = (text * 64 * CONTEXT)[: 64 * CONTEXT]
     counted = Counted(llama)
-    with pytest.raises(UserError, match="expected fewer than 512 tokens.*found more than 1,024"):
+    with pytest.raises(UserError, match=r"expected fewer than 512 tokens.*found more than 1,024"):
         check_prompt_length([Control(BOS), Text(whole)], counted, context=CONTEXT)
     assert counted.num_encoded <= len(whole) / 3
 
@@ -49,5 +49,5 @@ def test_a_prompt_that_fits_is_never_refused(llama: Tokenizer, text: str, num_pi
 
 def test_too_many_characters_are_named(tokenizer: Tokenizer):
     texts = [Text("a" * 16 * CONTEXT) for _ in range(5)]
-    with pytest.raises(UserError, match="at most 32,768 characters .* found 40,960"):
+    with pytest.raises(UserError, match=r"at most 32,768 characters .* found 40,960"):
         check_prompt_length(texts, tokenizer, context=CONTEXT)
