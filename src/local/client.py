@@ -100,9 +100,9 @@ def _train(inputs: dict[str, Any], output: Path, root: Path, *, verbose: bool) -
 
 def _weights_source(name: str) -> str:
     """Return a URL as it is and a path as the server, which runs elsewhere, will find it."""
-    if "://" in name:
+    if "://" in name or name[:5].lower() == "data:":
         return name
-    path = Path(name) if Path(name).is_dir() else existing_file(name, "-w")
+    path = Path(name) if os.path.isdir(name) else existing_file(name, "-w")
     return str(path.resolve())
 
 

@@ -2,11 +2,13 @@
 
 import difflib
 import math
+import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from src.errors import UserError
+from src.weights.printable import printable
 
 
 def parse_inputs(pairs: Sequence[str], properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,11 +20,11 @@ def parse_inputs(pairs: Sequence[str], properties: Mapping[str, Any]) -> dict[st
     for pair in pairs:
         name, separator, text = pair.partition("=")
         if not separator:
-            raise UserError(f"-i {pair}: expected name=value")
+            raise UserError(f"-i {printable(pair)}: expected name=value")
         if name not in properties:
             close = difflib.get_close_matches(name, properties, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(properties)}"
-            raise UserError(f"-i {name}: there is no such input; {hint}")
+            raise UserError(f"-i {printable(name)}: there is no such input; {hint}")
         inputs[name] = _value(name, text, properties[name])
     return inputs
 
@@ -42,22 +44,26 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
                 return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     except (ValueError, KeyError):
         expected = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
-        raise UserError(f"-i {name}: expected {expected[kind]}, found {text!r}") from None
+        found = printable(text, 40)
+        raise UserError(f"-i {name}: expected {expected[kind]}, found {found!r}") from None
     if schema.get("format") == "uri":
         if text.startswith(("http://", "https://", "data:")):
             return text
         return existing_file(text.removeprefix("@"), f"-i {name}")
     if text.startswith("@"):
         try:
-            return existing_file(text[1:], f"-i {name}").read_text("utf-8")
+            where = f"-i {name}: what begins with @ names a file"
+            return existing_file(text[1:], where).read_text("utf-8")
         except UnicodeDecodeError:
-            raise UserError(f"-i {name}: expected a text file in UTF-8, found {text[1:]}") from None
+            raise UserError(
+                f"-i {name}: expected a text file in UTF-8, found {printable(text[1:])}"
+            ) from None
     return text
 
 
 def existing_file(name: str, where: str) -> Path:
     """Return the path of a file; raises UserError if there is none."""
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"{where}: there is no file {name}")
-    return path
+    # Unlike a Path, it takes names of any length.
+    if not os.path.isfile(name):
+        raise UserError(f"{where}: there is no file {printable(name)}")
+    return Path(name)

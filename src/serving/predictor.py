@@ -19,13 +19,14 @@ from src.serving.adapter_store import BARE, Adapter, AdapterStore
 from src.serving.adapters import adapter_bytes_limit
 from src.serving.engine import Engine
 from src.serving.json_grammar import JsonGrammars
-from src.serving.messages import parse_messages
+from src.serving.messages import MAX_MESSAGES, parse_messages
 from src.serving.prediction import Prediction
 from src.serving.process_metrics import ProcessMetrics
 from src.serving.request import Event
 from src.serving.request_inputs import RequestInputs, check_inputs
 from src.serving.warm_up import warm_up
 from src.text.formats import Speech, build_speech
+from src.text.prompt_length import check_prompt_length
 from src.weights.adapter import read_adapter
 from src.weights.base_model import find_base_model
 from src.weights.cache import Weights, WeightsCache
@@ -205,10 +206,17 @@ class TextPredictor:
     def _prompt_ids(self, inputs: RequestInputs, speech: Speech) -> list[int]:
         if inputs.messages is None:
             dialogue = speech.of_prompt(inputs.prompt, inputs.system_prompt)
+            if len(dialogue.turns) > MAX_MESSAGES:
+                raise UserError(
+                    f"prompt: expected at most {MAX_MESSAGES:,} turns in [INST] tags, "
+                    f"found {len(dialogue.turns):,}"
+                )
         else:
             asked = inputs.system_prompt
             dialogue = parse_messages(
                 inputs.messages, default_system=speech.system_prompt if asked is None else asked
             )
-        ids = self._engine.tokenizer.encode_pieces(speech.prompt_format.pieces(dialogue))
+        pieces = speech.prompt_format.pieces(dialogue)
+        check_prompt_length(pieces, self._engine.tokenizer, context=self._engine.context)
+        ids = self._engine.tokenizer.encode_pieces(pieces)
         return ids or [self._engine.tokenizer.eos_id]

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from src.errors import UserError
+from src.prompts.template import PLAIN, with_template
+from src.serving.messages import parse_messages
 from src.serving.sampling import SamplingSettings
 from src.serving.stopping import parse_stop_sequences
 from src.serving.unicode_text import check_unicode
+from src.text.prompt_length import MAX_CHARACTERS_PER_TOKEN
 
 MAX_LOGPROBS = 20
 MAX_OUTPUTS = 16
-MAX_PROMPT_CHARACTERS_PER_TOKEN = 64
 TEXTS = ("prompt", "system_prompt", "prompt_template", "messages")
 
 
@@ -48,9 +50,14 @@ def check_inputs(request: Mapping[str, Any], *, context: int) -> RequestInputs:
         }
     )
     for name in TEXTS:
-        _check_text(name, request[name] or "", context * MAX_PROMPT_CHARACTERS_PER_TOKEN)
+        _check_text(name, request[name] or "", context * MAX_CHARACTERS_PER_TOKEN)
     if request["messages"] is not None and request["prompt"]:
         raise UserError("messages: expected an empty prompt beside it, found one that is not empty")
+    # These two are wrong whatever the weights are, and fetching those may take minutes.
+    if request["prompt_template"] is not None:
+        with_template(PLAIN, request["prompt_template"])
+    if request["messages"] is not None:
+        parse_messages(request["messages"], default_system="")
     num_outputs = int(request["num_outputs"])
     if not 1 <= num_outputs <= MAX_OUTPUTS:
         raise UserError(

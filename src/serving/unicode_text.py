@@ -8,6 +8,4 @@ def check_unicode(where: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(
-            f"{where}: expected Unicode text, found half of a surrogate pair"
-        ) from None
+        raise UserError(f"{where}: expected Unicode text, found half of a surrogate pair") from None

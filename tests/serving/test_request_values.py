@@ -87,6 +87,35 @@ def test_a_template_cannot_multiply_a_long_prompt(predictor: TextPredictor):
         list(predictor.stream(request, record_metric=lambda *_, **__: None))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("prompt_template", "none"), ("prompt_template", ""), ("messages", "[1]")],
+)
+def test_no_weights_are_fetched_for_a_request_that_is_wrong_with_any(
+    predictor: TextPredictor, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+):
+    monkeypatch.setattr(predictor._store, "acquire", lambda *_, **__: pytest.fail("fetched"))
+    request = {**REQUEST, "prompt": "", "replicate_weights": "https://example.org/x.tar"}
+    with pytest.raises(UserError, match=f"{name}: "):
+        list(predictor.stream({**request, name: value}, record_metric=lambda *_, **__: None))
+
+
+def test_texts_that_are_too_long_together_are_refused(predictor: TextPredictor):
+    texts = {"prompt": "a" * 2000, "system_prompt": "b" * 2000}
+    request = {**REQUEST, **texts, "prompt_template": "{system_prompt}{prompt}" + "c" * 2000}
+    with pytest.raises(UserError, match="prompt: expected at most 4,096 characters with all"):
+        list(predictor.stream(request, record_metric=lambda *_, **__: None))
+
+
+def test_a_ready_dialogue_has_as_many_turns_as_messages(
+    predictor: TextPredictor, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(predictor._engine, "context", 1024)
+    request = {**REQUEST, "prompt": "[INST]a[/INST]b" * 1001, "prompt_template": "[INST]{prompt}"}
+    with pytest.raises(UserError, match=r"at most 1,000 turns in \[INST\] tags, found 1,001"):
+        list(predictor.stream(request, record_metric=lambda *_, **__: None))
+
+
 ODD = [
     ("temperature", 5e-324), ("top_p", 0), ("top_p", 1e-300), ("top_k", 0), ("seed", 2**70),
     ("seed", -(2**63)), ("repetition_penalty", 0), ("repetition_penalty", 1e-300), ("prompt", ""),

@@ -41,7 +41,9 @@ def test_tokens_without_a_flag_are_control_tokens(
     base_dir: Path, tmp_path: Path, flags: tuple[bool, bool], template: str | None
 ):
     names = ("<|im_start|>", "<|im_end|>") if template else ("<|im_end|>",)
-    folder = with_flags(base_dir, tmp_path / "chat", dict(zip(names, flags, strict=False)), template)
+    folder = with_flags(
+        base_dir, tmp_path / "chat", dict(zip(names, flags, strict=False)), template
+    )
     tokenizer = Tokenizer(folder)
     controls = {tokenizer.control_id(name) for name in (*names, "<s>", "</s>")}
     assert tokenizer.eos_id in controls
