@@ -167,10 +167,12 @@ def test_a_broken_device_leaves_nobody_waiting(base_dir, monkeypatch):
 
     monkeypatch.setattr("src.serving.engine.os._exit", leave)
     engine = Engine(base_dir, max_slots=2)
+    steps = engine._scheduler._steps
+    whole_steps = iter([steps.run] * 3)
+    monkeypatch.setattr(steps, "run", lambda *values: next(whole_steps, fail)(*values))
+    monkeypatch.setattr(steps, "stop", fail)
     answer = engine.generate([5, 6, 7], GREEDY, adapter=None)
     next(answer)
-    monkeypatch.setattr(engine._scheduler._steps, "run", fail)
-    monkeypatch.setattr(engine._scheduler._steps, "stop", fail)
     with pytest.raises(RuntimeError, match="the engine is closed"):
         list(answer)
     assert codes == [1]
