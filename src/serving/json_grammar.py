@@ -7,13 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.hf import from_tokenizer
 
 from src.errors import UserError
+from src.serving.schema_bounds import check_bounds
 from src.text.tokenizer import Tokenizer
 
-MAX_CHARACTERS = 100_000
+MAX_CHARACTERS = 64_000
+MAX_DIGITS = 300
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=300_000,
+    max_grammar_size=100_000,
+    max_lexer_states=50_000,
+    verbose_errors=False,
+)
+"""They bound most of the work and the memory, but not all: see `schema_bounds`."""
 
 
 class JsonGrammars:
@@ -25,29 +34,17 @@ class JsonGrammars:
         self._vocabulary: LLTokenizer | None = None
         self._lock = threading.Lock()
 
-    def check(self, schema: str) -> str:
+    def start(self, schema: str) -> "JsonGrammar":
         """Return the grammar of a JSON schema; raises UserError for one that cannot be followed."""
-        if len(schema) > MAX_CHARACTERS:
-            raise UserError(
-                f"json_schema: expected at most {MAX_CHARACTERS:,} characters, "
-                f"found {len(schema):,}"
-            )
-        try:
-            value = json.loads(schema)
-        except (ValueError, RecursionError):
-            raise UserError("json_schema: expected JSON, found text that is none") from None
-        if not isinstance(value, dict):
-            raise UserError("json_schema: expected a JSON object, found something else")
+        check_bounds(_parse(schema))
         grammar = LLMatcher.grammar_from_json_schema(schema)
-        error = LLMatcher.validate_grammar(grammar, self._words())
-        if error and not error.startswith("WARNING"):
-            reason = " ".join(error.split())[:200]
-            raise UserError(f"json_schema: expected a schema that can be followed, found: {reason}")
-        return grammar
-
-    def start(self, grammar: str) -> "JsonGrammar":
-        """Return a grammar at its beginning, for one answer."""
-        return JsonGrammar(LLMatcher(self._words(), grammar, log_level=0), self._vocab_size)
+        matcher = LLMatcher(self._words(), grammar, log_level=0, limits=LIMITS)
+        if matcher.is_error():
+            raise UserError(
+                "json_schema: expected a schema that can be followed, "
+                f"found: {_reason(matcher.get_error())}"
+            )
+        return JsonGrammar(matcher, self._vocab_size)
 
     def _words(self) -> LLTokenizer:
         with self._lock:
@@ -61,8 +58,12 @@ class JsonGrammars:
 class JsonGrammar:
     """Follows one answer."""
 
-    def __init__(self, matcher: Any, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self._matcher, self._vocab_size = matcher, vocab_size
+
+    def copy(self) -> "JsonGrammar":
+        """Return another one that has come as far, for another answer."""
+        return JsonGrammar(self._matcher.deep_copy(), self._vocab_size)
 
     def fill(self, allowed: torch.Tensor) -> None:
         """Write into a boolean row of the vocabulary which tokens are allowed."""
@@ -78,5 +79,39 @@ class JsonGrammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = " ".join(self._matcher.get_error().split())[:200]
+            reason = _reason(self._matcher.get_error())
             raise UserError(f"json_schema: could not be followed to the end: {reason}")
+
+
+def _parse(schema: str) -> dict[str, Any]:
+    if len(schema) > MAX_CHARACTERS:
+        raise UserError(
+            f"json_schema: expected at most {MAX_CHARACTERS:,} characters, found {len(schema):,}"
+        )
+    if not schema.isascii() and any("\ud800" <= letter <= "\udfff" for letter in schema):
+        raise UserError("json_schema: expected Unicode text, found half of a surrogate pair")
+    try:
+        value = json.loads(schema, parse_int=_parse_int)
+    except UserError:
+        raise
+    except (ValueError, RecursionError):
+        raise UserError("json_schema: expected JSON, found text that is none") from None
+    if not isinstance(value, dict):
+        raise UserError("json_schema: expected a JSON object, found something else")
+    return value
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise UserError(
+            f"json_schema: expected numbers of at most {MAX_DIGITS} digits, found {len(digits):,}"
+        )
+    return int(digits)
+
+
+def _reason(error: str) -> str:
+    if error.startswith("NoExtension"):
+        return "there is no text that goes on from here"
+    if error.startswith("panic"):
+        return "it is too large"
+    return " ".join(error.split("<non-verbose")[0].split())[:200]

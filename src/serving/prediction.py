@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,12 +25,12 @@ class Prediction:
         prompt_ids: list[int],
         *,
         prefix: str,
-        start_grammar: Callable[[], Grammar] | None,
+        grammars: Sequence[Grammar] | None,
         received_at: float,
     ) -> None:
         self.inputs, self.adapter = inputs, adapter
         self._engine, self._prompt_ids = engine, prompt_ids
-        self._start_grammar, self._received_at = start_grammar, received_at
+        self._grammars, self._received_at = grammars, received_at
         self._answers = [
             Answer(
                 engine.tokenizer,
@@ -53,7 +53,7 @@ class Prediction:
                 replace(settings, seed=settings.seed + number),
                 partial(deliver, number),
                 adapter=self.adapter.loaded,
-                grammar=None if self._start_grammar is None else self._start_grammar(),
+                grammar=None if self._grammars is None else self._grammars[number],
                 num_logprobs=self.inputs.num_logprobs,
             )
             self._engine.submit(generation)

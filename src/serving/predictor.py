@@ -151,7 +151,10 @@ class TextPredictor:
     def _prepare(self, request: Mapping[str, Any], is_wanted: IsWanted = always) -> Prediction:
         received_at = time.monotonic()
         inputs = check_inputs(request, context=self._engine.context)
-        grammar = None if inputs.json_schema is None else self._grammars.check(inputs.json_schema)
+        grammars = None
+        if inputs.json_schema is not None:
+            grammar = self._grammars.start(inputs.json_schema)
+            grammars = [grammar, *(grammar.copy() for _ in range(inputs.num_outputs - 1))]
         adapter = self._requested(inputs.replicate_weights, is_wanted)
         try:
             speech = self._speech(inputs, adapter)
@@ -165,7 +168,7 @@ class TextPredictor:
                 adapter,
                 prompt_ids,
                 prefix=speech.prompt_format.answer_prefix,
-                start_grammar=None if grammar is None else lambda: self._grammars.start(grammar),
+                grammars=grammars,
                 received_at=received_at,
             )
         except BaseException:

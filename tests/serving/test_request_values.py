@@ -25,6 +25,7 @@ OUT_OF_BOUNDS = [
     *(("logprobs", value) for value in (-1, 21, 10**30)),
     *(("json_schema", text) for text in (
         "{", "[" * 900_000, "1", "{}" * 500_000, '{"type": "nothing"}', '{"$ref": "#/x"}', "\ud800",
+        '{"const": "\ud800"}', '{"const": ' + "9" * 5000 + "}", '{"$ref": "#"}',
     )),
     *(("messages", text) for text in (
         "[]", "{}", "[" * 900_000, "[1]", '[{"role": "user"}]', '[{"role": "x", "content": ""}]',

@@ -1,0 +1,240 @@
+"""A JSON schema costs little or is refused; none ends the process."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.errors import UserError
+from src.local.tiny_model import make_base_model
+from src.serving.json_grammar import JsonGrammar, JsonGrammars
+from src.serving.predictor import TextPredictor
+from src.text.tokenizer import Tokenizer
+from tests.serving.test_base_stays import REQUEST
+
+ROOT = Path(__file__).parents[2]
+TEXT = {"type": "string"}
+START = """
+import json, resource, sys, time
+from pathlib import Path
+from src.errors import UserError
+from src.serving.json_grammar import JsonGrammars
+from src.text.tokenizer import Tokenizer
+
+tokenizer = Tokenizer(Path(sys.argv[1]))
+grammars = JsonGrammars(tokenizer, vocab_size=len(tokenizer), end_ids=tokenizer.end_ids)
+grammars.start('{"type": "string"}')
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started = time.process_time()
+schema = sys.stdin.read()
+try:
+    grammars.start(schema)
+    error = ""
+except UserError as caught:
+    error = str(caught)
+seconds = time.process_time() - started
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(json.dumps([error, seconds, grown / 1024]))
+"""
+
+
+def chain(length: int, link: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    links = {str(i): link({"$ref": f"#/d/{i + 1}"}) for i in range(length)}
+    return {"d": {**links, str(length): TEXT}, "$ref": "#/d/0"}
+
+
+def nest(depth: int, around: Callable[[Any], Any], inner: Any = TEXT) -> Any:
+    for _ in range(depth):
+        inner = around(inner)
+    return inner
+
+
+def choices(count: int) -> list[dict[str, Any]]:
+    return [
+        {"anyOf": [{"properties": {f"{i}-{j}": TEXT}, "required": [f"{i}-{j}"]} for j in range(15)]}
+        for i in range(count)
+    ]
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "references": (chain(2_500, lambda ref: ref), "'$ref'"),
+    "references in properties": (
+        chain(980, lambda ref: {"properties": {"x": ref}}),
+        "levels below references",
+    ),
+    "references beside keywords": (
+        chain(400, lambda ref: {"type": "string", **ref}),
+        "too long a chain",
+    ),
+    "doubling": (
+        chain(20, lambda ref: {"properties": {k: {"type": "object", **ref} for k in "ab"}}),
+        "parts",
+    ),
+    "doubling in names of annotations": (
+        chain(20, lambda ref: {"properties": {k: {"x": 1, **ref} for k in ("title", "id")}}),
+        "parts",
+    ),
+    "squaring": (
+        chain(40, lambda ref: {"allOf": [ref, ref, {"anyOf": [TEXT, {"type": "null"}]}]}),
+        "parts",
+    ),
+    "nesting": (nest(70, lambda inner: {"items": inner}), "levels of nesting"),
+    "choices": ({"allOf": choices(3)}, "parts"),
+    "multipleOf": ({"type": "integer", "multipleOf": 999_983}, "multipleOf"),
+    "multiples together": (
+        {"type": "integer", "allOf": [{"multipleOf": k} for k in (97, 89, 83)]},
+        "multipleOf",
+    ),
+    "multiples that overflow": (
+        {"type": "number", "allOf": [{"multipleOf": 1e-10}, {"multipleOf": 3}]},
+        "multipleOf",
+    ),
+    "patternProperties": (
+        {"patternProperties": {f"^{i}x*y{{0,{i % 50}}}$": TEXT for i in range(300)}},
+        "patternProperties",
+    ),
+    "patterns together": (
+        {"type": "string", "allOf": [{"pattern": f"(a|b)*a(a|b){{{i}}}"} for i in range(16)]},
+        "different patterns",
+    ),
+    "patterns around each other": (
+        nest(16, lambda inner: {"pattern": f"{len(str(inner))}", "anyOf": [inner]}),
+        "different patterns",
+    ),
+    "minItems": (
+        {"prefixItems": [{"type": "array", "minItems": 10**5 + i} for i in range(600)]},
+        "minItems",
+    ),
+    "properties": ({"properties": {f"{i}": {} for i in range(4_000)}}, "properties"),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("schemas") / "base"
+    make_base_model(
+        folder, ["What is it?"] * 9, vocab_size=300, hidden_size=16, num_layers=1,
+        num_heads=2, num_key_value_heads=1, context=64,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_schema_costs_much(base: Path, name: str):
+    schema, expected = HOSTILE[name]
+    done = subprocess.run(
+        [sys.executable, "-c", START, str(base)], input=json.dumps(schema), cwd=ROOT,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    error, seconds, mebibytes = json.loads(done.stdout)
+    assert error.startswith("json_schema: expected")
+    assert expected in error
+    assert len(error) < 300
+    assert seconds < 1
+    assert mebibytes < 100
+
+
+def model(number: int, count: int) -> dict[str, Any]:
+    other = {"$ref": f"#/$defs/M{(number * 7 + 1) % count}"}
+    return {
+        "title": f"Model {number}",
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "pattern": f"^[a-z]{{1,{number + 2}}}$", "maxLength": 99},
+            "price": {"type": "number", "minimum": 0, "multipleOf": 0.01},
+            "at": {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]},
+            "one": {"description": "Another one", **other},
+            "many": {"type": "array", "items": other, "maxItems": 100},
+            "old": {"title": "As older versions write it", "allOf": [other]},
+        },
+        "required": ["name"],
+        "additionalProperties": False,
+    }
+
+
+ORDINARY: dict[str, dict[str, Any]] = {
+    "models": {"$ref": "#/$defs/M0", "$defs": {f"M{i}": model(i, 60) for i in range(60)}},
+    "inheritance": {
+        "$ref": "#/$defs/M0",
+        "$defs": {f"M{i}": {"allOf": [{"$ref": "#/$defs/B"}, model(0, 8)]} for i in range(8)}
+        | {"B": {"type": "object", "properties": {"id": {"type": "string", "format": "uuid"}}}},
+    },
+    "tree": {
+        "$ref": "#/$defs/node",
+        "$defs": {
+            "node": {
+                "type": "object",
+                "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/node"}}},
+            }
+        },
+    },
+    "strings": {"type": "string", "enum": [f"value number {i}" for i in range(1_000)]},
+    "numbers": {"enum": list(range(10_000))},
+    "union": {
+        "oneOf": [
+            {"type": "object", "properties": {"kind": {"const": f"{i}"}}, "required": ["kind"]}
+            for i in range(200)
+        ]
+    },
+    "arrays": nest(30, lambda inner: {"type": "array", "items": inner}),
+    "objects": nest(25, lambda inner: {"type": "object", "properties": {"a": inner}}),
+    "many properties": {
+        "type": "object",
+        "properties": {f"property_{i}": {**TEXT, "description": "a" * 60} for i in range(450)},
+    },
+    "names that are keywords": {
+        "properties": dict.fromkeys(("$ref", "enum", "allOf", "pattern", "properties"), TEXT)
+    },
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_schemas_are_taken(base: Path, name: str):
+    tokenizer = Tokenizer(base)
+    grammars = JsonGrammars(tokenizer, vocab_size=len(tokenizer), end_ids=tokenizer.end_ids)
+    grammars.start(json.dumps(ORDINARY[name]))
+
+
+def test_what_cannot_be_said_is_named(base: Path):
+    tokenizer = Tokenizer(base)
+    grammars = JsonGrammars(tokenizer, vocab_size=len(tokenizer), end_ids=tokenizer.end_ids)
+    with pytest.raises(UserError, match="numbers of at most 300 digits, found 5,000"):
+        grammars.start('{"const": ' + "9" * 5_000 + "}")
+    with pytest.raises(UserError, match="expected Unicode text, found half of a surrogate pair"):
+        grammars.start('{"const": "\ud800"}')
+
+
+def test_grammars_are_made_where_nobody_waits(base: Path, monkeypatch: pytest.MonkeyPatch):
+    makers: list[threading.Thread] = []
+    start, copy = JsonGrammars.start, JsonGrammar.copy
+
+    def started(self: JsonGrammars, schema: str) -> JsonGrammar:
+        makers.append(threading.current_thread())
+        return start(self, schema)
+
+    def copied(self: JsonGrammar) -> JsonGrammar:
+        makers.append(threading.current_thread())
+        return copy(self)
+
+    monkeypatch.setattr(JsonGrammars, "start", started)
+    monkeypatch.setattr(JsonGrammar, "copy", copied)
+    monkeypatch.setenv("BASE_MODEL", str(base))
+    monkeypatch.setenv("WEIGHTS_CACHE", str(base.parent / "cache"))
+    predictor = TextPredictor(None)
+
+    async def ask() -> None:
+        request = {**REQUEST, "json_schema": '{"enum": ["one", "two"]}', "num_outputs": 3}
+        async for _ in predictor.stream_async(request, record_metric=lambda *_, **__: None):
+            pass
+
+    asyncio.run(ask())
+    assert len(makers) == 3
+    assert threading.current_thread() not in makers
