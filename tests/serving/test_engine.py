@@ -176,5 +176,6 @@ def test_a_broken_device_leaves_nobody_waiting(base_dir, monkeypatch):
     with pytest.raises(RuntimeError, match="the engine is closed"):
         list(answer)
     assert codes == [1]
+    engine._thread.join()
     with pytest.raises(RuntimeError, match="the engine is closed"):
         list(engine.generate([5, 6, 7], GREEDY, adapter=None))
