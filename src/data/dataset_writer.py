@@ -40,7 +40,7 @@ def write_dataset(
                 num_tokens_with_room = next_token + _TOKENS_AHEAD
                 _check_room("tokens", folder, num_tokens_with_room - num_tokens)
             num_tokens = next_token
-            is_learned = np.array(example.completion_mask)
+            is_learned = np.array(example.completion_mask, np.bool_)
             is_learned &= np.array(example.labels) != IGNORE_INDEX
             columns["input_ids"].extend(example.input_ids)
             columns["labels"].extend(example.labels)
@@ -70,14 +70,13 @@ def split_dataset(folder: Path, num_examples: int, rest: Path) -> None:
 def keep_first(folder: Path, num_examples: int) -> None:
     """Leave only the first examples in a data set."""
     dataset = TokenDataset(folder)
-    name, num_tokens = dataset.name, int(dataset.offsets[num_examples])
-    del dataset  # it maps what is cut now
-    for column in _OF_TOKENS:
-        cut_tail(folder / f"{column}.npy", num_tokens)
-    for column in _OF_EXAMPLES:
-        cut_tail(folder / f"{column}.npy", num_examples)
+    num_tokens = int(dataset.offsets[num_examples])
+    for name in _OF_TOKENS:
+        cut_tail(folder / f"{name}.npy", num_tokens)
+    for name in _OF_EXAMPLES:
+        cut_tail(folder / f"{name}.npy", num_examples)
     cut_tail(folder / "offsets.npy", num_examples + 1)
-    _write_about(folder, name)
+    _write_about(folder, dataset.name)
 
 
 def _check_room(what: str, folder: Path, num_tokens: int) -> None:
