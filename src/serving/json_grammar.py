@@ -36,8 +36,10 @@ class JsonGrammars:
 
     def start(self, schema: str) -> "JsonGrammar":
         """Return the grammar of a JSON schema; raises UserError for one that cannot be followed."""
-        check_bounds(_parse(schema))
-        grammar = LLMatcher.grammar_from_json_schema(schema)
+        value = _parse(schema)
+        check_bounds(value)
+        # Written anew, so that what is followed is what was checked.
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(value))
         matcher = LLMatcher(self._words(), grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise UserError(

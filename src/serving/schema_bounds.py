@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any
+from urllib.parse import unquote
 
 from src.errors import UserError
 
@@ -53,6 +54,7 @@ def check_bounds(schema: dict[str, Any]) -> None:
         uses = sum(_uses(node[keyword]) for node in nodes if keyword in node)
         if uses > limit:
             _refuse(f"expected at most {limit:,} of {keyword!r} in all, found {uses:,}")
+    _check_bases(schema, nodes)
     targets = {ref: _target(schema, ref) for node in nodes if (ref := _ref(node)) is not None}
     steps = sum(_levels_to_refs(target) + 1 for target in targets.values())
     if steps > MAX_REF_STEPS:
@@ -191,15 +193,29 @@ def _ref(node: dict[str, Any]) -> str | None:
     return ref if isinstance(ref := node.get("$ref"), str) else None
 
 
+def _check_bases(schema: dict[str, Any], nodes: list[dict[str, Any]]) -> None:
+    """Raise UserError for a name that changes where the references below it lead."""
+    is_draft_4 = any("draft-04" in str(node.get("$schema", "")) for node in nodes)
+    names = ("$id", "id") if is_draft_4 else ("$id",)
+    inner = [node for node in nodes if node is not schema]
+    if any(isinstance(node.get(name), str) for name in names for node in inner):
+        _refuse("expected '$id' at the beginning only, found one further down")
+
+
 def _target(schema: Any, ref: str) -> Any:
-    if ref in ("#", "#/"):
+    if ref == "#":
         return schema
-    for name in ref.split("/")[1:]:
+    if ref.startswith("#/") and "%2f" not in ref.lower():
         try:
-            schema = schema[int(name) if isinstance(schema, list) else name]
+            for escaped in unquote(ref[2:]).split("/"):
+                name = escaped.replace("~1", "/").replace("~0", "~")
+                schema = schema[int(name) if isinstance(schema, list) else name]
+            return schema
         except (KeyError, IndexError, TypeError, ValueError):
-            return None  # llguidance says which it is
-    return schema
+            pass
+    raise UserError(
+        f"json_schema: expected a '$ref' like '#/$defs/name' that is there, found {ref[:80]!r}"
+    )
 
 
 def _levels_to_refs(value: Any) -> int:

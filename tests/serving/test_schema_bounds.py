@@ -63,7 +63,19 @@ def choices(count: int) -> list[dict[str, Any]]:
 
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
-    "references": (chain(2_500, lambda ref: ref), "'$ref'"),
+    "references": (chain(2_200, lambda ref: ref), "'$ref'"),
+    "references by percent signs": (
+        json.loads(json.dumps(chain(980, lambda ref: {"items": ref})).replace("#/d", "#/%64")),
+        "levels below references",
+    ),
+    "references by anchors": (
+        {"$ref": "#a", "$defs": {"a": {"$anchor": "a", "type": "string"}}},
+        "'$ref' like",
+    ),
+    "references with a base": (
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$id": "http://a/", "$ref": "#/$defs/b"}}},
+        "'$id' at the beginning",
+    ),
     "references in properties": (
         chain(980, lambda ref: {"properties": {"x": ref}}),
         "levels below references",
@@ -191,6 +203,13 @@ ORDINARY: dict[str, dict[str, Any]] = {
     },
     "names that are keywords": {
         "properties": dict.fromkeys(("$ref", "enum", "allOf", "pattern", "properties"), TEXT)
+    },
+    "escaped references": {
+        "$ref": "#/definitions/List%3C~1a%3E",
+        "definitions": {
+            "List</a>": {"type": "array", "items": {"$ref": "#/definitions/b/anyOf/0"}},
+            "b": {"anyOf": [TEXT, {"type": "null"}]},
+        },
     },
     "nothing": {},
 }
