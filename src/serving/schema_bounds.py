@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from src.errors import UserError
+from src.serving.schema_expansion import MOST, Expansion, containers, multiple
 
 MAX_DEPTH = 64
 MAX_REF_STEPS = 1_000
@@ -27,22 +28,6 @@ MAX_USES = {
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), 128),
     **dict.fromkeys(("minItems", "maxItems"), 128),
 }
-NUM_TYPES = 6
-MOST = 10**9
-ANNOTATIONS = {
-    "$anchor", "$comment", "$defs", "$id", "$schema", "contentEncoding", "contentMediaType",
-    "default", "definitions", "description", "examples", "id", "readOnly", "title", "writeOnly",
-}  # fmt: skip
-APPLICATORS = {"allOf", "anyOf", "oneOf", "const", "enum", "$ref"}
-"""Keywords whose schemas hold for the value itself."""
-HOLDERS = {
-    "properties": dict, "patternProperties": dict, "additionalProperties": None, "items": None,
-    "additionalItems": None, "prefixItems": None,
-}  # fmt: skip
-"""Keywords whose schemas hold for parts of the value, some by name."""
-
-Size = tuple[int, int]
-"""How many alternatives there are, and how many parts in all of them together."""
 
 
 def check_bounds(schema: dict[str, Any]) -> None:
@@ -59,7 +44,7 @@ def check_bounds(schema: dict[str, Any]) -> None:
     steps = sum(_levels_to_refs(target) + 1 for target in targets.values())
     if steps > MAX_REF_STEPS:
         _refuse(f"expected at most {MAX_REF_STEPS:,} levels below references, found {steps:,}")
-    expansion = _Expansion(targets)
+    expansion = Expansion(targets)
     try:
         parts = sum(expansion.size(root)[1] for root in [schema, *targets.values()])
     except RecursionError:
@@ -78,7 +63,7 @@ def check_bounds(schema: dict[str, Any]) -> None:
             f"expected at most {MAX_MET_PATTERNS} different patterns in parts that must hold "
             f"together, found {len(expansion.met_patterns)}"
         )
-    multiples = {number for node in nodes for number in _multiple(node)}
+    multiples = {number for node in nodes for number in multiple(node)}
     common = _common_multiple(multiples, scaled=False)
     if max(common, _common_multiple(expansion.met_multiples, scaled=True)) > MAX_MULTIPLE:
         _refuse(
@@ -87,101 +72,20 @@ def check_bounds(schema: dict[str, Any]) -> None:
         )
 
 
-class _Expansion:
-    """Counts the parts of a schema when references and choices that must hold together are copied.
-
-    A reference alone is followed once, however often it is there; beside other keywords it is
-    a copy each time.
-    """
-
-    def __init__(self, targets: dict[str, Any]) -> None:
-        self._targets = targets
-        self._known: dict[tuple[str, bool], Size] = {}
-        self.met_patterns: set[str] = set()
-        self.met_multiples: set[int | float] = set()
-
-    def size(self, node: Any, *, copied: bool = False, meets: bool = False) -> Size:
-        """Return the size of a schema; copied beside another one, of which parts may meet its."""
-        if not isinstance(node, dict):
-            return 1, 1 + sum(1 + self.size(child, meets=meets)[1] for child in _containers(node))
-        keywords = node.keys() - ANNOTATIONS
-        applied = keywords & APPLICATORS
-        own = [child for keyword in keywords & HOLDERS.keys() for child in _held(node, keyword)]
-        # An untyped schema is one for each type.
-        weight = bool(keywords - applied) * (1 if "type" in node else NUM_TYPES)
-        num_applied = len(applied) + max(0, len(list(_containers(node.get("allOf")))) - 1)
-        copied = copied or meets or (num_applied + bool(weight) > 1 and num_applied > 0)
-        meets = meets or _num_holders(node) > 1
-        if copied:
-            self._meet(node)
-        sizes = [(1, weight + sum(1 + self.size(child, meets=meets)[1] for child in own))]
-        for keyword in applied:
-            sizes += self._applied(keyword, node[keyword], copied=copied, meets=meets)
-        alternatives = min(MOST, math.prod(count for count, _ in sizes))
-        parts = sum(alternatives * parts // count for count, parts in sizes)
-        return alternatives, min(MOST, parts)
-
-    def _applied(self, keyword: str, value: Any, *, copied: bool, meets: bool) -> list[Size]:
-        if keyword == "$ref":
-            return [self._followed(value, meets)] if copied and isinstance(value, str) else []
-        if keyword == "const":
-            return [self.size([value])]
-        if not isinstance(value, list) or not value:
-            return []
-        if keyword == "enum":
-            return [(len(value), self.size(value)[1])]
-        sizes = [self.size(child, copied=copied, meets=meets) for child in value]
-        return (
-            sizes if keyword == "allOf" else [(sum(a for a, _ in sizes), sum(b for _, b in sizes))]
-        )
-
-    def _followed(self, ref: str, meets: bool) -> Size:
-        if (ref, meets) not in self._known:
-            self._known[ref, meets] = 1, 1  # for a reference to itself
-            self._known[ref, meets] = self.size(self._targets[ref], copied=True, meets=meets)
-        return self._known[ref, meets]
-
-    def _meet(self, node: dict[str, Any]) -> None:
-        if isinstance(pattern := node.get("pattern"), str):
-            self.met_patterns.add(pattern)
-        self.met_multiples.update(_multiple(node))
-
-
-def _num_holders(node: Any) -> int:
-    """Return how many of the schemas that hold for one value have schemas for parts of it."""
-    if not isinstance(node, dict):
-        return 0
-    count = int(not HOLDERS.keys().isdisjoint(node)) + ("$ref" in node)
-    for keyword in ("allOf", "anyOf", "oneOf"):
-        held = [_num_holders(child) for child in _containers(node.get(keyword))]
-        count += sum(held) if keyword == "allOf" else max(held, default=0)
-    return count
-
-
-def _held(node: dict[str, Any], keyword: str) -> Iterator[Any]:
-    return _containers(node[keyword] if HOLDERS[keyword] is dict else [node[keyword]])
-
-
 def _refuse(reason: str) -> None:
     raise UserError(f"json_schema: {reason}")
-
-
-def _containers(value: Any) -> Iterator[Any]:
-    children = value.values() if isinstance(value, dict) else value
-    if isinstance(value, dict | list):
-        yield from (child for child in children if isinstance(child, dict | list))
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
     layer = [value]
     for _ in range(levels):
-        layer = [child for parent in layer for child in _containers(parent)]
+        layer = [child for parent in layer for child in containers(parent)]
     return bool(layer)
 
 
 def _all_below(value: Any) -> Iterator[Any]:
     yield value
-    for child in _containers(value):
+    for child in containers(value):
         yield from _all_below(child)
 
 
@@ -219,15 +123,8 @@ def _target(schema: Any, ref: str) -> Any:
 
 
 def _levels_to_refs(value: Any) -> int:
-    deepest = max(map(_levels_to_refs, _containers(value)), default=0)
+    deepest = max(map(_levels_to_refs, containers(value)), default=0)
     return deepest + 1 if deepest or (isinstance(value, dict) and "$ref" in value) else 0
-
-
-def _multiple(node: dict[str, Any]) -> set[int | float]:
-    number = node.get("multipleOf")
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        return set()
-    return {number}
 
 
 def _common_multiple(numbers: Iterable[int | float], *, scaled: bool) -> int:
