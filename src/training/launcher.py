@@ -70,6 +70,7 @@ def run_workers(
                 _stop(run_dir, session, CANCEL_SECONDS)
         raise
     finally:
+        ranks.close()
         session.end()
     metrics.poll()
     if not output.is_dir():

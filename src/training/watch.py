@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from src.errors import UserError
+from src.training.exit_order import ExitOrder
 
 
 class TrainingError(RuntimeError):
@@ -18,7 +19,7 @@ class TrainingError(RuntimeError):
 
 
 GLANCE_SECONDS = 0.01
-"""Between two looks at the processes: once one has ended, the launcher soon ends the others."""
+"""Between two looks at the processes, where the kernel does not tell at once."""
 GONE_SECONDS = 5.0
 """Time for the launcher to end after the last rank."""
 FIRST_PASS_SECONDS = 900.0
@@ -71,6 +72,7 @@ class RankWatch:
         """
         self._folder, self._num_ranks, self._spawned = folder, num_ranks, spawned
         self._alive = set(range(num_ranks))
+        self._exits = ExitOrder()
         self._ended_first: list[int] = []
         self._patience = patience
         now = time.monotonic()
@@ -85,18 +87,28 @@ class RankWatch:
         Raises TrainingError when a rank shows no sign of life, or none gets any further.
         """
         self._check_signs()
-        pids = {rank: self._pid(rank) for rank in sorted(self._alive)}
+        pids = {rank: pid for rank in sorted(self._alive) if (pid := self._pid(rank)) is not None}
+        self._exits.watch(pids.values())
         deadline = time.monotonic() + seconds
+        order: list[int] = []
         while True:
-            ended = [rank for rank, pid in pids.items() if pid is not None and _is_gone(pid)]
+            order += self._exits.wait(min(seconds, GLANCE_SECONDS))
+            ended = [rank for rank, pid in pids.items() if _is_gone(pid)]
             if ended or time.monotonic() >= deadline:
                 break
-            time.sleep(GLANCE_SECONDS)
+        # Once one has ended the launcher ends the others, which may take a few milliseconds. What
+        # the kernel did not tell of had ended before it was asked.
+        place = {pid: number for number, pid in enumerate(order)}
+        ended.sort(key=lambda rank: place.get(pids[rank], -1))
         self._alive.difference_update(ended)
         if not self._ended_first:
             self._ended_first = ended
         if not self._alive and self._all_gone_since is None:
             self._all_gone_since = time.monotonic()
+
+    def close(self) -> None:
+        """Watch no process any more."""
+        self._exits.close()
 
     def is_over(self, *, is_done: bool) -> bool:
         """Whether the run has ended, though this machine's launcher may not tell yet.

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -56,25 +55,18 @@ def test_patience_is_ten_median_steps(folder: Path):
 
 
 def test_the_rank_that_ended_first_is_named(folder: Path):
-    """The launcher ends the others soon after it: here 50 ms later."""
-    for _ in range(5):
+    """The launcher ends the others at once, so that all are gone when this process looks again."""
+    for first in (0, 1, 1, 0):
         ranks = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
         watch = RankWatch(folder, 2, [process.pid for process in ranks], patience=60)
-
-        def end(ranks: list[subprocess.Popen[bytes]] = ranks) -> None:
-            time.sleep(0.15)
-            ranks[1].kill()
-            time.sleep(0.05)
-            ranks[0].kill()
-
-        ending = threading.Thread(target=end)
-        ending.start()
-        while not watch.is_over(is_done=True):
-            watch.wait(0.1)
-        ending.join()
-        assert str(watch.failure(-9)).startswith("rank 1 ended without a word")
-        for process in ranks:
+        watch.wait(0)
+        for process in (ranks[first], ranks[1 - first]):
+            process.kill()
             process.wait()
+        watch.wait(0)
+        watch.close()
+        assert watch.is_over(is_done=True)
+        assert str(watch.failure(-9)).startswith(f"rank {first} ended without a word")
 
 
 @pytest.mark.parametrize("is_user_error", [True, False])
