@@ -1,5 +1,6 @@
 """The web that a soak's servers see: good, slow and broken files, and their webhooks."""
 
+import gzip
 import json
 import threading
 import time
@@ -10,8 +11,9 @@ from typing import Any
 
 HOST = "127.0.0.1"
 DRIP_SECONDS = 4.0
-BAD_PATHS = ("drip", "short", "html", "missing", "broken", "loop", "silent", "endless", "gzip")
+BAD_PATHS = ("drip", "short", "html", "missing", "broken", "loop", "silent", "endless", "bomb")
 """What is asked for below these names never comes as a whole file."""
+BOMB = gzip.compress(bytes(64 << 20), 1)
 
 
 class SoakWeb:
@@ -74,9 +76,9 @@ def _handler(
                     self._head(200, None)
                     while True:
                         self.wfile.write(bytes(1 << 16))
-                case "gzip":
-                    self._head(200, len(content), **{"Content-Encoding": "gzip"})
-                    self.wfile.write(content)
+                case "bomb":
+                    self._head(200, len(BOMB), **{"Content-Encoding": "gzip"})
+                    self.wfile.write(BOMB)
                 case _:
                     self._head(404, 0)
 
