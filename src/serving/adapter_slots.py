@@ -86,10 +86,9 @@ class AdapterSlots:
     def _narrow(self, next_adapter: LoadedAdapter) -> None:
         """Let go of idle adapters of far higher rank than the others."""
         limit = max(WIDE_RANK, self._rank // WIDE_RATIO)
-        if next_adapter.max_rank > limit:
-            return
         wide = [key for key, rank in self._rank_of_key.items() if rank > limit]
-        if not wide or any(self._num_users[self._slot_of_key[key]] for key in wide):
+        is_used = any(self._num_users[self._slot_of_key[key]] for key in wide)
+        if self._rank <= limit or next_adapter.max_rank > limit or is_used:
             return
         for key in wide:
             del self._slot_of_key[key], self._rank_of_key[key]

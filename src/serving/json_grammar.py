@@ -12,6 +12,7 @@ from llguidance.hf import from_tokenizer
 
 from src.errors import UserError
 from src.serving.schema_bounds import check_bounds
+from src.serving.unicode_text import check_unicode
 from src.text.tokenizer import Tokenizer
 
 MAX_CHARACTERS = 64_000
@@ -90,8 +91,7 @@ def _parse(schema: str) -> dict[str, Any]:
         raise UserError(
             f"json_schema: expected at most {MAX_CHARACTERS:,} characters, found {len(schema):,}"
         )
-    if not schema.isascii() and any("\ud800" <= letter <= "\udfff" for letter in schema):
-        raise UserError("json_schema: expected Unicode text, found half of a surrogate pair")
+    check_unicode("json_schema", schema)
     try:
         value = json.loads(schema, parse_int=_parse_int)
     except UserError:

@@ -96,8 +96,9 @@ class RankWatch:
             ended = [rank for rank, pid in pids.items() if _is_gone(pid)]
             if ended or time.monotonic() >= deadline:
                 break
-        # Once one has ended the launcher ends the others, which may take a few milliseconds. What
-        # the kernel did not tell of had ended before it was asked.
+        # Once one has ended the launcher ends the others, also between the kernel's word and our
+        # look. What the kernel never told of had ended before it was asked.
+        order += self._exits.wait(0)
         place = {pid: number for number, pid in enumerate(order)}
         ended.sort(key=lambda rank: place.get(pids[rank], -1))
         self._alive.difference_update(ended)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from src.errors import UserError
 from src.serving.adapter_slots import AdapterSlots
 from src.serving.adapters import LoadedAdapter, LoadedModule
 from src.serving.projections import Projection
@@ -57,6 +58,18 @@ def test_a_wide_adapter_that_is_idle_makes_room(slots: AdapterSlots):
     use(slots, adapter(32))
     check(slots, place, adapter(8))
     assert slots.num_bytes == 4 * before
+
+
+def test_no_slot_stays_wide_when_wide_adapters_made_room_in_vain(slots: AdapterSlots):
+    use(slots, adapter(8))
+    before = slots.num_bytes
+    for key in "abc":
+        use(slots, adapter(512, key))
+    for _ in range(3):
+        with pytest.raises(UserError, match="found rank 65536"):
+            slots.acquire(adapter(2**16))
+    use(slots, adapter(8))
+    assert slots.num_bytes == before
 
 
 def test_a_wide_adapter_in_use_stays(slots: AdapterSlots):
