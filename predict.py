@@ -12,7 +12,7 @@ from cog import (
     streaming,
 )
 
-from src.parent import end_with_parent
+from src.process_tree import end_with_parent
 from src.serving.predictor import TextPredictor
 
 

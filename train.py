@@ -4,7 +4,7 @@ from typing import Any
 
 from cog import BaseModel, Input, Path, current_scope
 
-from src.parent import end_with_parent
+from src.process_tree import end_with_parent
 from src.training.run import run_training
 
 

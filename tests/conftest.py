@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from src.local.tiny_model import make_base_model
+from src.chat.tokenizer import Tokenizer
+from src.cli.tiny_model import make_base_model
 from src.settings import TrainSettings
-from src.text.tokenizer import Tokenizer
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -20,7 +20,7 @@ import pytest
 import requests
 import torch
 
-from src.local.running_server import running_server
+from src.cli.running_server import running_server
 from tests.conftest import ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -436,7 +436,7 @@ def test_a_canceled_training_leaves_no_process(trainings: str):
 
 def client(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "src.local.client", *arguments],
+        [sys.executable, "-m", "src.cli.client", *arguments],
         cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
 
@@ -491,7 +491,7 @@ def test_a_bad_command_is_one_sentence(name: str, base_dir: Path, write_rows):
 def test_an_interrupted_command_leaves_no_process(base_dir: Path, write_rows, tmp_path: Path):
     data = write_rows(ROWS, "interrupted.jsonl")
     output = tmp_path / "never.tar"
-    command = [sys.executable, "-u", "-m", "src.local.client", "train", str(data)]
+    command = [sys.executable, "-u", "-m", "src.cli.client", "train", str(data)]
     command += ["-i", "num_train_epochs=5000", "-o", str(output)]
     # Tests that run in the background of a shell ignore the signal, and what they start does too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -515,7 +515,7 @@ def test_an_interrupted_command_leaves_no_process(base_dir: Path, write_rows, tm
 def test_a_killed_server_ends_the_command(base_dir: Path, write_rows):
     """Through a proxy that nothing listens on: loopback must not go there."""
     data = write_rows(ROWS, "killed.jsonl")
-    command = [sys.executable, "-u", "-m", "src.local.client", "train", str(data)]
+    command = [sys.executable, "-u", "-m", "src.cli.client", "train", str(data)]
     process = subprocess.Popen(
         [*command, "-i", "num_train_epochs=5000"], cwd=ROOT, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,

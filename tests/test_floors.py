@@ -10,19 +10,21 @@ import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 FLOORS = [
-    {"errors", "flags", "settings", "prompts", "base_models", "parent"},
-    {"weights", "text"},
-    {"data", "model"},
+    {"errors", "environment", "settings", "base_models", "process_tree"},
+    {"files"},
+    {"weights", "model"},
+    {"chat"},
+    {"data"},
     {"training", "serving"},
-    {"local"},
+    {"cli"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ONE_DOOR = {
-    "deepspeed": {"training/engine.py"},
+    "deepspeed": {"training/deepspeed_engine.py"},
     "peft": {"model/adapter.py"},
     "bitsandbytes": set(),
     "cog": set(),
-    "llguidance": {"serving/json_grammar.py"},
+    "llguidance": {"serving/grammar/json_grammar.py"},
     "msgspec": {"data/plain_line.py"},
 }
 
@@ -63,7 +65,9 @@ def test_a_package_has_one_door(package: str):
     assert users == ONE_DOOR[package]
 
 
-@pytest.mark.parametrize("module", ["src.training.run", "src.local.client", "src.weights.cache"])
+@pytest.mark.parametrize(
+    "module", ["src.training.run", "src.cli.client", "src.weights.cache.cache"]
+)
 def test_the_supervisor_leaves_torch_unloaded(module: str):
     check = f"import sys, {module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True, cwd=SRC.parent)

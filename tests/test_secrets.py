@@ -11,10 +11,10 @@ import pytest
 from src.errors import UserError
 from src.serving.predictor import TextPredictor
 from src.training.run import run_training
-from src.weights.base_model import find_base_model
-from src.weights.cache import find_local
-from src.weights.download import fetch
-from src.weights.url import printable_url
+from src.weights.base_model.base_model import find_base_model
+from src.weights.cache.cache import find_local
+from src.weights.download.download import fetch
+from src.weights.download.url import printable_url
 from tests.conftest import ROWS
 from tests.serving.test_base_stays import REQUEST
 from tests.weights.adapters import good_tensors, write

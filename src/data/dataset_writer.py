@@ -11,7 +11,7 @@ import numpy as np
 from src.data.column import Column, copy_tail, cut_tail, read_column
 from src.data.dataset import DataCounts, TokenDataset
 from src.data.tokenization import IGNORE_INDEX, TokenizedExample
-from src.weights.room import RUN_FOLDER, Need, check_room
+from src.files.disk_space import RUN_FOLDER, Need, check_room
 
 _OF_TOKENS = {"input_ids": np.int32, "labels": np.int32, "completion_mask": np.bool_}
 _OF_EXAMPLES = {"line_numbers": np.int64, "num_learned": np.int64, "num_cut": np.int64}

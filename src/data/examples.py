@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.chat.conversation import Turn
 from src.data.large_line import LARGE_LINE_BYTES, MAX_OTHER_BYTES, is_mostly_text
 from src.data.lines import read_lines
 from src.data.plain_line import is_plainly_good
 from src.errors import UserError
-from src.prompts.dialogue import Turn
 
 MAX_LISTED_ERRORS = 10
 MAX_BAD_LINES = 1_000_000

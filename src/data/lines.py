@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from src.data.file_kind import START_BYTES, other_kind
-from src.data.gunzip import Gunzip
 from src.errors import UserError
+from src.files.gzip import Gunzip
+from src.files.kind import START_BYTES, other_kind
 
 MAX_LINE_BYTES = 8 * 2**20
 FREE_BLANK_LINES = 100_000

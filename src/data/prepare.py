@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from src.data.batch_plan import Schedule, plan_batches
+from src.chat.chat_format import Speech
+from src.chat.tokenizer import Tokenizer
 from src.data.dataset import DataCounts, TokenDataset
 from src.data.dataset_writer import keep_first, split_dataset, write_dataset
 from src.data.examples import ExampleFile
 from src.data.packing import one_by_one, pack, wrap
+from src.data.steps import Schedule, plan_batches
 from src.data.tokenization import TokenizedExample, cut, tokenize
 from src.errors import UserError
 from src.settings import TrainSettings
-from src.text.formats import Speech
-from src.text.tokenizer import Tokenizer
 
 
 def num_held_out(num_examples: int, settings: TrainSettings) -> int:

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
+from src.chat.chat_format import Speech
+from src.chat.conversation import Dialogue
+from src.chat.segments import BOS, EOS, Control, Piece, Text
+from src.chat.tokenizer import Tokenizer
 from src.data.examples import ChatExample, CompletionExample, Example, TextExample
-from src.prompts.dialogue import Dialogue
-from src.prompts.pieces import BOS, EOS, Control, Piece, Text
-from src.text.formats import Speech
-from src.text.tokenizer import Tokenizer
 
 IGNORE_INDEX = -100
 

@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
+from src.chat.conversation import Dialogue, Turn
 from src.errors import UserError
-from src.prompts.dialogue import Dialogue, Turn
+from src.files.printable import printable
 from src.serving.unicode_text import check_unicode
-from src.weights.printable import printable
 
 MAX_MESSAGES = 1000
 NOT_SERVED = ("tool_calls", "function_call", "audio")

@@ -13,24 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from src.base_models import KNOWN_MODELS
+from src.chat.chat_format import Speech, build_speech
+from src.chat.prompt_length import check_prompt_length
+from src.environment import read_flag
 from src.errors import UserError
-from src.flags import read_flag
-from src.serving.adapter_store import BARE, Adapter, AdapterStore
-from src.serving.adapters import adapter_bytes_limit
-from src.serving.engine import Engine
-from src.serving.json_grammar import JsonGrammars
+from src.serving.engine.engine import Engine
+from src.serving.engine.request import Event
+from src.serving.grammar.json_grammar import JsonGrammars
+from src.serving.inputs import RequestInputs, check_inputs
+from src.serving.lora.host_cache import BARE, Adapter, AdapterStore
+from src.serving.lora.weights import adapter_bytes_limit
 from src.serving.messages import MAX_MESSAGES, parse_messages
-from src.serving.prediction import Prediction
-from src.serving.process_metrics import ProcessMetrics
-from src.serving.request import Event
-from src.serving.request_inputs import RequestInputs, check_inputs
+from src.serving.metrics import ProcessMetrics
+from src.serving.output.request_state import Prediction
 from src.serving.warm_up import warm_up
-from src.text.formats import Speech, build_speech
-from src.text.prompt_length import check_prompt_length
-from src.weights.adapter import read_adapter
-from src.weights.base_model import find_base_model
-from src.weights.cache import Weights, WeightsCache
-from src.weights.patience import IsWanted, always
+from src.weights.adapter.adapter import read_adapter
+from src.weights.base_model.base_model import find_base_model
+from src.weights.cache.cache import Weights, WeightsCache
+from src.weights.download.deadline import IsWanted, always
 
 RecordMetric = Callable[..., None]
 MAX_PREPARING = 64

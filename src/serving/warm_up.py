@@ -5,11 +5,11 @@ import queue
 import time
 from collections.abc import Iterable, Iterator
 
-from src.serving.adapters import LoadedAdapter
-from src.serving.engine import Engine
-from src.serving.forward import bucket_of
-from src.serving.request import Event, Finished, Generation
-from src.serving.sampling import SamplingSettings
+from src.serving.engine.engine import Engine
+from src.serving.engine.model_runner import bucket_of
+from src.serving.engine.request import Event, Finished, Generation
+from src.serving.lora.weights import LoadedAdapter
+from src.serving.sampling.params import SamplingSettings
 
 SHORTEST = 2
 NUM_STEPS = 6

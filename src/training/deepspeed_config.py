@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from src.training.plan import TrainingPlan
+from src.training.plan.plan import TrainingPlan
 
 MAX_GRADIENT_NORM = 1.0
 BUCKET_SIZE = 2**24

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from src.data.batch_plan import MicroBatch
-from src.data.batches import Batch
+from src.data.collate import Batch
 from src.data.dataset import TokenDataset
 from src.data.packing import Span
+from src.data.steps import MicroBatch
 from src.errors import UserError
 from src.model.recompute import decoder_layers, recompute_layers
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
-from src.data.batch_plan import MicroBatch, Schedule, split_micro_batches
-from src.data.batches import Batch, collate
+from src.data.collate import Batch, collate
 from src.data.dataset import TokenDataset
 from src.data.packing import one_by_one
+from src.data.steps import MicroBatch, Schedule, split_micro_batches
 from src.settings import TrainSettings
+from src.training.checkpoint.checkpointer import Keeper, step_seed
 from src.training.fault import strike
-from src.training.keeper import Keeper, step_seed
-from src.training.progress import Progress
-from src.training.schedule import learning_rate_multiplier
+from src.training.learning_rate import learning_rate_multiplier
+from src.training.results.metrics import Progress
 from src.training.trainers import Trainer
 
 

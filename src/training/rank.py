@@ -8,26 +8,26 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from src.chat.prompt_encoder import Reader, open_reader
 from src.data.dataset import TokenDataset
 from src.data.prepare import build_schedule, prepare_data
 from src.model.base_model import training_dtype
 from src.settings import TrainSettings
-from src.training.adapted_model import load_adapted_model
-from src.training.checkpoint import METRICS, replacing_folder
-from src.training.disk import check_disks
-from src.training.engine import join_ranks
+from src.training.checkpoint.checkpointer import StoppedEarly
+from src.training.checkpoint.resume import open_keeper, resume, where_it_is_kept
+from src.training.checkpoint.store import METRICS, replacing_folder
+from src.training.deepspeed_engine import join_ranks
 from src.training.fault import strike
-from src.training.keeper import StoppedEarly
-from src.training.keeping import open_keeper, resume, where_it_is_kept
 from src.training.loop import Run, train
-from src.training.machine import measure_machine, peak_memory
-from src.training.output import OutputWriter
-from src.training.plan import TrainingPlan, make_plan, peak_line
-from src.training.progress import Progress
-from src.training.reader import Reader, open_reader
-from src.training.sample import build_sampler
+from src.training.lora_model import load_adapted_model
+from src.training.plan.disk import check_disks
+from src.training.plan.plan import TrainingPlan, make_plan, peak_line
+from src.training.plan.resources import measure_machine, peak_memory
+from src.training.results.metrics import Progress
+from src.training.results.output import OutputWriter
+from src.training.results.validation_reply import build_sampler
 from src.training.start import start_trainer
-from src.training.status import RankStatus
+from src.training.supervise.heartbeat import RankStatus
 from src.training.switches import read_switches
 
 POLL_SECONDS = 0.1

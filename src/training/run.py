@@ -8,25 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from src.data.batch_plan import plan_batches
 from src.data.examples import ExampleFile
+from src.data.steps import plan_batches
 from src.errors import UserError
+from src.files.printable import printable
 from src.settings import TrainSettings
-from src.training.checkpoint import (
+from src.training.checkpoint.store import (
     CheckpointStore,
     check_same_run,
     describe_run,
     read_checkpoint,
     run_folder,
 )
-from src.training.devices import count_devices, free_cpu_memory, free_gpu_memory
-from src.training.hosts import Hosts, find_hosts
-from src.training.launcher import run_workers
+from src.training.plan.devices import count_devices, free_cpu_memory, free_gpu_memory
+from src.training.supervise.hosts import Hosts, find_hosts
+from src.training.supervise.supervisor import run_workers
 from src.training.switches import Switches, read_switches
-from src.weights.archive import write_archive
-from src.weights.base_model import find_base_model
-from src.weights.printable import printable
-from src.weights.scratch import LastFolder, remove_abandoned, scratch_folder
+from src.weights.archive.archive import write_archive
+from src.weights.base_model.base_model import find_base_model
+from src.weights.cache.scratch import LastFolder, remove_abandoned, scratch_folder
 
 RUN_PREFIX = "training-"
 ARCHIVE_PREFIX = "weights-"
@@ -90,11 +90,11 @@ def _count_processes(
 
 def plan_training(inputs: Mapping[str, Any]) -> list[str]:
     """Return the lines that tell what `run_training` would do; nothing is trained."""
+    from src.chat.prompt_encoder import open_reader
     from src.data.dataset import TokenDataset
     from src.data.prepare import build_schedule, prepare_data
-    from src.training.disk import check_disks
-    from src.training.plan import LIBRARIES, Machine, make_plan
-    from src.training.reader import open_reader
+    from src.training.plan.disk import check_disks
+    from src.training.plan.plan import LIBRARIES, Machine, make_plan
 
     switches = read_switches(os.environ)
     settings = _with_checkpoints(_gather_settings(inputs, with_weights=False), os.environ)

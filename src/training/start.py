@@ -1,12 +1,12 @@
 """Starting what takes the steps of a run."""
 
 from src.model.recompute import decoder_layers
-from src.training.adapted_model import AdaptedModel
 from src.training.deepspeed_config import build_deepspeed_config
-from src.training.engine import build_engine
+from src.training.deepspeed_engine import build_engine
 from src.training.gradients import AdapterModule, GradientSum
 from src.training.loop import Run
-from src.training.plan import TrainingPlan
+from src.training.lora_model import AdaptedModel
+from src.training.plan.plan import TrainingPlan
 from src.training.trainers import SharedModelTrainer, Trainer, WholeModelTrainer
 
 

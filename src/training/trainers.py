@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from src.data.batch_plan import MicroBatch
-from src.data.batches import Batch
+from src.data.collate import Batch
 from src.data.dataset import TokenDataset
+from src.data.steps import MicroBatch
 from src.errors import UserError
 from src.training.gradients import GradientSum, is_out_of_memory
 

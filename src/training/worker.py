@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from src.errors import UserError
 from src.settings import TrainSettings
-from src.training.status import RankStatus
+from src.training.supervise.heartbeat import RankStatus
 
 ALONE = {
     "RANK": "0",

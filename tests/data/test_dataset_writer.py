@@ -78,7 +78,7 @@ def test_a_disk_without_room_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         written = sum(path.stat().st_size for path in (tmp_path / "data").iterdir())
         return Usage(10_000_000 - written)
 
-    monkeypatch.setattr("src.weights.room.shutil.disk_usage", usage)
+    monkeypatch.setattr("src.files.disk_space.shutil.disk_usage", usage)
     example = TokenizedExample([5] * 10_000, [5] * 10_000, [True] * 10_000)
     sentence = r"the disk of the run's folder has [\d.]+ MB free, .*\(tokens [\d.]+ MB\)"
     with pytest.raises(UserError, match=sentence):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from src.chat.conversation import Turn
 from src.data.examples import ChatExample, CompletionExample, ExampleFile, TextExample
 from src.data.lines import MAX_LINE_BYTES
 from src.errors import UserError
-from src.prompts.dialogue import Turn
 from tests.data.measure_reading import write_file
 from tests.measure import measure
 

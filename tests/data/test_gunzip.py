@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from src.data.examples import ExampleFile
-from src.data.gunzip import FREE_PACKED_BYTES, Gunzip
 from src.errors import UserError
+from src.files.gzip import FREE_PACKED_BYTES, Gunzip
 from tests.data.test_examples import GOOD
 
 TEXT = GOOD * 3
@@ -84,6 +84,6 @@ def test_a_bomb_of_good_lines_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(gzip.compress(GOOD * 30_000))
     assert ExampleFile(path).check() == 30_000
-    monkeypatch.setattr("src.data.gunzip.FREE_UNPACKED_BYTES", 100_000)
+    monkeypatch.setattr("src.files.gzip.FREE_UNPACKED_BYTES", 100_000)
     with pytest.raises(UserError, match="expected text that unpacks to at most 100 times"):
         ExampleFile(path).check()

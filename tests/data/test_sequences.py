@@ -5,21 +5,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from src.data.batch_plan import (
+from src.chat.chat_format import build_train_speech
+from src.chat.conversation import Turn
+from src.data.collate import collate
+from src.data.dataset import TokenDataset
+from src.data.dataset_writer import split_dataset, write_dataset
+from src.data.examples import ChatExample, CompletionExample, TextExample
+from src.data.packing import Sequence, Span, count_tokens, one_by_one, pack, wrap
+from src.data.steps import (
     Schedule,
     plan_batches,
     shuffle_epoch,
     split_micro_batches,
     split_steps,
 )
-from src.data.batches import collate
-from src.data.dataset import TokenDataset
-from src.data.dataset_writer import split_dataset, write_dataset
-from src.data.examples import ChatExample, CompletionExample, TextExample
-from src.data.packing import Sequence, Span, count_tokens, one_by_one, pack, wrap
 from src.data.tokenization import IGNORE_INDEX, TokenizedExample, cut, tokenize
-from src.prompts.dialogue import Turn
-from src.text.formats import build_train_speech
 
 OFFSETS = np.cumsum([0, 5, 9, 1, 30, 12, 12, 3, 17, 2, 2, 2])
 

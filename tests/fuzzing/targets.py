@@ -10,9 +10,9 @@ from random import Random
 
 from src.data.examples import ExampleFile
 from src.errors import UserError
-from src.weights.adapter import read_adapter
-from src.weights.archive import read_archive
-from src.weights.members import MEMBERS
+from src.weights.adapter.adapter import read_adapter
+from src.weights.archive.archive import read_archive
+from src.weights.archive.members import MEMBERS
 from tests.fuzzing.mutation import NUMBERS, as_json, mutate_bytes, mutate_value, random_text
 from tests.weights.adapters import BAD_CONFIGS, CONFIG, SHAPES, good_tensors
 from tests.weights.archives import GOOD, HOSTILE, patched
@@ -144,14 +144,14 @@ def _line(rng: Random) -> bytes:
 def _requests() -> Target:
     import tempfile
 
-    from src.local.tiny_model import make_base_model
-    from src.prompts.template import with_template
-    from src.serving.sampling import SamplingSettings
-    from src.serving.stopping import StopBuffer, parse_stop_sequences
-    from src.text.formats import build_speech
-    from src.text.tokenizer import Tokenizer
-    from src.weights.cache import find_local
-    from src.weights.url import check_url, printable_url
+    from src.chat.chat_format import build_speech
+    from src.chat.template import with_template
+    from src.chat.tokenizer import Tokenizer
+    from src.cli.tiny_model import make_base_model
+    from src.serving.output.stopping import StopBuffer, parse_stop_sequences
+    from src.serving.sampling.params import SamplingSettings
+    from src.weights.cache.cache import find_local
+    from src.weights.download.url import check_url, printable_url
 
     with tempfile.TemporaryDirectory() as made:
         base = Path(made) / "base"

@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from src.serving.adapters import LoadedAdapter
-from src.serving.engine import Engine
-from src.weights.adapter import read_adapter
+from src.serving.engine.engine import Engine
+from src.serving.lora.weights import LoadedAdapter
+from src.weights.adapter.adapter import read_adapter
 
 
 def save_random_adapter(base_dir: Path, folder: Path, *, seed: int, **options) -> Path:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from src.errors import UserError
-from src.serving.adapter_slots import AdapterSlots
-from src.serving.adapters import LoadedAdapter, LoadedModule
-from src.serving.projections import Projection
+from src.serving.lora.slots import AdapterSlots
+from src.serving.lora.weights import LoadedAdapter, LoadedModule
+from src.serving.model.projections import Projection
 
 
 @pytest.fixture

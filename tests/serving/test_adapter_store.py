@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-import src.weights.cache
+import src.weights.cache.cache
 from src.errors import UserError
-from src.serving.adapter_store import Adapter, AdapterStore
-from src.serving.adapters import adapter_bytes_limit
+from src.serving.lora.host_cache import Adapter, AdapterStore
+from src.serving.lora.weights import adapter_bytes_limit
 from src.settings import MAX_RANK
-from src.weights.adapter import read_adapter
-from src.weights.archive import write_archive
-from src.weights.cache import Weights, WeightsCache
+from src.weights.adapter.adapter import read_adapter
+from src.weights.archive.archive import write_archive
+from src.weights.cache.cache import Weights, WeightsCache
 
 
 def test_an_adapter_of_the_largest_rank_has_room():
@@ -69,7 +69,7 @@ def test_a_slow_download_blocks_those_alone_who_want_the_same(
         assert may_end.wait(30)
         shutil.copyfile(tmp_path / "few.tar", path)
 
-    monkeypatch.setattr(src.weights.cache, "fetch", slow)
+    monkeypatch.setattr(src.weights.cache.cache, "fetch", slow)
     store = AdapterStore(cache, load)
     with ThreadPoolExecutor(4) as askers:
         waiting = [
@@ -93,11 +93,11 @@ def test_what_failed_is_asked_for_again(cache, load, adapters, tmp_path, monkeyp
     def refuse(url: str, path: Path, **_) -> None:
         raise UserError("HTTP 503")
 
-    monkeypatch.setattr(src.weights.cache, "fetch", refuse)
+    monkeypatch.setattr(src.weights.cache.cache, "fetch", refuse)
     with pytest.raises(UserError, match="503"):
         store.acquire("https://host/a.tar", local_root=None)
     monkeypatch.setattr(
-        src.weights.cache,
+        src.weights.cache.cache,
         "fetch",
         lambda url, path, **_: shutil.copyfile(tmp_path / "few.tar", path),
     )

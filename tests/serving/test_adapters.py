@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from src.errors import UserError
-from src.serving.adapters import load_adapter
-from src.weights.adapter import read_adapter
+from src.serving.lora.weights import load_adapter
+from src.weights.adapter.adapter import read_adapter
 from tests.weights.adapters import SHAPES, good_tensors, write
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.cli.tiny_model import make_base_model
 from src.errors import UserError
-from src.local.tiny_model import make_base_model
 from src.serving.predictor import TextPredictor
 from tests.weights.adapters import CONFIG, HARMLESS, REFUSED, good_tensors, write
 

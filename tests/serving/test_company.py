@@ -24,13 +24,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-import src.serving.forward
-import src.serving.scheduler
+import src.serving.engine.model_runner
+import src.serving.engine.scheduler
 from src.errors import UserError
-from src.serving.adapters import LoadedAdapter
-from src.serving.engine import Engine
-from src.serving.request import Event, Finished, Generation, Token
-from src.serving.sampling import SamplingSettings
+from src.serving.engine.engine import Engine
+from src.serving.engine.request import Event, Finished, Generation, Token
+from src.serving.lora.weights import LoadedAdapter
+from src.serving.sampling.params import SamplingSettings
 
 GREEDY = SamplingSettings(max_new_tokens=64, temperature=0, repetition_penalty=1.0, top_p=1.0)
 NUM_COMPANY = int(os.environ.get("COMPANY_REQUESTS", "200"))
@@ -172,8 +172,10 @@ def test_no_answer_of_a_mixed_soak_is_wrong(engine, loaded):
 
 
 def test_the_soak_notices_when_adapters_are_not_kept_apart(engine, loaded, monkeypatch):
-    real = src.serving.forward.others_of
-    monkeypatch.setattr(src.serving.forward, "others_of", lambda *args: real(*args) & False)
+    real = src.serving.engine.model_runner.others_of
+    monkeypatch.setattr(
+        src.serving.engine.model_runner, "others_of", lambda *args: real(*args) & False
+    )
     assert soak(engine, loaded)[1] > 0
 
 
@@ -295,7 +297,7 @@ def test_an_overflow_does_not_stay_in_a_slot(engine, loaded, huge):
 
 def test_a_waiting_request_takes_no_neighbours_tokens(engine, monkeypatch):
     """Its slot is among the rows of their steps while its prompt is read piece by piece."""
-    monkeypatch.setattr(src.serving.scheduler, "CHUNK_TOKENS", 8)
+    monkeypatch.setattr(src.serving.engine.scheduler, "CHUNK_TOKENS", 8)
     for seed in range(4):
         wishes = SamplingSettings(
             max_new_tokens=40, temperature=1.0, top_p=1.0, repetition_penalty=9.0, seed=seed

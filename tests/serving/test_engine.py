@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from src.errors import UserError
-from src.serving.engine import Engine
-from src.serving.sampling import SamplingSettings
-from src.weights.adapter import read_adapter
+from src.serving.engine.engine import Engine
+from src.serving.sampling.params import SamplingSettings
+from src.weights.adapter.adapter import read_adapter
 
 GREEDY = SamplingSettings(max_new_tokens=48, temperature=0, repetition_penalty=1.0, top_p=1.0)
 
@@ -165,7 +165,7 @@ def test_a_broken_device_leaves_nobody_waiting(base_dir, monkeypatch):
         codes.append(code)
         raise SystemExit
 
-    monkeypatch.setattr("src.serving.engine.os._exit", leave)
+    monkeypatch.setattr("src.serving.engine.engine.os._exit", leave)
     engine = Engine(base_dir, max_slots=2)
     steps = engine._scheduler._steps
     whole_steps = iter([steps.run] * 3)

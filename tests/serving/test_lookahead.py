@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-import src.serving.sampler
-from src.serving.engine import Engine
-from src.serving.lookahead import FIRST_CREDIT, MOST, Lookahead
+import src.serving.sampling.sampler
+from src.serving.engine.engine import Engine
+from src.serving.engine.ngram import FIRST_CREDIT, MOST, Lookahead
+from src.serving.engine.prefix_cache import SHORTEST
+from src.serving.engine.request import Event, Finished, Generation, Token
 from src.serving.predictor import TextPredictor
-from src.serving.prefixes import SHORTEST
-from src.serving.request import Event, Finished, Generation, Token
-from src.serving.sampling import SamplingSettings
+from src.serving.sampling.params import SamplingSettings
 from tests.serving.test_base_stays import REQUEST
 
 GREEDY = SamplingSettings(max_new_tokens=48, temperature=0, repetition_penalty=1.0)
@@ -96,7 +96,7 @@ def test_a_proposal_that_is_not_checked_is_noticed(engine, monkeypatch):
 
     prompts = prompts_that_repeat(12, engine.vocab_size)
     expected = [stepwise(engine, prompt) for prompt in prompts]
-    monkeypatch.setattr(src.serving.sampler, "num_standing", all_stand)
+    monkeypatch.setattr(src.serving.sampling.sampler, "num_standing", all_stand)
     assert [answer(engine, prompt) for prompt in prompts] != expected
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from src.chat.conversation import Dialogue, Turn
 from src.errors import UserError
-from src.prompts.dialogue import Dialogue, Turn
 from src.serving.messages import parse_messages
 
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from src.cli.tiny_model import make_base_model
 from src.errors import UserError
-from src.local.tiny_model import make_base_model
 from src.serving.predictor import TextPredictor
 from tests.serving.test_base_stays import REQUEST, answer
 

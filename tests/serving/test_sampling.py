@@ -5,9 +5,9 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from src.errors import UserError
-from src.serving.noise import Noise, noise_key
-from src.serving.sampler import Sampler, keep_top
-from src.serving.sampling import SamplingSettings
+from src.serving.sampling.noise import Noise, noise_key
+from src.serving.sampling.params import SamplingSettings
+from src.serving.sampling.sampler import Sampler, keep_top
 
 CPU = torch.device("cpu")
 

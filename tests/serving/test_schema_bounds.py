@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from src.chat.tokenizer import Tokenizer
+from src.cli.tiny_model import make_base_model
 from src.errors import UserError
-from src.local.tiny_model import make_base_model
-from src.serving.json_grammar import JsonGrammar, JsonGrammars
+from src.serving.grammar.json_grammar import JsonGrammar, JsonGrammars
 from src.serving.predictor import TextPredictor
-from src.text.tokenizer import Tokenizer
 from tests.serving.test_base_stays import REQUEST
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +24,8 @@ START = """
 import json, resource, sys, time
 from pathlib import Path
 from src.errors import UserError
-from src.serving.json_grammar import JsonGrammars
-from src.text.tokenizer import Tokenizer
+from src.serving.grammar.json_grammar import JsonGrammars
+from src.chat.tokenizer import Tokenizer
 
 tokenizer = Tokenizer(Path(sys.argv[1]))
 grammars = JsonGrammars(tokenizer, vocab_size=len(tokenizer), end_ids=tokenizer.end_ids)

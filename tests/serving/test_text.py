@@ -4,11 +4,11 @@ import random
 
 import pytest
 
+from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
-from src.serving.detokenizer import Detokenizer
-from src.serving.stopping import StopBuffer, parse_stop_sequences
-from src.text.tokenizer import Tokenizer
-from tests.text.test_prompts import needs_llama
+from src.serving.output.detokenizer import Detokenizer
+from src.serving.output.stopping import StopBuffer, parse_stop_sequences
+from tests.chat.test_prompts import needs_llama
 
 
 def stopped(text: str, sequences: list[str]) -> str:

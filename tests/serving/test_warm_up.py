@@ -2,8 +2,8 @@
 
 import pytest
 
-from src.serving.engine import Engine
-from src.serving.forward import bucket_of
+from src.serving.engine.engine import Engine
+from src.serving.engine.model_runner import bucket_of
 from src.serving.warm_up import NUM_STEPS, captured_loads, warm_up
 
 

@@ -23,7 +23,9 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as save_tensors
 
 from src.errors import UserError
-from src.training.checkpoint import (
+from src.training.checkpoint.checkpointer import Keeper, seconds_between
+from src.training.checkpoint.resume import resume
+from src.training.checkpoint.store import (
     MANIFEST,
     METRICS,
     STATE,
@@ -34,15 +36,13 @@ from src.training.checkpoint import (
     read_checkpoint,
     run_folder,
 )
-from src.training.keeper import Keeper, seconds_between
-from src.training.keeping import resume
-from src.training.launcher import run_workers
-from src.training.progress import Progress
+from src.training.results.metrics import Progress
 from src.training.run import run_training
-from src.training.session import Session
-from src.training.stop import ServerWatch
-from src.training.watch import TrainingError
-from src.weights.manifest import read_manifest
+from src.training.supervise.failure import TrainingError
+from src.training.supervise.session import Session
+from src.training.supervise.stop import ServerWatch
+from src.training.supervise.supervisor import run_workers
+from src.weights.adapter.manifest import read_manifest
 from tests.conftest import ROWS
 from tests.training.test_runs import CURVE, session_processes
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from src.training.launcher import run_workers
-from src.training.watch import TrainingError
+from src.training.supervise.failure import TrainingError
+from src.training.supervise.supervisor import run_workers
 from tests.training.test_runs import CURVE, session_processes
 
 NUM_POINTS = int(os.environ.get("FAULT_POINTS", "1"))
@@ -54,7 +54,11 @@ class Strike(threading.Thread):
         for pid in session_processes(str(self._run_dir)):
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
             is_launcher = b"deepspeed.launcher.launch" in command
-            if self._rank is None and is_launcher and b"src.training.guard" not in command:
+            if (
+                self._rank is None
+                and is_launcher
+                and b"src.training.supervise.guard" not in command
+            ):
                 return pid
             word = self._run_dir / "ranks" / f"{self._rank}.json"
             if word.is_file() != self._has_word:

@@ -10,19 +10,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from src.data.batch_plan import MicroBatch
-from src.data.batches import collate
+from src.data.collate import collate
 from src.data.dataset import TokenDataset
 from src.data.dataset_writer import write_dataset
 from src.data.packing import Span
+from src.data.steps import MicroBatch
 from src.data.tokenization import TokenizedExample
 from src.errors import UserError
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
 from src.model.base_model import load_base_model
 from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
-from src.training.devices import limit_process_memory
 from src.training.gradients import GradientSum, release_memory
+from src.training.plan.devices import limit_process_memory
 
 LENGTHS = (700, 40, 300, 500, 510, 20)
 NUM_LAYERS = 6

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.training.hosts import find_hosts, local_devices
-from src.training.join import take_part
-from src.training.launcher import run_workers
 from src.training.run import run_training
+from src.training.supervise.hosts import find_hosts, local_devices
+from src.training.supervise.join import take_part
+from src.training.supervise.supervisor import run_workers
 from tests.training.test_runs import CURVE, losses
 
 
@@ -30,7 +30,7 @@ def test_two_machines_have_the_curve_of_one(
     settings = make_settings(**CURVE)
     curves = []
     other = subprocess.Popen(
-        [sys.executable, "-u", "-m", "src.training.join"],
+        [sys.executable, "-u", "-m", "src.training.supervise.join"],
         env={**os.environ, **environment, "NODE_RANK": "1", "BASE_MODEL": str(base_dir)},
         stdout=subprocess.PIPE,
         text=True,

@@ -17,7 +17,7 @@ from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
 from src.model.recompute import recompute_layers
 from src.model.shape import ModelShape, read_shape
-from src.training.memory import Workload, estimate_memory, fit
+from src.training.plan.memory import Workload, estimate_memory, fit
 
 BASE = {"num_tokens": 1024, "num_learned": 1024, "spans": 4}
 CASES = {

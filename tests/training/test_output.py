@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.chat.chat_format import build_train_speech
+from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
 from src.settings import MAX_PROMPT_BYTES
-from src.text.formats import build_train_speech
-from src.text.tokenizer import Tokenizer
-from src.training.output import OutputWriter
-from src.weights.manifest import read_manifest
+from src.training.results.output import OutputWriter
+from src.weights.adapter.manifest import read_manifest
 
 
 def test_the_longest_texts_are_read_again(make_settings, tokenizer: Tokenizer, tmp_path: Path):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from src.cli.client import main
 from src.data.dataset import TokenDataset
 from src.data.prepare import build_schedule
 from src.errors import UserError
-from src.local.client import main
 from src.model.shape import ModelShape
-from src.training.plan import Machine, TrainingPlan, make_plan
+from src.training.plan.plan import Machine, TrainingPlan, make_plan
 from src.training.run import plan_training, run_training
 from tests.conftest import ROWS
 from tests.training.test_memory import LLAMA_70B
@@ -95,7 +95,7 @@ def plan_on(base_dir: Path, make_settings, monkeypatch, tmp_path: Path):
     """Return a function that plans a run of a published shape on GPUs that are not here."""
 
     def plan(shape: ModelShape, *, num_gpus: int, gigabytes: float, **values) -> TrainingPlan:
-        monkeypatch.setattr("src.training.plan.read_shape", lambda folder: shape)
+        monkeypatch.setattr("src.training.plan.plan.read_shape", lambda folder: shape)
         settings = make_settings(train_batch_size=8, **values)
         data = write_dataset(tmp_path / f"data-{num_gpus}-{gigabytes}", 2048)
         schedule = build_schedule(data, settings, context=4096, num_devices=num_gpus)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from src.training.progress import Progress
+from src.training.results.metrics import Progress
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from src.errors import UserError
-from src.training.launcher import run_workers
-from src.training.watch import TrainingError
+from src.training.supervise.failure import TrainingError
+from src.training.supervise.supervisor import run_workers
 from tests.conftest import ROWS
 
 
@@ -78,7 +78,7 @@ def test_the_curve_is_that_of_a_plain_peft_loop(train, base_dir: Path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from src.data.batch_plan import shuffle_epoch
+    from src.data.steps import shuffle_epoch
 
     options = {**CURVE, "train_batch_size": 4, "num_train_epochs": 5, "run_validation": False}
     ours = losses(train(**options, num_processes=2, learning_rate_schedule="constant"))
@@ -226,7 +226,7 @@ def test_the_death_of_the_supervisor_leaves_none(tmp_path: Path, make_settings):
     run_dir.mkdir()
     code = (
         "from pathlib import Path; from src.settings import TrainSettings;"
-        "from src.training.launcher import run_workers;"
+        "from src.training.supervise.supervisor import run_workers;"
         f"run_workers(TrainSettings.load(Path({str(tmp_path / 'asked.json')!r})),"
         f"Path({str(run_dir)!r}), num_processes=2, on_gpus=False, on_metric=print)"
     )

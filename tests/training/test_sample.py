@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from src.chat.prompt_encoder import open_reader
 from src.errors import UserError
-from src.training.reader import open_reader
-from src.training.sample import build_sampler
+from src.training.results.validation_reply import build_sampler
 
 
 class Full:

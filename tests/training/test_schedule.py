@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.training.schedule import learning_rate_multiplier
+from src.training.learning_rate import learning_rate_multiplier
 
 
 def curve(schedule: str, *, num_steps: int = 100, warmup_steps: int = 10) -> list[float]:

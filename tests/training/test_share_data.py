@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from src.chat.prompt_encoder import open_reader
 from src.errors import UserError
 from src.training.rank import share_data
-from src.training.reader import open_reader
 
 
 def test_ranks_wait_for_the_data_without_a_time_limit(make_settings, tmp_path: Path):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import torch
 
-from src.training.engine import build_engine, join_ranks
+from src.training.deepspeed_engine import build_engine, join_ranks
 from src.training.trainers import SharedModelTrainer
 
 

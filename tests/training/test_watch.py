@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from src.training.status import RankStatus
-from src.training.watch import RankWatch, TrainingError
+from src.training.supervise.failure import RankWatch, TrainingError
+from src.training.supervise.heartbeat import RankStatus
 
 
 @pytest.fixture

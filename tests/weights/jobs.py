@@ -5,8 +5,8 @@ import os
 import time
 from pathlib import Path
 
-from src.weights.adapter import read_adapter
-from src.weights.archive import read_archive
+from src.weights.adapter.adapter import read_adapter
+from src.weights.archive.archive import read_archive
 
 
 def unpack(archive: str, folder: str) -> None:

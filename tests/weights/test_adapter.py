@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from src.errors import UserError
-from src.weights.adapter import read_adapter
+from src.weights.adapter.adapter import read_adapter
 from tests.measure import measure
 from tests.weights.adapters import (
     FIRST,

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from src.errors import UserError
-from src.weights.archive import read_archive, write_archive
+from src.weights.archive.archive import read_archive, write_archive
 from tests.measure import measure
 from tests.weights.archives import FILES, GOOD, HOSTILE, MAX_BYTES, make_tar
 

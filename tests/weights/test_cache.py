@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.weights.cache import Weights, WeightsCache
+from src.weights.cache.cache import Weights, WeightsCache
 from tests.weights.archives import FILES, HOSTILE, make_tar, make_zip
 from tests.weights.test_sources import cut_off, serving
 
@@ -185,7 +185,7 @@ def test_evicted_weights_are_fetched_again(tmp_path: Path):
 
 
 def test_so_many_urls_are_remembered_and_none_is_kept(cache: WeightsCache, monkeypatch):
-    monkeypatch.setattr("src.weights.cache.MAX_KNOWN_URLS", 2)
+    monkeypatch.setattr("src.weights.cache.cache.MAX_KNOWN_URLS", 2)
     asked: list[str] = []
 
     def answer(handler):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.weights.download import HttpError, fetch
+from src.weights.download.download import HttpError, fetch
 from tests.weights.test_sources import drip, serving
 
 BODY = b"hello" * 100

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.weights.base_model import find_base_model
-from src.weights.base_model_check import check_complete
-from src.weights.cache import WeightsCache
-from src.weights.download import fetch
+from src.weights.base_model.base_model import find_base_model
+from src.weights.base_model.check import check_complete
+from src.weights.cache.cache import WeightsCache
+from src.weights.download.download import fetch
 from tests.weights.archives import make_tar
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.weights.cache import WeightsCache
-from src.weights.download import fetch
-from src.weights.public_address import MAX_ADDRESSES, connect_public, is_public
+from src.weights.cache.cache import WeightsCache
+from src.weights.download.download import fetch
+from src.weights.download.public_address import MAX_ADDRESSES, connect_public, is_public
 from tests.weights.archives import make_tar
 from tests.weights.test_sources import cut_off, drip, serving
 
@@ -422,7 +422,7 @@ def test_no_server_takes_more_than_the_time_or_the_bytes(tmp_path: Path, answer)
 def test_a_slow_name_server_is_given_up(tmp_path: Path, monkeypatch, proxy: str):
     monkeypatch.delenv("ALLOW_PRIVATE_URLS")
     monkeypatch.setenv("http_proxy", proxy)
-    monkeypatch.setattr("src.weights.guarded_session.LOOK_UP_SECONDS", 1.0)
+    monkeypatch.setattr("src.weights.download.guarded_session.LOOK_UP_SECONDS", 1.0)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(20))
     started = time.monotonic()
     with pytest.raises(UserError, match=r"^could not download http://slow\.example/: ") as error:
@@ -434,7 +434,7 @@ def test_a_slow_name_server_is_given_up(tmp_path: Path, monkeypatch, proxy: str)
 
 LOOK_UP = """
 import time
-from src.weights.name_lookup import look_up
+from src.weights.download.name_lookup import look_up
 started = time.monotonic()
 try:
     look_up("slow.example", 80, seconds=1)

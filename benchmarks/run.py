@@ -1,0 +1,18 @@
+"""Speed beside the peers': `python -m benchmarks.run train|serve [options]`."""
+
+import sys
+
+from benchmarks.serving import benchmark as serve_benchmark
+from benchmarks.training import benchmark as train_benchmark
+
+
+def main() -> None:
+    """Run one of the benchmarks."""
+    benchmarks = {"train": train_benchmark.main, "serve": serve_benchmark.main}
+    if len(sys.argv) < 2 or sys.argv[1] not in benchmarks:
+        raise SystemExit("usage: scripts/benchmark train|serve [options]")
+    benchmarks[sys.argv[1]](sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The work that the training benchmark gives to every way of training: model and data."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.shapes import SHAPES, flops_per_token
+from benchmarks.training.device import matmul_flops
+from src.chat.chat_format import build_train_speech
+from src.chat.tokenizer import Tokenizer
+from src.cli.demo import collect_functions
+from src.cli.tiny_model import make_base_model
+from src.data.dataset import TokenDataset
+from src.data.prepare import prepare_data
+from src.model.shape import ModelShape
+from src.settings import TrainSettings
+
+NUM_EXAMPLES = 400
+LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class TrainWork:
+    """One model and one data file on disk, and how they are to be trained."""
+
+    base_model: Path
+    data: Path
+    shape_name: str
+    shape: ModelShape
+    length: int
+    packs: int
+    examples: int
+    epochs: int
+    on_gpu: bool
+    tokens: int
+    learned_tokens: int
+    context: float
+    """Mean length of the example that a token stands in."""
+    matmul_flops: float
+
+    @property
+    def file_name(self) -> str:
+        """Name what is written about this work, without the ending."""
+        place = "gpu" if self.on_gpu else "cpu"
+        size = "" if self.shape_name == "tiny" else f"-{self.shape_name}"
+        return f"train-{place}{size}"
+
+    @property
+    def flops_per_token(self) -> float:
+        """The floating point operations that a token takes."""
+        return flops_per_token(self.shape, lora_rank=8, context=self.context)
+
+    def micro_batch_size(self, *, packed: bool) -> int:
+        """Return how many sequences a micro-batch has."""
+        return self.packs if packed else self.examples
+
+
+def make_work(folder: Path, arguments: argparse.Namespace, *, on_gpu: bool) -> TrainWork:
+    """Make the base model and the data: docstrings of the standard library, cut to the length."""
+    rows = [
+        {"prompt": f"What does {name} do?", "completion": text}
+        for name, text in collect_functions()
+    ][:NUM_EXAMPLES]
+    data = folder / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base_model = folder / "base-model"
+    name = arguments.shape or ("7b" if on_gpu else "tiny")
+    length = arguments.length or (2048 if on_gpu else 256)
+    texts = [row["completion"] for row in rows]
+    # The context is the cut: every way gets the same tokens.
+    make_base_model(base_model, texts, context=length, shape=SHAPES[name])
+    settings = plain_settings(base_model, data, epochs=1)
+    tokenizer = Tokenizer(base_model)
+    prepare_data(
+        settings,
+        tokenizer,
+        build_train_speech(settings.base_model, tokenizer),
+        context=length,
+        folder=folder / "prepared",
+        say=print,
+    )
+    prepared = TokenDataset(folder / "prepared" / "train")
+    return TrainWork(
+        base_model,
+        data,
+        name,
+        SHAPES[name],
+        length,
+        arguments.packs,
+        arguments.examples,
+        arguments.epochs,
+        on_gpu,
+        prepared.counts.tokens,
+        prepared.counts.learned_tokens,
+        float((prepared.lengths**2).sum() / prepared.lengths.sum()),
+        matmul_flops(on_gpu=on_gpu),
+    )
+
+
+def plain_settings(base_model: Path, data: Path, *, epochs: int, **values: object) -> TrainSettings:
+    """Return this project's settings for what every way can do, and `values` besides."""
+    options = {
+        "base_model": str(base_model),
+        "base_model_dir": str(base_model),
+        "train_data": str(data),
+        "train_data_name": data.name,
+        "num_train_epochs": epochs,
+        "learning_rate": LEARNING_RATE,
+        "learning_rate_schedule": "constant",
+        "lora_dropout": 0.0,
+        "run_validation": False,
+    }
+    return TrainSettings(**{**options, **values})  # type: ignore[arg-type]

@@ -1,0 +1,45 @@
+"""A prompt that is a ready dialogue, its user turns in [INST] tags."""
+
+import re
+from dataclasses import replace
+
+from src.chat.conversation import Dialogue, Turn
+from src.chat.segments import PromptFormat
+
+# Begins only where white space begins and never gives any back: a prompt of blanks takes no longer.
+_TURN_START = re.compile(r"(?<!\s)\s*+(?:</s>\s*+)?(?:<s>\s*+)?\[INST\]")
+
+
+def read_dialogue(prompt: str) -> Dialogue | None:
+    """Read a ready dialogue with its user turns in [INST] tags; None if it is none.
+
+    The last [/INST] of a turn closes it: those before it are the user's own words.
+    """
+    start = _TURN_START.match(prompt)
+    if start is None:
+        return None
+    turns = []
+    for part in _TURN_START.split(prompt[start.end() :]):
+        user, closed, answer = part.rpartition("[/INST]")
+        turns.append(Turn(user.strip(), answer.strip()) if closed else Turn(part.strip()))
+    *finished, last = turns
+    if last.answer:
+        begun = prompt.rpartition("[/INST]")[2].removeprefix(" ")
+        return Dialogue([*finished, replace(last, answer=begun)], is_open=True)
+    return Dialogue([*finished, replace(last, answer=None)])
+
+
+def dialogue_of_prompt(
+    prompt: str, *, prompt_format: PromptFormat, system_prompt: str | None, default_system: str
+) -> Dialogue:
+    """Return the dialogue that a prompt stands for: one turn, or those of a ready dialogue.
+
+    A ready dialogue is taken as it is: of system prompts only one that was asked for is added.
+    """
+    if prompt_format.uses_inst_tags:
+        dialogue = read_dialogue(prompt)
+        if dialogue is not None:
+            has_own = "<<SYS>>" in dialogue.turns[0].user
+            return replace(dialogue, system="" if has_own else system_prompt or "")
+    system = default_system if system_prompt is None else system_prompt
+    return Dialogue([Turn(prompt.removeprefix("<s>"))], system=system)

@@ -1,0 +1,127 @@
+"""What `cog train` and `cog predict` do, without Docker: one request to Cog's own server.
+
+`python -m src.cli.client train DATA.jsonl [-i name=value ...] [-o weights.tar]`
+`python -m src.cli.client predict -i prompt=... [-w weights.tar]`
+"""
+
+import argparse
+import base64
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from src.cli.file_server import file_server
+from src.cli.follow import follow_training, stream_answer
+from src.cli.inputs import existing_file, parse_inputs
+from src.cli.running_server import running_server
+from src.cli.schema import write_schema
+from src.cli.server import ROOT
+from src.cli.server_http import RequestError
+from src.errors import UserError
+from src.training.run import plan_training
+
+
+def main(arguments: list[str], root: Path = ROOT) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        schema = json.loads(write_schema(root).read_text())["components"]["schemas"]
+        if options.mode == "train":
+            pairs = [f"train_data={options.data}", *options.input]
+            inputs = parse_inputs(pairs, schema["TrainingInput"]["properties"])
+            if options.plan:
+                print(*plan_training(inputs), sep="\n")
+                return 0
+            _train(inputs, Path(options.output), root, verbose=options.verbose)
+        else:
+            inputs = parse_inputs(options.input, schema["Input"]["properties"])
+            if options.weights is not None:
+                os.environ["COG_WEIGHTS"] = _weights_source(options.weights)
+            _predict(inputs, root, verbose=options.verbose)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except requests.RequestException:
+        print("error: the server is gone (often: the machine ran out of memory)", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("canceled", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts")
+    modes = parser.add_subparsers(dest="mode", required=True)
+    train = modes.add_parser("train", prog="scripts/train", description="Train on a JSONL file")
+    train.add_argument("data", help="JSONL file")
+    train.add_argument("-o", "--output", default="weights.tar", help="where to put the weights")
+    train.add_argument("--plan", action="store_true", help="tell what would be done, and stop")
+    predict = modes.add_parser("predict", prog="scripts/predict", description="Answer a prompt")
+    predict.add_argument("-w", "--weights", help="fine-tuned weights: a file, folder or URL")
+    for mode in (train, predict):
+        mode.add_argument("-i", "--input", action="append", default=[], metavar="name=value")
+        mode.add_argument("--verbose", action="store_true", help="show the server's own log")
+    return parser
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _train(inputs: dict[str, Any], output: Path, root: Path, *, verbose: bool) -> None:
+    started = time.monotonic()
+    if not output.parent.is_dir():
+        raise UserError(f"-o: there is no folder {output.parent}")
+    with (
+        file_server(inputs) as (served, events, hook),
+        running_server("train", root, verbose=verbose) as address,
+    ):
+        request = {
+            "input": served,
+            "webhook": hook,
+            "webhook_events_filter": ["logs", "completed"],
+        }
+        result = follow_training(address, request, events)
+    _write_output(result["output"]["weights"], output)
+    size = output.stat().st_size / 1e6
+    print(f"weights: {output} ({size:.1f} MB) after {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _weights_source(name: str) -> str:
+    """Return a URL as it is and a path as the server, which runs elsewhere, will find it."""
+    if "://" in name or name[:5].lower() == "data:":
+        return name
+    path = Path(name) if os.path.isdir(name) else existing_file(name, "-w")
+    return str(path.resolve())
+
+
+def _write_output(url: str, output: Path) -> None:
+    """Write the weights, whole or not at all."""
+    partial = output.with_name(f".{output.name}.partial")
+    if url.startswith("data:"):
+        partial.write_bytes(base64.b64decode(url.partition(",")[2]))
+    else:
+        partial.write_bytes(requests.get(url, timeout=600).content)
+    partial.rename(output)
+
+
+def _predict(inputs: dict[str, Any], root: Path, *, verbose: bool) -> None:
+    with running_server("predict", root, verbose=verbose) as address:
+        for piece in stream_answer(address, inputs):
+            print(piece, end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

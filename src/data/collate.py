@@ -1,0 +1,59 @@
+"""Micro-batches as tensors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from src.data.dataset import TokenDataset
+from src.data.packing import Span
+from src.data.steps import MicroBatch
+from src.data.tokenization import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Spans laid end to end in one row without padding; `boundaries` part them."""
+
+    input_ids: torch.Tensor  # (1, tokens)
+    position_ids: torch.Tensor  # (1, tokens), from 0 in every span
+    learned: torch.Tensor  # (learned tokens,), their places in the row
+    labels: torch.Tensor  # (learned tokens,), what comes after each of them
+    label_weights: torch.Tensor  # (learned tokens,)
+    boundaries: tuple[int, ...]
+    """Start of every span, then the number of tokens."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            self.learned.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.label_weights.to(device, non_blocking=True),
+            self.boundaries,
+        )
+
+
+def collate(micro_batch: MicroBatch, dataset: TokenDataset, *, prompt_loss_weight: float) -> Batch:
+    """Return the tensors of a micro-batch; an empty one becomes a row with nothing to learn."""
+    spans = [span for sequence in micro_batch for span in sequence]
+    if not spans:
+        spans = [Span(0, 1)]
+    input_ids = np.concatenate([dataset.input_ids[s.start : s.stop] for s in spans])
+    labels = np.concatenate([dataset.labels[s.start : s.stop] for s in spans])
+    mask = np.concatenate([dataset.completion_mask[s.start : s.stop] for s in spans])
+    weights = np.where(mask, 1.0, prompt_loss_weight).astype(np.float32)
+    weights[labels == IGNORE_INDEX] = 0.0
+    if not micro_batch:
+        weights[:] = 0.0
+    (learned,) = weights.nonzero()
+    lengths = [len(span) for span in spans]
+    return Batch(
+        torch.from_numpy(input_ids.astype(np.int64))[None],
+        torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
+        torch.from_numpy(learned),
+        torch.from_numpy(labels[learned].astype(np.int64)),
+        torch.from_numpy(weights[learned]),
+        (0, *np.cumsum(lengths).tolist()),
+    )

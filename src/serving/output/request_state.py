@@ -1,0 +1,110 @@
+"""One request while it runs: its answers, and what is told of it."""
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from src.serving.engine.engine import Engine
+from src.serving.engine.request import Event, Generation, Grammar
+from src.serving.inputs import RequestInputs
+from src.serving.lora.host_cache import Adapter
+from src.serving.output.answer import Answer, Output
+
+
+class Prediction:
+    """As many answers as were asked for, generated side by side; each has a seed of its own."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        inputs: RequestInputs,
+        adapter: Adapter,
+        prompt_ids: list[int],
+        *,
+        prefix: str,
+        grammars: Sequence[Grammar] | None,
+        received_at: float,
+    ) -> None:
+        self.inputs, self.adapter = inputs, adapter
+        self._engine, self._prompt_ids = engine, prompt_ids
+        self._grammars, self._received_at = grammars, received_at
+        self._answers = [
+            Answer(
+                engine.tokenizer,
+                prompt_ids,
+                stop_sequences=inputs.stop_sequences,
+                prefix=prefix,
+                min_new_tokens=inputs.settings.min_new_tokens,
+            )
+            for _ in range(inputs.num_outputs)
+        ]
+        self._output = Output(self._answers)
+        self._generations: list[Generation] = []
+
+    def submit(self, deliver: Callable[[int, Event], Any]) -> None:
+        """Ask the engine; raises UserError for a prompt that fills the context."""
+        settings = self.inputs.settings
+        for number in range(self.inputs.num_outputs):
+            generation = Generation(
+                self._prompt_ids,
+                replace(settings, seed=settings.seed + number),
+                partial(deliver, number),
+                adapter=self.adapter.loaded,
+                grammar=None if self._grammars is None else self._grammars[number],
+                num_logprobs=self.inputs.num_logprobs,
+            )
+            self._engine.submit(generation)
+            self._generations.append(generation)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no more text to come."""
+        return self._output.is_over
+
+    def push(self, number: int, event: Event) -> str:
+        """Return the text to show after an event; raises the error of a failed answer."""
+        text = self._output.push(number, event)
+        if self._answers[number].is_over:
+            self._engine.cancel(self._generations[number])
+        return text
+
+    def cancel(self) -> None:
+        """Let the engine go on without this request."""
+        for generation in self._generations:
+            self._engine.cancel(generation)
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what is told of the request."""
+        now = time.monotonic()
+        seconds = now - self._received_at
+        num_tokens = sum(answer.num_tokens for answer in self._answers)
+        started = [g.started_at for g in self._generations if g.started_at is not None]
+        first = [g.first_token_at for g in self._generations if g.first_token_at is not None]
+        metrics = {
+            "input_token_count": len(self._prompt_ids),
+            "cached_input_token_count": max((g.num_reused for g in self._generations), default=0),
+            "output_token_count": num_tokens,
+            "proposed_token_count": sum(g.num_proposed for g in self._generations),
+            "accepted_token_count": sum(g.num_accepted for g in self._generations),
+            "queue_seconds": round(min(started, default=now) - self._received_at, 4),
+            "time_to_first_token": round(min(first, default=now) - self._received_at, 4),
+            "tokens_per_second": round(num_tokens / max(seconds, 1e-9), 2),
+            "finish_reason": self._answers[0].finish_reason,
+            "seed": self.inputs.settings.seed,
+        }
+        if self.adapter.loaded is not None:
+            metrics["adapter_was_loaded"] = self.adapter.was_loaded
+        if len(self._answers) > 1:
+            metrics["finish_reasons"] = [answer.finish_reason for answer in self._answers]
+        if self.inputs.num_logprobs >= 0:
+            metrics["logprobs"] = [answer.logprobs for answer in self._answers]
+        return metrics
+
+    def log_costs(self) -> None:
+        """Print the metrics and the memory."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        seconds = time.monotonic() - self._received_at
+        print(f"{seconds:.2f} s, peak memory {peak:.2f} GB, {self.metrics()}", flush=True)

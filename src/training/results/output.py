@@ -1,0 +1,83 @@
+"""What a finished run leaves: the adapter, its manifest, the metrics and a report."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from src.chat.chat_format import Speech
+from src.model.adapter import save_adapter
+from src.settings import TrainSettings
+from src.training.results.report import write_report
+
+FORMAT_VERSION = 1
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "deepspeed")
+_NOT_SHOWN = (
+    "base_model",
+    "base_model_dir",
+    "base_model_revision",
+    "train_data",
+    "validation_data",
+    "checkpoint_folder",
+    "resume_from",
+)
+"""Settings that are paths of this machine, or stand elsewhere in the manifest."""
+
+
+@dataclass(frozen=True)
+class OutputWriter:
+    """Writes the adapter of a run with all that belongs to it."""
+
+    settings: TrainSettings
+    speech: Speech
+    target_modules: list[str]
+    resolved: dict[str, Any]
+    data: dict[str, Any]
+    metrics_path: Path
+
+    def write(
+        self,
+        folder: Path,
+        tensors: dict[str, Tensor],
+        *,
+        losses: dict[str, float | None],
+        stopped_after: int | None = None,
+    ) -> None:
+        """Write into an empty folder; `stopped_after` is the last step of a run that was ended.
+
+        Raises FloatingPointError if a value of the adapter is not finite.
+        """
+        settings = self.settings
+        is_folder = Path(settings.base_model).exists()
+        base_model = Path(settings.base_model).name if is_folder else settings.base_model
+        save_adapter(
+            folder,
+            tensors,
+            base_model=base_model,
+            target_modules=self.target_modules,
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+        )
+        asked = {name: value for name, value in asdict(settings).items() if name not in _NOT_SHOWN}
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "base_model": base_model,
+            "base_model_revision": settings.base_model_revision,
+            "prompt_template": self.speech.template,
+            "system_prompt": self.speech.system_prompt or settings.system_prompt,
+            "stopped_early": stopped_after is not None,
+            "settings": {**asked, **self.resolved, "lora_target_modules": self.target_modules},
+            "data": self.data,
+            "versions": {name: version(name) for name in LIBRARIES},
+            **losses,
+        }
+        if stopped_after is not None:
+            manifest["step"] = stopped_after
+        (folder / "training.json").write_text(json.dumps(manifest, indent=2, allow_nan=False))
+        shutil.copyfile(self.metrics_path, folder / "metrics.jsonl")
+        write_report(folder / "report.html", manifest, folder / "metrics.jsonl")

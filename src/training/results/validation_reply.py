@@ -1,0 +1,45 @@
+"""The reply to the validation prompt, generated greedily while training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from src.chat.prompt_encoder import Reader
+from src.settings import TrainSettings
+from src.training.gradients import is_out_of_memory, release_memory
+
+MAX_NEW_TOKENS = 128
+
+
+def build_sampler(
+    settings: TrainSettings, reader: Reader, model: Any, device: torch.device, *, is_shared: bool
+) -> Callable[[], str | None]:
+    """Return what generates the reply; under ZeRO-3 all ranks call it together."""
+    if settings.validation_prompt is None or not settings.run_validation:
+        return lambda: None
+    tokenizer, speech = reader.tokenizer, reader.speech
+    ids = reader.prompt_ids(settings.validation_prompt)
+    input_ids = torch.tensor([ids], device=device)
+
+    def sample() -> str | None:
+        try:
+            output = model.generate(
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                max_new_tokens=min(MAX_NEW_TOKENS, reader.context - len(ids)),
+                use_cache=True,
+                eos_token_id=sorted(tokenizer.end_ids),
+                pad_token_id=tokenizer.eos_id,
+            )
+        except (RuntimeError, MemoryError) as error:
+            # Where the weights are shared out, the other ranks wait for this one's part.
+            if is_shared or not is_out_of_memory(error):
+                raise
+            release_memory()
+            print("the validation prompt is not answered: out of memory", flush=True)
+            return None
+        reply = tokenizer.decode(output[0].tolist())[len(tokenizer.decode(ids)) :]
+        return reply.removeprefix(speech.prompt_format.answer_prefix)
+
+    return sample

@@ -1,0 +1,113 @@
+"""Find the base model that `BASE_MODEL` names, and fetch it once, completely or not at all."""
+
+import fcntl
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.base_models import KNOWN_MODELS
+from src.errors import UserError
+from src.files.printable import printable
+from src.weights.base_model.check import check_complete, check_readable
+from src.weights.base_model.sources import fetch_from_hub, fetch_from_mirror
+from src.weights.download.url import check_url, printable_url
+
+
+@dataclass(frozen=True)
+class BaseModelFiles:
+    """A base model in a local folder."""
+
+    name: str
+    folder: Path
+    revision: str | None
+
+
+def find_base_model(environ: Mapping[str, str], *, with_weights: bool = True) -> BaseModelFiles:
+    """Return the folder of the base model that the environment names, fetched if it is not there.
+
+    Without weights, only what is read before them is: configuration and tokenizer.
+    Raises UserError that says what to set or what is missing.
+    """
+    name = environ.get("BASE_MODEL", "").strip()
+    if not name:
+        raise UserError(
+            "BASE_MODEL is not set: expected one of "
+            f"{', '.join(KNOWN_MODELS)}, a Hub id (owner/name), or a folder"
+        )
+    mirror = environ.get("BASE_MODEL_URL", "").strip()
+    if mirror and "://" not in mirror:
+        return _local(name, Path(mirror), "BASE_MODEL_URL")
+    if mirror:
+        check_url(mirror)
+    if not mirror and name not in KNOWN_MODELS and Path(name).is_dir():
+        return _local(name, Path(name), "BASE_MODEL")
+    known = KNOWN_MODELS.get(name)
+    repository = known.repository if known else name
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) and not mirror:
+        raise UserError(
+            f"BASE_MODEL: {printable(name)!r} is no folder here, no Hub id (owner/name) and none "
+            f"of {', '.join(KNOWN_MODELS)}"
+        )
+    cache = Path(environ.get("BASE_MODEL_CACHE") or "~/.cache/cog-finetune").expanduser()
+    # A query may be a signature: it is asked for, and kept nowhere.
+    source = re.split("[?#]", mirror, maxsplit=1)[0] or repository
+    folder = cache / re.sub(r"[^\w.-]+", "--", source.strip("/"))
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(f"{folder.name}.lock")):
+        if not folder.is_dir() and not with_weights:
+            folder = folder.with_name(f"{folder.name}.without-weights")
+        if not folder.is_dir():
+            _fetch(folder, environ, mirror=mirror, repository=repository, with_weights=with_weights)
+    if with_weights:
+        check_complete(folder)
+    revision = folder / "revision.txt"
+    return BaseModelFiles(name, folder, revision.read_text() if revision.is_file() else None)
+
+
+def _local(name: str, folder: Path, variable: str) -> BaseModelFiles:
+    if not folder.is_dir():
+        raise UserError(f"{variable}: there is no folder {printable(folder)}")
+    check_complete(folder)
+    return BaseModelFiles(name, folder.resolve(), None)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time fetch a model; the others wait and find it there."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(
+    folder: Path,
+    environ: Mapping[str, str],
+    *,
+    mirror: str,
+    repository: str,
+    with_weights: bool,
+) -> None:
+    partial = folder.with_name(f"{folder.name}.partial")
+    partial.mkdir(exist_ok=True)
+    started = time.monotonic()
+    source = printable_url(mirror) if mirror else repository
+    what = "the base model" if with_weights else "the configuration of the base model"
+    print(f"fetching {what} from {source}", flush=True)
+    try:
+        if mirror:
+            fetch_from_mirror(mirror, partial, with_weights=with_weights)
+        else:
+            fetch_from_hub(repository, partial, environ, with_weights=with_weights)
+        (check_complete if with_weights else check_readable)(partial)
+    except UserError:
+        # Files that arrived whole stay for the next try; a wrong set of files does not.
+        if (partial / "config.json").is_file():
+            shutil.rmtree(partial)
+        raise
+    partial.rename(folder)
+    num_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    print(f"fetched {num_bytes / 1e9:.2f} GB in {time.monotonic() - started:.0f} s", flush=True)
