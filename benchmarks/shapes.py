@@ -18,7 +18,7 @@ MATMUL_FLOPS = {"H100": 790e12, "H200": 790e12, "A100": 280e12}
 
 
 def flops_per_token(
-    shape: ModelShape, *, lora_rank: int, context: float, recomputed: float = 0.0
+    shape: ModelShape, *, lora_rank: int, max_seq_len: float, recomputed: float = 0.0
 ) -> float:
     """Return the floating point operations that LoRA takes for a token, forward and backward.
 
@@ -29,7 +29,7 @@ def flops_per_token(
     layers = shape.linear_parameters
     head = shape.vocab_size * shape.hidden_size
     lora = shape.adapter_parameters("all-linear", lora_rank)
-    attention = context * shape.query_size * shape.num_layers
+    attention = max_seq_len * shape.query_size * shape.num_layers
     forward = 2 * (layers + head) + 2 * lora + 2 * attention
     backward = 2 * (layers + head) + 4 * lora + 5 * attention
     return forward + backward + recomputed * (2 * layers + 2 * lora + 2 * attention)

@@ -12,7 +12,7 @@ class KnownModel:
     repository: str
     prompt_format: str
     """`plain`, `llama-2` or `mistral`."""
-    context: int
+    max_seq_len: int
     """Longest sequence in tokens."""
     system_prompt: str = ""
     """Used when a request names none."""

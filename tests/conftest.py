@@ -33,7 +33,7 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [f"{row['prompt']}\n{row['completion']}" for row in ROWS] * 4
     make_base_model(
         folder, texts, vocab_size=400, hidden_size=64, num_layers=2, num_heads=4,
-        num_key_value_heads=2, context=256,
+        num_key_value_heads=2, max_seq_len=256,
     )  # fmt: skip
     return folder
 

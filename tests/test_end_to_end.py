@@ -251,7 +251,7 @@ def test_seeds_reproduce(predictions: str):
     assert text_of(ask(predictions, "It", **{**inputs, "seed": 8})) != first
 
 
-def test_messages_are_the_dialogue_that_a_prompt_is(predictions: str, archive: Path):
+def test_messages_are_the_conversation_that_a_prompt_is(predictions: str, archive: Path):
     row = ROWS[6]
     messages = json.dumps([{"role": "user", "content": row["prompt"]}])
     found = ask(predictions, "", messages=messages, replicate_weights=archive.name)

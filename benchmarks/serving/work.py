@@ -61,7 +61,7 @@ def make_work(folder: Path, num_tokens: int) -> ServeWork:
     """Make the demo's base model with a long context, and adapters for it."""
     base_model = folder / "base-model"
     texts = [example["completion"] for example in every_docstring()]
-    make_base_model(base_model, texts, context=CONTEXT)
+    make_base_model(base_model, texts, max_seq_len=CONTEXT)
     model = load_base_model(base_model, dtype=torch.float32, device=torch.device("cpu"))
     shapes = {name: shape for name, shape in linear_shapes(model).items() if name != "lm_head"}
     adapters = []

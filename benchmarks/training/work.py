@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.shapes import SHAPES, flops_per_token
 from benchmarks.training.device import matmul_flops
-from src.chat.chat_format import build_train_speech
+from src.chat.chat_format import build_train_format
 from src.chat.tokenizer import Tokenizer
 from src.cli.demo import collect_functions
 from src.cli.tiny_model import make_base_model
@@ -35,7 +35,7 @@ class TrainWork:
     on_gpu: bool
     tokens: int
     learned_tokens: int
-    context: float
+    max_seq_len: float
     """Mean length of the example that a token stands in."""
     matmul_flops: float
 
@@ -49,7 +49,7 @@ class TrainWork:
     @property
     def flops_per_token(self) -> float:
         """The floating point operations that a token takes."""
-        return flops_per_token(self.shape, lora_rank=8, context=self.context)
+        return flops_per_token(self.shape, lora_rank=8, max_seq_len=self.max_seq_len)
 
     def micro_batch_size(self, *, packed: bool) -> int:
         """Return how many sequences a micro-batch has."""
@@ -69,14 +69,14 @@ def make_work(folder: Path, arguments: argparse.Namespace, *, on_gpu: bool) -> T
     length = arguments.length or (2048 if on_gpu else 256)
     texts = [row["completion"] for row in rows]
     # The context is the cut: every way gets the same tokens.
-    make_base_model(base_model, texts, context=length, shape=SHAPES[name])
+    make_base_model(base_model, texts, max_seq_len=length, shape=SHAPES[name])
     settings = plain_settings(base_model, data, epochs=1)
     tokenizer = Tokenizer(base_model)
     prepare_data(
         settings,
         tokenizer,
-        build_train_speech(settings.base_model, tokenizer),
-        context=length,
+        build_train_format(settings.base_model, tokenizer),
+        max_seq_len=length,
         folder=folder / "prepared",
         say=print,
     )

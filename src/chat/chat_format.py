@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from src.base_models import KNOWN_MODELS
 from src.chat.chat_template import ChatTemplateFormat
-from src.chat.conversation import Dialogue, Turn
-from src.chat.inst_prompt import dialogue_of_prompt
+from src.chat.conversation import Conversation, Turn
+from src.chat.inst_prompt import conversation_of_prompt
 from src.chat.segments import PromptFormat
 from src.chat.template import FORMATS, PLAIN, with_template
 from src.chat.tokenizer import Tokenizer
@@ -14,7 +14,7 @@ BASE_TRAIN_TEMPLATE = "{prompt}\n"
 
 
 @dataclass(frozen=True)
-class Speech:
+class ChatFormat:
     """A prompt format with the system prompt that goes with it."""
 
     prompt_format: PromptFormat
@@ -23,9 +23,9 @@ class Speech:
     system_prompt: str
     """Used where a prompt brings none."""
 
-    def of_prompt(self, prompt: str, system_prompt: str | None = None) -> Dialogue:
-        """Return the dialogue that a prompt stands for."""
-        return dialogue_of_prompt(
+    def of_prompt(self, prompt: str, system_prompt: str | None = None) -> Conversation:
+        """Return the conversation that a prompt stands for."""
+        return conversation_of_prompt(
             prompt,
             prompt_format=self.prompt_format,
             system_prompt=system_prompt,
@@ -43,13 +43,13 @@ def base_format(base_model: str, tokenizer: Tokenizer) -> PromptFormat:
     return PLAIN
 
 
-def build_speech(
+def build_chat_format(
     base_model: str,
     tokenizer: Tokenizer,
     *,
     template: str | None = None,
     system_prompt: str | None = None,
-) -> Speech:
+) -> ChatFormat:
     """Return how to speak to the base model, with the user's own wishes where there are any."""
     own = base_format(base_model, tokenizer)
     prompt_format = own if template is None else with_template(own, template)
@@ -58,20 +58,20 @@ def build_speech(
         # A default is not forced on a template that has no place for it.
         has_place = template is None or "{system_prompt}" in template
         system_prompt = known.system_prompt if known is not None and has_place else ""
-    return Speech(prompt_format, template, system_prompt)
+    return ChatFormat(prompt_format, template, system_prompt)
 
 
-def build_train_speech(
+def build_train_format(
     base_model: str,
     tokenizer: Tokenizer,
     *,
     template: str | None = None,
     system_prompt: str | None = None,
-) -> Speech:
-    """Return how training speaks: like `build_speech`, with a line break after a plain prompt."""
+) -> ChatFormat:
+    """Return the format of training: `build_chat_format`, a plain prompt ended by a line break."""
     if template is None and base_format(base_model, tokenizer) == PLAIN:
         template = BASE_TRAIN_TEMPLATE
-    return build_speech(base_model, tokenizer, template=template, system_prompt=system_prompt)
+    return build_chat_format(base_model, tokenizer, template=template, system_prompt=system_prompt)
 
 
 def _chat_format(tokenizer: Tokenizer) -> ChatTemplateFormat:
@@ -85,7 +85,7 @@ def _chat_format(tokenizer: Tokenizer) -> ChatTemplateFormat:
     supports_system = True
     chat = ChatTemplateFormat(render, tokenizer.special_tokens)
     try:
-        chat.pieces(Dialogue([Turn("a")], system="b"))
+        chat.segments(Conversation([Turn("a")], system="b"))
     except Exception:  # a template refuses a system message with an error of its own choosing
         supports_system = False
     return chat

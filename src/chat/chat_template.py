@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from src.chat.conversation import Dialogue, Turn
-from src.chat.segments import Control, Piece, Text
+from src.chat.conversation import Conversation, Turn
+from src.chat.segments import Control, Segment, Text
 from src.errors import UserError
 
 
@@ -19,7 +19,7 @@ class ChatTemplateFormat:
 
     @property
     def uses_inst_tags(self) -> bool:
-        return "[INST]" in self._rendered(Dialogue([Turn("")]))[0]
+        return "[INST]" in self._rendered(Conversation([Turn("")]))[0]
 
     @property
     def answer_prefix(self) -> str:
@@ -27,19 +27,19 @@ class ChatTemplateFormat:
 
     @cached_property
     def _answer_prefix(self) -> str:
-        prompt, _ = self._rendered(Dialogue([Turn("")]))
-        whole, places = self._rendered(Dialogue([Turn("", "")]))
+        prompt, _ = self._rendered(Conversation([Turn("")]))
+        whole, places = self._rendered(Conversation([Turn("", "")]))
         answer_place = places[-1][0]
         prefix = whole[len(prompt) : answer_place.start()]
         return prefix if whole.startswith(prompt) and not prefix.strip() else ""
 
-    def pieces(self, dialogue: Dialogue, *, num_learned: int = 0) -> list[Piece]:
-        rendered, places = self._rendered(dialogue)
-        if dialogue.is_open:
+    def segments(self, conversation: Conversation, *, num_target_turns: int = 0) -> list[Segment]:
+        rendered, places = self._rendered(conversation)
+        if conversation.is_open:
             rendered = rendered[: places[-1][0].end()]
-        pieces: list[Piece] = []
+        segments: list[Segment] = []
         context, position = "", 0
-        num_unlearned = sum(is_answer for *_, is_answer in places) - num_learned
+        num_unlearned = sum(is_answer for *_, is_answer in places) - num_target_turns
         for place, content, is_answer in places:
             context += rendered[position : place.start()]
             position = place.end()
@@ -47,28 +47,28 @@ class ChatTemplateFormat:
             content = content if place[1] else content.lstrip()
             content = content if place[3] else content.rstrip()
             if not is_answer:
-                pieces += self._context(context, has_more=True)
-                pieces[-1] = _joined(pieces[-1], content)
+                segments += self._context(context, has_more=True)
+                segments[-1] = _joined(segments[-1], content)
                 context = ""
                 continue
             prefix = self.answer_prefix
             if prefix and context.endswith(prefix):
                 context, content = context[: -len(prefix)], prefix + content
-            pieces += self._context(context, has_more=False)
+            segments += self._context(context, has_more=False)
             context = ""
             num_unlearned -= 1
-            pieces.append(
+            segments.append(
                 Text(
                     content,
-                    learned=num_unlearned < 0,
+                    is_target=num_unlearned < 0,
                     continues=True,
-                    ends=not (dialogue.is_open and place is places[-1][0]),
+                    ends=not (conversation.is_open and place is places[-1][0]),
                 )
             )
-        pieces += self._context(context + rendered[position:], has_more=False)
-        return _merge_text(pieces)
+        segments += self._context(context + rendered[position:], has_more=False)
+        return _merge_text(segments)
 
-    def _context(self, text: str, *, has_more: bool) -> list[Piece]:
+    def _context(self, text: str, *, has_more: bool) -> list[Segment]:
         """Split template text at its special tokens, the only ones that count as such."""
         parts = self._special.split(text) if self.special_tokens else [text]
         return [
@@ -82,7 +82,9 @@ class ChatTemplateFormat:
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
-    def _rendered(self, dialogue: Dialogue) -> tuple[str, list[tuple[re.Match[str], str, bool]]]:
+    def _rendered(
+        self, conversation: Conversation
+    ) -> tuple[str, list[tuple[re.Match[str], str, bool]]]:
         """Render with place holders, so that nothing people wrote meets the template."""
         contents: list[tuple[str, bool]] = []
 
@@ -91,13 +93,15 @@ class ChatTemplateFormat:
             return f" \ue000{len(contents) - 1}\ue001 "
 
         messages = []
-        if dialogue.system:
-            messages.append({"role": "system", "content": hold(dialogue.system, is_answer=False)})
-        for turn in dialogue.turns:
+        if conversation.system:
+            messages.append(
+                {"role": "system", "content": hold(conversation.system, is_answer=False)}
+            )
+        for turn in conversation.turns:
             messages.append({"role": "user", "content": hold(turn.user, is_answer=False)})
             if turn.answer is not None:
                 messages.append({"role": "assistant", "content": hold(turn.answer, is_answer=True)})
-        text = self.render(messages, dialogue.turns[-1].answer is None)
+        text = self.render(messages, conversation.turns[-1].answer is None)
         found = list(re.finditer("( ?)\ue000(\\d+)\ue001( ?)", text))
         if [int(match[2]) for match in found] != list(range(len(contents))):
             raise UserError(
@@ -108,21 +112,21 @@ class ChatTemplateFormat:
         return text, [(match, *contents[int(match[2])]) for match in found]
 
 
-def _joined(piece: Piece, text: str) -> Text:
-    assert isinstance(piece, Text)
-    return replace(piece, text=piece.text + text)
+def _joined(segment: Segment, text: str) -> Text:
+    assert isinstance(segment, Text)
+    return replace(segment, text=segment.text + text)
 
 
-def _merge_text(pieces: list[Piece]) -> list[Piece]:
+def _merge_text(segments: list[Segment]) -> list[Segment]:
     """Join context texts that touch, because the model's tokenizer reads them as one."""
-    merged: list[Piece] = []
-    for piece in pieces:
+    merged: list[Segment] = []
+    for segment in segments:
         last = merged[-1] if merged else None
-        if isinstance(piece, Text) and not piece.continues and isinstance(last, Text):
+        if isinstance(segment, Text) and not segment.continues and isinstance(last, Text):
             if last.continues:
-                merged.append(replace(piece, continues=True))
+                merged.append(replace(segment, continues=True))
             else:
-                merged[-1] = replace(last, text=last.text + piece.text)
-        elif not (isinstance(piece, Text) and not piece.text and not piece.ends):
-            merged.append(piece)
+                merged[-1] = replace(last, text=last.text + segment.text)
+        elif not (isinstance(segment, Text) and not segment.text and not segment.ends):
+            merged.append(segment)
     return merged

@@ -1,4 +1,4 @@
-"""What was said so far: the turns of a dialogue."""
+"""What was said so far: the turns of a conversation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Dialogue:
+class Conversation:
     turns: Sequence[Turn]
     system: str = ""
     is_open: bool = False

@@ -1,17 +1,17 @@
-"""A prompt that is a ready dialogue, its user turns in [INST] tags."""
+"""A prompt that holds a whole conversation, its user turns in [INST] tags."""
 
 import re
 from dataclasses import replace
 
-from src.chat.conversation import Dialogue, Turn
+from src.chat.conversation import Conversation, Turn
 from src.chat.segments import PromptFormat
 
 # Begins only where white space begins and never gives any back: a prompt of blanks takes no longer.
 _TURN_START = re.compile(r"(?<!\s)\s*+(?:</s>\s*+)?(?:<s>\s*+)?\[INST\]")
 
 
-def read_dialogue(prompt: str) -> Dialogue | None:
-    """Read a ready dialogue with its user turns in [INST] tags; None if it is none.
+def read_inst_prompt(prompt: str) -> Conversation | None:
+    """Read an [INST] prompt as a conversation; None if it is none.
 
     The last [/INST] of a turn closes it: those before it are the user's own words.
     """
@@ -25,21 +25,21 @@ def read_dialogue(prompt: str) -> Dialogue | None:
     *finished, last = turns
     if last.answer:
         begun = prompt.rpartition("[/INST]")[2].removeprefix(" ")
-        return Dialogue([*finished, replace(last, answer=begun)], is_open=True)
-    return Dialogue([*finished, replace(last, answer=None)])
+        return Conversation([*finished, replace(last, answer=begun)], is_open=True)
+    return Conversation([*finished, replace(last, answer=None)])
 
 
-def dialogue_of_prompt(
+def conversation_of_prompt(
     prompt: str, *, prompt_format: PromptFormat, system_prompt: str | None, default_system: str
-) -> Dialogue:
-    """Return the dialogue that a prompt stands for: one turn, or those of a ready dialogue.
+) -> Conversation:
+    """Return the conversation that a prompt stands for: one turn, or those of an [INST] prompt.
 
-    A ready dialogue is taken as it is: of system prompts only one that was asked for is added.
+    An [INST] prompt is taken as it is: of system prompts only one that was asked for is added.
     """
     if prompt_format.uses_inst_tags:
-        dialogue = read_dialogue(prompt)
-        if dialogue is not None:
-            has_own = "<<SYS>>" in dialogue.turns[0].user
-            return replace(dialogue, system="" if has_own else system_prompt or "")
+        conversation = read_inst_prompt(prompt)
+        if conversation is not None:
+            has_own = "<<SYS>>" in conversation.turns[0].user
+            return replace(conversation, system="" if has_own else system_prompt or "")
     system = default_system if system_prompt is None else system_prompt
-    return Dialogue([Turn(prompt.removeprefix("<s>"))], system=system)
+    return Conversation([Turn(prompt.removeprefix("<s>"))], system=system)

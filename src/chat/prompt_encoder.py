@@ -4,37 +4,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.base_models import KNOWN_MODELS
-from src.chat.chat_format import Speech, build_train_speech
+from src.chat.chat_format import ChatFormat, build_train_format
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
-from src.model.shape import context_length
+from src.model.shape import max_sequence_length
 from src.settings import TrainSettings
 
 
 @dataclass(frozen=True)
-class Reader:
+class PromptEncoder:
     """Tokenizer, prompt format and the longest sequence."""
 
     tokenizer: Tokenizer
-    speech: Speech
-    context: int
+    chat_format: ChatFormat
+    max_seq_len: int
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the tokens of the validation prompt.
 
         Raises UserError where they leave no room for a reply.
         """
-        pieces = self.speech.prompt_format.pieces(self.speech.of_prompt(prompt))
-        ids = self.tokenizer.encode_pieces(pieces)
-        if len(ids) >= self.context:
+        segments = self.chat_format.prompt_format.segments(self.chat_format.of_prompt(prompt))
+        ids = self.tokenizer.encode_segments(segments)
+        if len(ids) >= self.max_seq_len:
             raise UserError(
-                f"validation_prompt: expected fewer than {self.context:,} tokens, the base model's "
-                f"context; found {len(ids):,}"
+                f"validation_prompt: expected fewer than {self.max_seq_len:,} tokens, the base "
+                f"model's context; found {len(ids):,}"
             )
         return ids
 
 
-def open_reader(settings: TrainSettings) -> Reader:
+def open_prompt_encoder(settings: TrainSettings) -> PromptEncoder:
     """Return the reader of a run's base model.
 
     Raises UserError for a validation prompt that leaves no room for a reply.
@@ -42,14 +42,14 @@ def open_reader(settings: TrainSettings) -> Reader:
     folder = Path(settings.base_model_dir)
     known = KNOWN_MODELS.get(settings.base_model)
     tokenizer = Tokenizer(folder)
-    speech = build_train_speech(
+    chat_format = build_train_format(
         settings.base_model,
         tokenizer,
         template=settings.prompt_template,
         system_prompt=settings.system_prompt,
     )
-    context = context_length(folder, known=known.context if known else None)
-    reader = Reader(tokenizer, speech, context)
+    max_seq_len = max_sequence_length(folder, known=known.max_seq_len if known else None)
+    encoder = PromptEncoder(tokenizer, chat_format, max_seq_len)
     if settings.run_validation and settings.validation_prompt is not None:
-        reader.prompt_ids(settings.validation_prompt)
-    return reader
+        encoder.prompt_ids(settings.validation_prompt)
+    return encoder

@@ -1,9 +1,9 @@
-"""The pieces of text that a model reads, and what makes them of a dialogue."""
+"""The segments of text that a model reads, and what makes them of a conversation."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from src.chat.conversation import Dialogue
+from src.chat.conversation import Conversation
 
 BOS = "<bos>"
 EOS = "<eos>"
@@ -21,14 +21,14 @@ class Text:
     """A run of plain text; nothing in it is ever read as a control token."""
 
     text: str
-    learned: bool = False
+    is_target: bool = False
     continues: bool = False
     """True where the text goes on from what stands before it, as an answer does."""
     ends: bool = False
     """True where the model should end its turn after this text."""
 
 
-Piece = Control | Text
+Segment = Control | Text
 
 
 class PromptFormat(Protocol):
@@ -41,9 +41,9 @@ class PromptFormat(Protocol):
 
     @property
     def uses_inst_tags(self) -> bool:
-        """Whether a prompt may be a ready dialogue in [INST] tags."""
+        """Whether a prompt may hold a conversation in [INST] tags."""
         ...
 
-    def pieces(self, dialogue: Dialogue, *, num_learned: int = 0) -> list[Piece]:
-        """Return the dialogue as pieces; the last `num_learned` answers are what is learned."""
+    def segments(self, conversation: Conversation, *, num_target_turns: int = 0) -> list[Segment]:
+        """Return the conversation as segments; the last `num_target_turns` answers are targets."""
         ...

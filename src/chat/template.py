@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass, replace
 
-from src.chat.conversation import Dialogue
-from src.chat.segments import BOS, EOS, Control, Piece, PromptFormat, Text
+from src.chat.conversation import Conversation
+from src.chat.segments import BOS, EOS, Control, PromptFormat, Segment, Text
 from src.errors import UserError
 
 FREE_CHARACTERS = 10_000
@@ -42,33 +42,35 @@ class TagFormat:
     def uses_inst_tags(self) -> bool:
         return "[INST]" in self.template
 
-    def pieces(self, dialogue: Dialogue, *, num_learned: int = 0) -> list[Piece]:
-        pieces: list[Piece] = []
-        for number, turn in enumerate(dialogue.turns):
+    def segments(self, conversation: Conversation, *, num_target_turns: int = 0) -> list[Segment]:
+        segments: list[Segment] = []
+        for number, turn in enumerate(conversation.turns):
             if number == 0 or self.bos_each_turn:
-                pieces.append(Control(BOS))
-            pieces.append(Text(self.prompt_text(turn.user, dialogue.system if number == 0 else "")))
+                segments.append(Control(BOS))
+            segments.append(
+                Text(self.prompt_text(turn.user, conversation.system if number == 0 else ""))
+            )
             if turn.answer is None:
                 continue
-            is_unfinished = dialogue.is_open and number == len(dialogue.turns) - 1
-            is_learned = number >= len(dialogue.turns) - num_learned
-            if is_learned or is_unfinished or not self.is_stripped:
+            is_unfinished = conversation.is_open and number == len(conversation.turns) - 1
+            is_target = number >= len(conversation.turns) - num_target_turns
+            if is_target or is_unfinished or not self.is_stripped:
                 answer = turn.answer
             else:
                 answer = turn.answer.strip()
-            pieces.append(
+            segments.append(
                 Text(
                     self.answer_prefix + answer,
-                    learned=is_learned,
+                    is_target=is_target,
                     continues=True,
                     ends=not is_unfinished,
                 )
             )
             if not is_unfinished:
                 if self.answer_suffix:
-                    pieces.append(Text(self.answer_suffix, continues=True))
-                pieces.append(Control(EOS))
-        return pieces
+                    segments.append(Text(self.answer_suffix, continues=True))
+                segments.append(Control(EOS))
+        return segments
 
     def prompt_text(self, user: str, system: str) -> str:
         """Return the text of one user turn."""

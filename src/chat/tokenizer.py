@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from src.chat.control_tokens import find_control_tokens
-from src.chat.segments import BOS, EOS, Control, Piece, Text
+from src.chat.segments import BOS, EOS, Control, Segment, Text
 from src.errors import UserError
 
 _ANCHOR = "\n"
@@ -88,21 +88,21 @@ class Tokenizer:
             return self.bos_id
         return self._backend.token_to_id(token)
 
-    def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
+    def encode_segments(self, segments: Iterable[Segment]) -> list[int]:
         """Return the ids of a whole prompt."""
         ids: list[int] = []
-        for piece in pieces:
-            ids += self.encode_piece(piece)
+        for segment in segments:
+            ids += self.encode_piece(segment)
         return ids
 
-    def encode_piece(self, piece: Piece) -> list[int]:
+    def encode_piece(self, segment: Segment) -> list[int]:
         """Return the ids of one piece."""
-        if isinstance(piece, Text):
-            return self.encode(piece.text, continues=piece.continues)
-        control_id = self.control_id(piece.token)
+        if isinstance(segment, Text):
+            return self.encode(segment.text, continues=segment.continues)
+        control_id = self.control_id(segment.token)
         return [] if control_id is None else [control_id]
 
-    def end_id(self, following: Piece | None) -> int:
+    def end_id(self, following: Segment | None) -> int:
         """Return what ends an answer: the control token after it, else end-of-sequence."""
         if isinstance(following, Control):
             control_id = self.control_id(following.token)
@@ -176,15 +176,15 @@ def _load_sentencepiece(folder: Path) -> Any:
     from transformers.convert_slow_tokenizer import generate_merges
 
     model: Any = SentencePieceProcessor(str(folder / "tokenizer.model"))
-    pieces = [model.id_to_piece(number) for number in range(model.get_piece_size())]
-    vocab = {piece: number for number, piece in enumerate(pieces)}
-    scores = {piece: model.get_score(number) for number, piece in enumerate(pieces)}
+    segments = [model.id_to_piece(number) for number in range(model.get_piece_size())]
+    vocab = {segment: number for number, segment in enumerate(segments)}
+    scores = {segment: model.get_score(number) for number, segment in enumerate(segments)}
     tokenizer = LlamaTokenizer(
         vocab=vocab,
         merges=generate_merges(vocab, scores),
-        unk_token=pieces[model.unk_id()],
-        bos_token=pieces[model.bos_id()],
-        eos_token=pieces[model.eos_id()],
+        unk_token=segments[model.unk_id()],
+        bos_token=segments[model.bos_id()],
+        eos_token=segments[model.eos_id()],
     )
     backend: Any = tokenizer.backend_tokenizer
     backend.pre_tokenizer = None

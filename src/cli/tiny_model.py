@@ -16,7 +16,7 @@ def make_base_model(
     num_layers: int = 4,
     num_heads: int = 8,
     num_key_value_heads: int = 4,
-    context: int = 1024,
+    max_seq_len: int = 1024,
     seed: int = 0,
     shape: ModelShape | None = None,
 ) -> None:
@@ -68,7 +68,7 @@ def make_base_model(
         num_key_value_heads=shape.num_key_value_heads,
         head_dim=shape.head_size,
         tie_word_embeddings=shape.is_tied,
-        max_position_embeddings=context,
+        max_position_embeddings=max_seq_len,
         initializer_range=0.1,
         bos_token_id=backend.token_to_id("<s>"),
         eos_token_id=backend.token_to_id("</s>"),

@@ -17,9 +17,9 @@ class Batch:
 
     input_ids: torch.Tensor  # (1, tokens)
     position_ids: torch.Tensor  # (1, tokens), from 0 in every span
-    learned: torch.Tensor  # (learned tokens,), their places in the row
-    labels: torch.Tensor  # (learned tokens,), what comes after each of them
-    label_weights: torch.Tensor  # (learned tokens,)
+    target_positions: torch.Tensor  # (target tokens,), their places in the row
+    labels: torch.Tensor  # (target tokens,), what comes after each of them
+    loss_weights: torch.Tensor  # (target tokens,)
     boundaries: tuple[int, ...]
     """Start of every span, then the number of tokens."""
 
@@ -28,9 +28,9 @@ class Batch:
         return Batch(
             self.input_ids.to(device, non_blocking=True),
             self.position_ids.to(device, non_blocking=True),
-            self.learned.to(device, non_blocking=True),
+            self.target_positions.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
-            self.label_weights.to(device, non_blocking=True),
+            self.loss_weights.to(device, non_blocking=True),
             self.boundaries,
         )
 
@@ -42,18 +42,18 @@ def collate(micro_batch: MicroBatch, dataset: TokenDataset, *, prompt_loss_weigh
         spans = [Span(0, 1)]
     input_ids = np.concatenate([dataset.input_ids[s.start : s.stop] for s in spans])
     labels = np.concatenate([dataset.labels[s.start : s.stop] for s in spans])
-    mask = np.concatenate([dataset.completion_mask[s.start : s.stop] for s in spans])
+    mask = np.concatenate([dataset.loss_mask[s.start : s.stop] for s in spans])
     weights = np.where(mask, 1.0, prompt_loss_weight).astype(np.float32)
     weights[labels == IGNORE_INDEX] = 0.0
     if not micro_batch:
         weights[:] = 0.0
-    (learned,) = weights.nonzero()
+    (target_positions,) = weights.nonzero()
     lengths = [len(span) for span in spans]
     return Batch(
         torch.from_numpy(input_ids.astype(np.int64))[None],
         torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
-        torch.from_numpy(learned),
-        torch.from_numpy(labels[learned].astype(np.int64)),
-        torch.from_numpy(weights[learned]),
+        torch.from_numpy(target_positions),
+        torch.from_numpy(labels[target_positions].astype(np.int64)),
+        torch.from_numpy(weights[target_positions]),
         (0, *np.cumsum(lengths).tolist()),
     )

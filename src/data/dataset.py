@@ -31,7 +31,7 @@ class TokenDataset:
         self.counts = DataCounts(**about["counts"])
         self.input_ids = read_column(folder / "input_ids.npy")
         self.labels = read_column(folder / "labels.npy")
-        self.completion_mask = read_column(folder / "completion_mask.npy")
+        self.loss_mask = read_column(folder / "loss_mask.npy")
         self.offsets = read_column(folder / "offsets.npy")
         self.line_numbers = read_column(folder / "line_numbers.npy")
 
@@ -43,11 +43,11 @@ class TokenDataset:
         """Tokens of each example."""
         return np.diff(self.offsets)
 
-    def learned(self, span: Span, *, with_prompts: bool) -> np.ndarray:
+    def target_mask(self, span: Span, *, with_prompts: bool) -> np.ndarray:
         """Return which tokens of a span have a label that counts."""
         rows = slice(span.start, span.stop)
         has_label = self.labels[rows] != IGNORE_INDEX
-        return has_label if with_prompts else has_label & self.completion_mask[rows]
+        return has_label if with_prompts else has_label & self.loss_mask[rows]
 
     def place(self, token: int) -> str:
         """Return the user's file and line that a token came from."""

@@ -11,10 +11,10 @@ import numpy as np
 from src.data.column import Column, copy_tail, cut_tail, read_column
 from src.data.dataset import DataCounts, TokenDataset
 from src.data.tokenization import IGNORE_INDEX, TokenizedExample
-from src.files.disk_space import RUN_FOLDER, Need, check_room
+from src.files.disk_space import RUN_FOLDER, SpaceNeed, check_disk_space
 
-_OF_TOKENS = {"input_ids": np.int32, "labels": np.int32, "completion_mask": np.bool_}
-_OF_EXAMPLES = {"line_numbers": np.int64, "num_learned": np.int64, "num_cut": np.int64}
+_OF_TOKENS = {"input_ids": np.int32, "labels": np.int32, "loss_mask": np.bool_}
+_OF_EXAMPLES = {"line_numbers": np.int64, "num_target_tokens": np.int64, "num_cut": np.int64}
 _BYTES_PER_TOKEN = 9
 _TOKENS_AHEAD = 2**18
 """Room on disk is looked for before so many tokens are written."""
@@ -40,13 +40,13 @@ def write_dataset(
                 num_tokens_with_room = next_token + _TOKENS_AHEAD
                 _check_room("tokens", folder, num_tokens_with_room - num_tokens)
             num_tokens = next_token
-            is_learned = np.array(example.completion_mask, np.bool_)
-            is_learned &= np.array(example.labels) != IGNORE_INDEX
+            is_target = np.array(example.loss_mask, np.bool_)
+            is_target &= np.array(example.labels) != IGNORE_INDEX
             columns["input_ids"].extend(example.input_ids)
             columns["labels"].extend(example.labels)
-            columns["completion_mask"].extend(example.completion_mask)
+            columns["loss_mask"].extend(example.loss_mask)
             columns["line_numbers"].extend([line_number])
-            columns["num_learned"].extend([np.count_nonzero(is_learned)])
+            columns["num_target_tokens"].extend([np.count_nonzero(is_target)])
             columns["num_cut"].extend([example.num_cut])
             offsets.extend([num_tokens])
     return _write_about(folder, name)
@@ -80,17 +80,18 @@ def keep_first(folder: Path, num_examples: int) -> None:
 
 
 def _check_room(what: str, folder: Path, num_tokens: int) -> None:
-    check_room([Need(what, RUN_FOLDER, folder, num_tokens * _BYTES_PER_TOKEN)])
+    check_disk_space([SpaceNeed(what, RUN_FOLDER, folder, num_tokens * _BYTES_PER_TOKEN)])
 
 
 def _write_about(folder: Path, name: str) -> DataCounts:
-    num_learned, num_cut, offsets = (
-        read_column(folder / f"{column}.npy") for column in ("num_learned", "num_cut", "offsets")
+    num_target_tokens, num_cut, offsets = (
+        read_column(folder / f"{column}.npy")
+        for column in ("num_target_tokens", "num_cut", "offsets")
     )
     counts = DataCounts(
         examples=len(num_cut),
         tokens=int(offsets[-1]),
-        learned_tokens=int(num_learned.sum()),
+        learned_tokens=int(num_target_tokens.sum()),
         cut_examples=int(np.count_nonzero(num_cut)),
         cut_tokens=int(num_cut.sum()),
     )

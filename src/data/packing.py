@@ -18,21 +18,21 @@ class Span:
         return self.stop - self.start
 
 
-Sequence = tuple[Span, ...]
+PackedSequence = tuple[Span, ...]
 
 
-def count_tokens(sequence: Sequence) -> int:
+def count_tokens(sequence: PackedSequence) -> int:
     """Return the tokens of a sequence."""
     return sum(map(len, sequence))
 
 
-def one_by_one(offsets: np.ndarray) -> list[Sequence]:
+def one_by_one(offsets: np.ndarray) -> list[PackedSequence]:
     """Return each example as a sequence of its own."""
     bounds = offsets.tolist()
     return [(Span(a, b),) for a, b in pairwise(bounds)]
 
 
-def pack(offsets: np.ndarray, *, chunk_size: int) -> list[Sequence]:
+def pack(offsets: np.ndarray, *, chunk_size: int) -> list[PackedSequence]:
     """Pack examples into sequences of at most `chunk_size` tokens, longest first, tightest fit.
 
     Best-fit decreasing bin packing; an example of more than `chunk_size` tokens stays alone.
@@ -54,7 +54,7 @@ def pack(offsets: np.ndarray, *, chunk_size: int) -> list[Sequence]:
     return [tuple(spans) for spans in packs]
 
 
-def wrap(offsets: np.ndarray, *, chunk_size: int) -> list[Sequence]:
+def wrap(offsets: np.ndarray, *, chunk_size: int) -> list[PackedSequence]:
     """Cut the stream of all tokens into chunks of exactly `chunk_size`; the last may be shorter."""
     bounds = offsets.tolist()
     num_tokens = bounds[-1]

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from src.chat.chat_format import Speech
+from src.chat.chat_format import ChatFormat
 from src.chat.tokenizer import Tokenizer
 from src.data.dataset import DataCounts, TokenDataset
 from src.data.dataset_writer import keep_first, split_dataset, write_dataset
 from src.data.examples import ExampleFile
 from src.data.packing import one_by_one, pack, wrap
-from src.data.steps import Schedule, plan_batches
+from src.data.steps import StepPlan, choose_batch_sizes
 from src.data.tokenization import TokenizedExample, cut, tokenize
 from src.errors import UserError
 from src.settings import TrainSettings
@@ -25,16 +25,16 @@ def num_held_out(num_examples: int, settings: TrainSettings) -> int:
 def prepare_data(
     settings: TrainSettings,
     tokenizer: Tokenizer,
-    speech: Speech,
+    chat_format: ChatFormat,
     *,
-    context: int,
+    max_seq_len: int,
     folder: Path,
     say: Callable[[str], None],
 ) -> None:
     """Tokenize the files into `folder/train` and `folder/validation`, and say what was decided."""
-    limit = context
+    limit = max_seq_len
     if settings.pack_sequences:
-        limit = min(settings.chunk_size, context)
+        limit = min(settings.chunk_size, max_seq_len)
         if limit < settings.chunk_size:
             say(
                 f"warning: chunk_size {settings.chunk_size} is over the base model's context; "
@@ -50,7 +50,7 @@ def prepare_data(
 
         def tokenized() -> Iterator[tuple[int, TokenizedExample]]:
             for line_number, example in file:
-                whole = tokenize(example, tokenizer, speech)
+                whole = tokenize(example, tokenizer, chat_format)
                 yield line_number, cut(whole, max_length=max_length, eos_id=tokenizer.eos_id)
 
         counts = write_dataset(tokenized(), folder / part, name=file.name)
@@ -66,7 +66,7 @@ def prepare_data(
     train = read(settings.train_data, settings.train_data_name, "train", limit)
     if settings.run_validation and settings.validation_data is not None:
         name = settings.validation_data_name
-        validation = read(settings.validation_data, name, "validation", context)
+        validation = read(settings.validation_data, name, "validation", max_seq_len)
         num_validation = min(settings.num_validation_samples, validation.examples)
         say(
             f"validation: the first {num_validation:,} of {validation.examples:,} "
@@ -88,20 +88,20 @@ def prepare_data(
         )
 
 
-def build_schedule(
-    dataset: TokenDataset, settings: TrainSettings, *, context: int, num_devices: int
-) -> Schedule:
+def build_step_plan(
+    dataset: TokenDataset, settings: TrainSettings, *, max_seq_len: int, num_devices: int
+) -> StepPlan:
     """Return the steps of a run over the examples as they are, packed, or as one stream."""
-    chunk_size = min(settings.chunk_size, context)
+    chunk_size = min(settings.chunk_size, max_seq_len)
     if not settings.pack_sequences:
         sequences = one_by_one(dataset.offsets)
     elif settings.wrap_packed_sequences:
         sequences = wrap(dataset.offsets, chunk_size=chunk_size)
     else:
         sequences = pack(dataset.offsets, chunk_size=chunk_size)
-    plan = plan_batches(
+    plan = choose_batch_sizes(
         train_batch_size=settings.train_batch_size,
         micro_batch_size=settings.micro_batch_size,
         num_devices=num_devices,
     )
-    return Schedule(sequences, plan, settings.num_train_epochs, settings.seed, settings.max_steps)
+    return StepPlan(sequences, plan, settings.num_train_epochs, settings.seed, settings.max_steps)

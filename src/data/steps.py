@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.data.packing import Sequence, count_tokens
+from src.data.packing import PackedSequence, count_tokens
 
-MicroBatch = tuple[Sequence, ...]
+MicroBatch = tuple[PackedSequence, ...]
 
 
 @dataclass(frozen=True)
-class BatchPlan:
+class BatchSizes:
     """train_batch_size = world_size x micro_batch_size x gradient_accumulation_steps, exactly."""
 
     world_size: int
@@ -25,37 +25,43 @@ class BatchPlan:
         return self.world_size * self.micro_batch_size * self.gradient_accumulation_steps
 
 
-def plan_batches(*, train_batch_size: int, micro_batch_size: int, num_devices: int) -> BatchPlan:
+def choose_batch_sizes(
+    *, train_batch_size: int, micro_batch_size: int, num_devices: int
+) -> BatchSizes:
     """Split the global batch over as many devices as divide it, in the largest micro-batches."""
     world_size = _largest_divisor(train_batch_size, num_devices)
     share = train_batch_size // world_size
     micro = _largest_divisor(share, micro_batch_size)
-    return BatchPlan(world_size, micro, share // micro)
+    return BatchSizes(world_size, micro, share // micro)
 
 
 def _largest_divisor(number: int, limit: int) -> int:
     return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)
 
 
-def shuffle_epoch(sequences: list[Sequence], *, seed: int, epoch: int) -> list[Sequence]:
+def shuffle_epoch(
+    sequences: list[PackedSequence], *, seed: int, epoch: int
+) -> list[PackedSequence]:
     """Return the sequences in the order of one epoch, the same for every rank."""
     order = np.random.default_rng([seed, epoch]).permutation(len(sequences))
     return [sequences[i] for i in order]
 
 
-def split_steps(sequences: list[Sequence], global_batch_size: int) -> Iterator[list[Sequence]]:
+def split_steps(
+    sequences: list[PackedSequence], global_batch_size: int
+) -> Iterator[list[PackedSequence]]:
     """Yield the sequences of each optimizer step; the last may be fewer, none is dropped."""
     for start in range(0, len(sequences), global_batch_size):
         yield sequences[start : start + global_batch_size]
 
 
-def split_micro_batches(step: list[Sequence], plan: BatchPlan) -> list[list[MicroBatch]]:
+def split_micro_batches(step: list[PackedSequence], plan: BatchSizes) -> list[list[MicroBatch]]:
     """Spread the sequences of one step over [rank][micro step], the longest ones apart.
 
     Every rank gets the same number of micro-batches; in a short step some are empty.
     """
     num_micro_steps = -(-len(step) // (plan.world_size * plan.micro_batch_size))
-    slots: list[list[Sequence]] = [[] for _ in range(plan.world_size * num_micro_steps)]
+    slots: list[list[PackedSequence]] = [[] for _ in range(plan.world_size * num_micro_steps)]
     lightest = [(0, i) for i in range(len(slots))]  # a heap
     for sequence in sorted(step, key=count_tokens, reverse=True):
         tokens, i = heapq.heappop(lightest)
@@ -74,7 +80,7 @@ class Step:
     epoch: float
     """Epochs that are done once this step is."""
     ends_epoch: bool
-    sequences: list[Sequence]
+    sequences: list[PackedSequence]
 
     @property
     def num_tokens(self) -> int:
@@ -82,11 +88,11 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class StepPlan:
     """All steps of a run, the same on every rank."""
 
-    sequences: list[Sequence]
-    plan: BatchPlan
+    sequences: list[PackedSequence]
+    plan: BatchSizes
     num_epochs: int
     seed: int
     max_steps: int | None = None

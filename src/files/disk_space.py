@@ -12,7 +12,7 @@ RUN_FOLDER = "the run's folder"
 
 
 @dataclass(frozen=True)
-class Need:
+class SpaceNeed:
     """Bytes that will be written below a folder, which need not be there yet."""
 
     what: str
@@ -22,18 +22,18 @@ class Need:
     size: int
 
 
-def check_room(needs: Iterable[Need]) -> list[str]:
+def check_disk_space(needs: Iterable[SpaceNeed]) -> list[str]:
     """Return what is needed and what is free, a part for each disk.
 
     Raises UserError for the first disk without so much room.
     """
-    disks: dict[int, list[Need]] = {}
+    disks: dict[int, list[SpaceNeed]] = {}
     for need in needs:
         disks.setdefault(os.stat(_existing(need.folder)).st_dev, []).append(need)
     return [_check_disk(disk) for disk in disks.values()]
 
 
-def _check_disk(needs: list[Need]) -> str:
+def _check_disk(needs: list[SpaceNeed]) -> str:
     size = sum(need.size for need in needs)
     free = shutil.disk_usage(_existing(needs[0].folder)).free
     places = " and ".join(dict.fromkeys(need.place for need in needs))

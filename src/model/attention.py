@@ -47,7 +47,7 @@ def attend(
 
     No mask over the row is built: on a GPU one kernel takes all spans, elsewhere each is a call.
     """
-    if query.device.type == "cuda" and varlen_refusal(query.device, query.dtype) is None:
+    if query.device.type == "cuda" and varlen_unsupported_reason(query.device, query.dtype) is None:
         return _attend_varlen(query, key, value, spans, scale, sliding_window)
     return attend_one_by_one(query, key, value, spans, scale=scale, sliding_window=sliding_window)
 
@@ -115,7 +115,7 @@ def _window_mask(
 
 
 @cache
-def varlen_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+def varlen_unsupported_reason(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why one kernel cannot take all spans on this device, or None after trying it."""
     if device.type != "cuda":
         return None

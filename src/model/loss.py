@@ -1,4 +1,4 @@
-"""The loss of a batch: the weighted sum over its learned tokens."""
+"""The loss of a batch: the weighted sum over its target tokens."""
 
 from typing import Any
 
@@ -24,16 +24,16 @@ class SummedLoss(nn.Module):
         self,
         input_ids: torch.Tensor,  # (1, tokens)
         position_ids: torch.Tensor,  # (1, tokens)
-        learned: torch.Tensor,  # (learned tokens,), their places in the row
-        labels: torch.Tensor,  # (learned tokens,), what comes after each of them
-        label_weights: torch.Tensor,  # (learned tokens,)
+        target_positions: torch.Tensor,  # (target tokens,), their places in the row
+        labels: torch.Tensor,  # (target tokens,), what comes after each of them
+        loss_weights: torch.Tensor,  # (target tokens,)
         boundaries: tuple[int, ...],
     ) -> torch.Tensor:
         """Return the weighted sum of the negative log likelihoods, in float32."""
         if not self.is_isolated:
             # Position ids that start again keep the spans apart, as long as nothing is cached.
             logits = self.model(input_ids, position_ids=position_ids, use_cache=False).logits
-            return _weighted_nll(logits[0, learned], labels, label_weights)
+            return _weighted_nll(logits[0, target_positions], labels, loss_weights)
         with without_mask():
             hidden = self.model.get_decoder()(
                 input_ids,
@@ -41,16 +41,16 @@ class SummedLoss(nn.Module):
                 use_cache=False,
                 spans=Spans.between(boundaries, input_ids.device),
             ).last_hidden_state[0]
-        # The head is the widest layer: it sees learned tokens only, and a piece of them at a time.
-        hidden = hidden[learned]
+        # The head is the widest layer: it sees target tokens only, and a piece of them at a time.
+        hidden = hidden[target_positions]
         head = self.model.get_output_embeddings()
         if self.fuses_head and head.bias is None:
-            total = _HeadLoss.apply(hidden, head.weight, labels, label_weights)
+            total = _HeadLoss.apply(hidden, head.weight, labels, loss_weights)
             assert isinstance(total, torch.Tensor)
             return total
         # Without anything to learn, the sum still takes part in the backward pass.
         total = hidden.float().sum() * 0.0
-        pieces = (x.split(_piece_rows(head.out_features)) for x in (hidden, labels, label_weights))
+        pieces = (x.split(_piece_rows(head.out_features)) for x in (hidden, labels, loss_weights))
         for rows, *targets in zip(*pieces, strict=True):
             total = total + _weighted_nll(head(rows), *targets)
         return total
@@ -68,7 +68,7 @@ class _HeadLoss(torch.autograd.Function):
         hidden: torch.Tensor,  # (tokens, hidden size)
         weight: torch.Tensor,  # (vocabulary, hidden size)
         labels: torch.Tensor,
-        label_weights: torch.Tensor,
+        loss_weights: torch.Tensor,
     ) -> torch.Tensor:
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needs_gradient else None
@@ -76,7 +76,7 @@ class _HeadLoss(torch.autograd.Function):
         size = _piece_rows(weight.shape[0])
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
-            piece = hidden[rows], weight, labels[rows, None], label_weights[rows, None]
+            piece = hidden[rows], weight, labels[rows, None], loss_weights[rows, None]
             total += _head_piece(*piece, None if gradient is None else gradient[rows])
         ctx.save_for_backward(gradient)
         return total
@@ -92,17 +92,17 @@ def _head_piece(
     hidden: torch.Tensor,  # (rows, hidden size)
     weight: torch.Tensor,
     labels: torch.Tensor,  # (rows, 1)
-    label_weights: torch.Tensor,  # (rows, 1)
+    loss_weights: torch.Tensor,  # (rows, 1)
     gradient: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return the loss of some tokens and fill in its gradient of their hidden states."""
     scores = (hidden @ weight.T).float()
     log_sums = scores.logsumexp(-1, keepdim=True)
-    loss = ((log_sums - scores.gather(1, labels)) * label_weights).sum()
+    loss = ((log_sums - scores.gather(1, labels)) * loss_weights).sum()
     if gradient is not None:
         # d nll / d score = softmax - 1 at the label.
-        slope = scores.sub_(log_sums).exp_().mul_(label_weights)
-        slope.scatter_add_(1, labels, -label_weights)
+        slope = scores.sub_(log_sums).exp_().mul_(loss_weights)
+        slope.scatter_add_(1, labels, -loss_weights)
         torch.mm(slope.to(weight.dtype), weight, out=gradient)
     return loss
 

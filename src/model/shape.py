@@ -113,7 +113,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
 
 
-def context_length(folder: Path, *, known: int | None = None) -> int:
+def max_sequence_length(folder: Path, *, known: int | None = None) -> int:
     """Return the longest sequence that the base model reads, in tokens."""
     limits = [read_config(folder).get("max_position_embeddings"), known]
     if limits == [None, None]:

@@ -36,7 +36,7 @@ class RequestInputs:
     debug: bool
 
 
-def check_inputs(request: Mapping[str, Any], *, context: int) -> RequestInputs:
+def check_inputs(request: Mapping[str, Any], *, max_seq_len: int) -> RequestInputs:
     """Return the inputs of a request; raises UserError for one that cannot be answered."""
     seed = request["seed"]
     if seed is None:
@@ -50,7 +50,7 @@ def check_inputs(request: Mapping[str, Any], *, context: int) -> RequestInputs:
         }
     )
     for name in TEXTS:
-        _check_text(name, request[name] or "", context * MAX_CHARACTERS_PER_TOKEN)
+        _check_text(name, request[name] or "", max_seq_len * MAX_CHARACTERS_PER_TOKEN)
     if request["messages"] is not None and request["prompt"]:
         raise UserError("messages: expected an empty prompt beside it, found one that is not empty")
     # These two are wrong whatever the weights are, and fetching those may take minutes.

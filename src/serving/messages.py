@@ -1,9 +1,9 @@
-"""A dialogue as a JSON list of messages, the form that OpenAI's clients send."""
+"""A conversation as a JSON list of messages, the form that OpenAI's clients send."""
 
 import json
 from typing import Any
 
-from src.chat.conversation import Dialogue, Turn
+from src.chat.conversation import Conversation, Turn
 from src.errors import UserError
 from src.files.printable import printable
 from src.serving.unicode_text import check_unicode
@@ -13,7 +13,7 @@ NOT_SERVED = ("tool_calls", "function_call", "audio")
 """What OpenAI's messages may carry beside their content; null or empty where there is none."""
 
 
-def parse_messages(text: str, *, default_system: str) -> Dialogue:
+def parse_messages(text: str, *, default_system: str) -> Conversation:
     """Read an optional system message, then user and assistant in turn.
 
     Where the last message is the assistant's, the model goes on with it. Raises UserError for
@@ -45,7 +45,7 @@ def parse_messages(text: str, *, default_system: str) -> Dialogue:
         raise UserError("messages: expected a message of the user, found a system message alone")
     answers = [*contents[1::2], *([] if len(contents) % 2 == 0 else [None])]
     turns = [Turn(user, answer) for user, answer in zip(contents[::2], answers, strict=True)]
-    return Dialogue(turns, system=system, is_open=turns[-1].answer is not None)
+    return Conversation(turns, system=system, is_open=turns[-1].answer is not None)
 
 
 def _message(number: int, message: Any) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from src.base_models import KNOWN_MODELS
-from src.chat.chat_format import Speech, build_speech
+from src.chat.chat_format import ChatFormat, build_chat_format
 from src.chat.prompt_length import check_prompt_length
 from src.environment import read_flag
 from src.errors import UserError
@@ -30,7 +30,7 @@ from src.serving.warm_up import warm_up
 from src.weights.adapter.adapter import read_adapter
 from src.weights.base_model.base_model import find_base_model
 from src.weights.cache.cache import Weights, WeightsCache
-from src.weights.download.deadline import IsWanted, always
+from src.weights.download.deadline import CancelToken, always
 
 RecordMetric = Callable[..., None]
 MAX_PREPARING = 64
@@ -50,7 +50,7 @@ class TextPredictor:
         self._base_model = base_model.name
         self._engine = Engine(
             base_model.folder,
-            known_context=known.context if known else None,
+            known_max_seq_len=known.max_seq_len if known else None,
             in_4bit=in_4bit,
             looks_ahead=looks_ahead,
         )
@@ -148,17 +148,17 @@ class TextPredictor:
         if not preparing.cancelled() and preparing.exception() is None:
             self._release(preparing.result().adapter)
 
-    def _prepare(self, request: Mapping[str, Any], is_wanted: IsWanted = always) -> Prediction:
+    def _prepare(self, request: Mapping[str, Any], is_wanted: CancelToken = always) -> Prediction:
         received_at = time.monotonic()
-        inputs = check_inputs(request, context=self._engine.context)
+        inputs = check_inputs(request, max_seq_len=self._engine.max_seq_len)
         grammars = None
         if inputs.json_schema is not None:
             grammar = self._grammars.start(inputs.json_schema)
             grammars = [grammar, *(grammar.copy() for _ in range(inputs.num_outputs - 1))]
         adapter = self._requested(inputs.replicate_weights, is_wanted)
         try:
-            speech = self._speech(inputs, adapter)
-            prompt_ids = self._prompt_ids(inputs, speech)
+            chat_format = self._chat_format(inputs, adapter)
+            prompt_ids = self._prompt_ids(inputs, chat_format)
             if inputs.debug:
                 text = self._engine.tokenizer.tokenizer.decode(prompt_ids)
                 print(f"prompt, {len(prompt_ids)} tokens: {text!r}", flush=True)
@@ -167,7 +167,7 @@ class TextPredictor:
                 inputs,
                 adapter,
                 prompt_ids,
-                prefix=speech.prompt_format.answer_prefix,
+                prefix=chat_format.prompt_format.answer_prefix,
                 grammars=grammars,
                 received_at=received_at,
             )
@@ -179,7 +179,7 @@ class TextPredictor:
         file = read_adapter(weights.folder, self._engine.linear_shapes)
         return Adapter(self._engine.load_adapter(file, key=weights.key), file.manifest)
 
-    def _requested(self, source: str | None, is_wanted: IsWanted) -> Adapter:
+    def _requested(self, source: str | None, is_wanted: CancelToken) -> Adapter:
         if not source:
             return self._own
         is_path = source[:5].lower() != "data:" and "://" not in source
@@ -195,31 +195,32 @@ class TextPredictor:
         if adapter is not self._own:
             self._store.release(adapter)
 
-    def _speech(self, inputs: RequestInputs, adapter: Adapter) -> Speech:
+    def _chat_format(self, inputs: RequestInputs, adapter: Adapter) -> ChatFormat:
         template = inputs.prompt_template
         if template is None:
             template = adapter.manifest.prompt_template
-        return build_speech(
+        return build_chat_format(
             self._base_model,
             self._engine.tokenizer,
             template=template,
             system_prompt=adapter.manifest.system_prompt,
         )
 
-    def _prompt_ids(self, inputs: RequestInputs, speech: Speech) -> list[int]:
+    def _prompt_ids(self, inputs: RequestInputs, chat_format: ChatFormat) -> list[int]:
         if inputs.messages is None:
-            dialogue = speech.of_prompt(inputs.prompt, inputs.system_prompt)
-            if len(dialogue.turns) > MAX_MESSAGES:
+            conversation = chat_format.of_prompt(inputs.prompt, inputs.system_prompt)
+            if len(conversation.turns) > MAX_MESSAGES:
                 raise UserError(
                     f"prompt: expected at most {MAX_MESSAGES:,} turns in [INST] tags, "
-                    f"found {len(dialogue.turns):,}"
+                    f"found {len(conversation.turns):,}"
                 )
         else:
             asked = inputs.system_prompt
-            dialogue = parse_messages(
-                inputs.messages, default_system=speech.system_prompt if asked is None else asked
+            conversation = parse_messages(
+                inputs.messages,
+                default_system=chat_format.system_prompt if asked is None else asked,
             )
-        pieces = speech.prompt_format.pieces(dialogue)
-        check_prompt_length(pieces, self._engine.tokenizer, context=self._engine.context)
-        ids = self._engine.tokenizer.encode_pieces(pieces)
+        segments = chat_format.prompt_format.segments(conversation)
+        check_prompt_length(segments, self._engine.tokenizer, max_seq_len=self._engine.max_seq_len)
+        ids = self._engine.tokenizer.encode_segments(segments)
         return ids or [self._engine.tokenizer.eos_id]

@@ -27,7 +27,7 @@ def warm_up(engine: Engine, adapter: LoadedAdapter | None) -> float:
     started = time.monotonic()
     loads: Iterable[tuple[int, int]] = [(1, SHORTEST)]
     if engine.is_captured:
-        loads = captured_loads(engine.num_slots, engine.context)
+        loads = captured_loads(engine.num_slots, engine.max_seq_len)
     for (num_requests, num_tokens), wishes in itertools.product(loads, WISHES):
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         for _ in range(num_requests):
@@ -50,13 +50,13 @@ def _end(events: queue.SimpleQueue[Event]) -> Finished:
     return event
 
 
-def captured_loads(num_slots: int, context: int) -> Iterator[tuple[int, int]]:
+def captured_loads(num_slots: int, max_seq_len: int) -> Iterator[tuple[int, int]]:
     """Yield (requests, tokens of each prompt) that meet each number of rows in each length bucket.
 
     The shorter prompts are the beginning of the longer ones, and are not read again.
     """
     num_rows = {min(1 << n, num_slots) for n in range((num_slots - 1).bit_length() + 1)}
     num_tokens = SHORTEST
-    while num_tokens + NUM_STEPS <= context:
+    while num_tokens + NUM_STEPS <= max_seq_len:
         yield from ((n, num_tokens) for n in sorted(num_rows))
-        num_tokens = bucket_of(num_tokens + NUM_STEPS, context) + 1
+        num_tokens = bucket_of(num_tokens + NUM_STEPS, max_seq_len) + 1

@@ -58,11 +58,11 @@ def build_engine(
     return engine
 
 
-def gather_adapter(named: NamedParameters, *, is_shared: bool) -> dict[str, Tensor]:
+def gather_adapter(named: NamedParameters, *, is_sharded: bool) -> dict[str, Tensor]:
     """Return the whole adapter on the CPU; every rank takes part."""
     named = list(named)
     parameters = [parameter for _, parameter in named]
-    with deepspeed.zero.GatheredParameters(parameters) if is_shared else nullcontext():
+    with deepspeed.zero.GatheredParameters(parameters) if is_sharded else nullcontext():
         return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in named}
 
 

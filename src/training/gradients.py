@@ -104,7 +104,7 @@ class GradientSum:
                 raise
             return False
         self.loss = self.loss + loss.detach()
-        self.weight = self.weight + batch.label_weights.sum()
+        self.weight = self.weight + batch.loss_weights.sum()
         return True
 
     def _add_gradients(self, gradients: Sequence[torch.Tensor]) -> None:

@@ -11,9 +11,9 @@ import torch
 from src.data.collate import Batch, collate
 from src.data.dataset import TokenDataset
 from src.data.packing import one_by_one
-from src.data.steps import MicroBatch, Schedule, split_micro_batches
+from src.data.steps import MicroBatch, StepPlan, split_micro_batches
 from src.settings import TrainSettings
-from src.training.checkpoint.checkpointer import Keeper, step_seed
+from src.training.checkpoint.checkpointer import Checkpointer, step_seed
 from src.training.fault import strike
 from src.training.learning_rate import learning_rate_multiplier
 from src.training.results.metrics import Progress
@@ -25,7 +25,7 @@ class Run:
     """What the loop works on."""
 
     settings: TrainSettings
-    schedule: Schedule
+    step_plan: StepPlan
     train_data: TokenDataset
     validation_data: TokenDataset
     rank: int
@@ -46,18 +46,20 @@ class Run:
         return collate(micro_batch, dataset, prompt_loss_weight=weight).to(self.device)
 
 
-def train(trainer: Trainer, run: Run, progress: Progress, keeper: Keeper, *, done: int = 0) -> None:
+def train(
+    trainer: Trainer, run: Run, progress: Progress, checkpointer: Checkpointer, *, done: int = 0
+) -> None:
     """Run the steps after the `done` first ones, and validations; `progress` has the losses.
 
     Raises FloatingPointError when a loss or gradient is not finite, StoppedEarly when the
     supervisor asked for an end.
     """
-    settings, num_steps = run.settings, run.schedule.num_steps
+    settings, num_steps = run.settings, run.step_plan.num_steps
     warmup_steps = math.ceil(settings.warmup_ratio * num_steps)
     if done == 0:
         validate(trainer, run, progress, step=0, epoch=0.0)
     progress.start(done)
-    for step in run.schedule:
+    for step in run.step_plan:
         if step.number <= done:
             continue
         learning_rate = settings.learning_rate * learning_rate_multiplier(
@@ -68,7 +70,7 @@ def train(trainer: Trainer, run: Run, progress: Progress, keeper: Keeper, *, don
         )
         for group in trainer.engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        micro_batches = split_micro_batches(step.sequences, run.schedule.plan)[run.rank]
+        micro_batches = split_micro_batches(step.sequences, run.step_plan.plan)[run.rank]
         torch.manual_seed(step_seed(settings.seed, step.number, run.rank))
         is_poisoned = strike(f"step{step.number}", run.rank)
         try:
@@ -89,7 +91,7 @@ def train(trainer: Trainer, run: Run, progress: Progress, keeper: Keeper, *, don
         )
         if step.ends_epoch or step.number == num_steps:
             validate(trainer, run, progress, step=step.number, epoch=step.epoch)
-        keeper.after_step(step.number, progress)
+        checkpointer.after_step(step.number, progress)
 
 
 @torch.no_grad()
@@ -120,7 +122,7 @@ def validate(trainer: Trainer, run: Run, progress: Progress, *, step: int, epoch
 
 def _validation_share(run: Run) -> list[MicroBatch]:
     """Return this rank's micro-batches; ranks without any left get empty ones, to stay in step."""
-    size, world_size = run.settings.validation_batch_size, run.schedule.plan.world_size
+    size, world_size = run.settings.validation_batch_size, run.step_plan.plan.world_size
     sequences = one_by_one(run.validation_data.offsets)
     groups = [tuple(sequences[i : i + size]) for i in range(0, len(sequences), size)]
     groups += [()] * (-len(groups) % world_size)

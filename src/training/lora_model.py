@@ -20,7 +20,7 @@ from src.training.plan.plan import TrainingPlan
 
 
 @dataclass(frozen=True)
-class AdaptedModel:
+class LoraModel:
     """What a run trains."""
 
     model: Any
@@ -28,7 +28,7 @@ class AdaptedModel:
     target_modules: list[str]
     """The names of the adapted layers."""
     adapter: list[tuple[str, nn.Parameter]]
-    is_shared: bool
+    is_sharded: bool
     """Whether each rank holds only a share of the weights."""
 
     @property
@@ -38,21 +38,21 @@ class AdaptedModel:
 
     def gather_adapter(self) -> dict[str, Tensor]:
         """Return the whole adapter on the CPU; every rank takes part."""
-        return gather_adapter(self.adapter, is_shared=self.is_shared)
+        return gather_adapter(self.adapter, is_sharded=self.is_sharded)
 
 
-def load_adapted_model(
+def load_lora_model(
     plan: TrainingPlan,
     device: torch.device,
     *,
     fast_path_off: Collection[str],
     say: Callable[[str], None],
-) -> AdaptedModel:
+) -> LoraModel:
     """Load the base model as planned and attach the adapter; say what makes it fast."""
     settings = plan.settings
     # While this object lives, transformers loads only each rank's share of the base model.
-    is_shared = plan.zero_stage == 3
-    sharing = HfDeepSpeedConfig(build_deepspeed_config(plan)) if is_shared else None
+    is_sharded = plan.zero_stage == 3
+    sharing = HfDeepSpeedConfig(build_deepspeed_config(plan)) if is_sharded else None
     model = load_base_model(
         Path(settings.base_model_dir),
         dtype=training_dtype(device),
@@ -78,6 +78,6 @@ def load_adapted_model(
             say(line)
     recompute_layers(model, plan.num_recomputed)
     model.train()
-    loss = SummedLoss(model, fuses_head=not is_shared)
+    loss = SummedLoss(model, fuses_head=not is_sharded)
     adapter = list(adapter_parameters(model))
-    return AdaptedModel(model, loss, target_modules, adapter, is_shared)
+    return LoraModel(model, loss, target_modules, adapter, is_sharded)

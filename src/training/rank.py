@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from src.chat.prompt_encoder import Reader, open_reader
+from src.chat.prompt_encoder import PromptEncoder, open_prompt_encoder
 from src.data.dataset import TokenDataset
-from src.data.prepare import build_schedule, prepare_data
+from src.data.prepare import build_step_plan, prepare_data
 from src.model.base_model import training_dtype
 from src.settings import TrainSettings
 from src.training.checkpoint.checkpointer import StoppedEarly
-from src.training.checkpoint.resume import open_keeper, resume, where_it_is_kept
+from src.training.checkpoint.resume import open_checkpointer, resume, where_it_is_kept
 from src.training.checkpoint.store import METRICS, replacing_folder
 from src.training.deepspeed_engine import join_ranks
 from src.training.fault import strike
 from src.training.loop import Run, train
-from src.training.lora_model import load_adapted_model
+from src.training.lora_model import load_lora_model
 from src.training.plan.disk import check_disks
 from src.training.plan.plan import TrainingPlan, make_plan, peak_line
 from src.training.plan.resources import measure_machine, peak_memory
@@ -39,33 +39,37 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     say: Callable[[str], None] = _say if rank == 0 else _say_nothing
 
     # Data, as the base model reads it; the ranks meet later, as it may take longer than they wait.
-    reader = open_reader(settings)
-    train_data, validation_data = share_data(settings, reader, run_dir / "data", rank, say)
+    encoder = open_prompt_encoder(settings)
+    train_data, validation_data = share_data(settings, encoder, run_dir / "data", rank, say)
     device = join_ranks(int(os.environ["LOCAL_RANK"]))
 
     # The plan, before the base model is loaded.
     num_devices = dist.get_world_size()
-    schedule = build_schedule(train_data, settings, context=reader.context, num_devices=num_devices)
+    step_plan = build_step_plan(
+        train_data, settings, max_seq_len=encoder.max_seq_len, num_devices=num_devices
+    )
     switches = read_switches(os.environ)
     machine = measure_machine(device, switches.device_memory)
-    plan = make_plan(settings, train_data, schedule, machine, zero_stage=switches.zero_stage)
+    plan = make_plan(settings, train_data, step_plan, machine, zero_stage=switches.zero_stage)
     for line in plan.lines():
         say(line)
     if rank == 0:
         say(check_disks(plan, run_dir))
 
     # The base model with its adapter.
-    adapted = load_adapted_model(plan, device, fast_path_off=switches.fast_path_off, say=say)
+    adapted = load_lora_model(plan, device, fast_path_off=switches.fast_path_off, say=say)
 
     # What takes the steps.
     run = Run(
         settings=settings,
-        schedule=schedule,
+        step_plan=step_plan,
         train_data=train_data,
         validation_data=validation_data,
         rank=rank,
         device=device,
-        sample=build_sampler(settings, reader, adapted.model, device, is_shared=adapted.is_shared),
+        sample=build_sampler(
+            settings, encoder, adapted.model, device, is_sharded=adapted.is_sharded
+        ),
         note_step=status.note_step,
         note_work=status.note_work,
         busy=status.busy,
@@ -73,22 +77,22 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     trainer = start_trainer(plan, run, adapted)
 
     # What is kept on the way, and what a checkpoint brings back.
-    writer = _output_writer(plan, reader, run, adapted.target_modules, run_dir)
-    progress = Progress(run_dir / METRICS if rank == 0 else None, num_steps=schedule.num_steps)
-    keeper = open_keeper(run, run_dir, trainer, adapted, writer)
+    writer = _output_writer(plan, encoder, run, adapted.target_modules, run_dir)
+    progress = Progress(run_dir / METRICS if rank == 0 else None, num_steps=step_plan.num_steps)
+    checkpointer = open_checkpointer(run, run_dir, trainer, adapted, writer)
     done = 0
     if settings.resume_from is not None:
         done = resume(Path(settings.resume_from), run, run_dir, trainer, adapted, progress)
-        say(f"resumed after step {done} of {schedule.num_steps}")
+        say(f"resumed after step {done} of {step_plan.num_steps}")
 
     # Training.
     strike("start", rank)
     try:
-        train(trainer, run, progress, keeper, done=done)
+        train(trainer, run, progress, checkpointer, done=done)
     except StoppedEarly:
         return
     except FloatingPointError as error:
-        raise FloatingPointError(f"{error}{where_it_is_kept(keeper)}") from None
+        raise FloatingPointError(f"{error}{where_it_is_kept(checkpointer)}") from None
     say(peak_line(plan, peak_memory(device)))
 
     # What comes back.
@@ -98,22 +102,26 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
             with replacing_folder(run_dir / "output") as folder:
                 told = {"train_loss": progress.train_loss, "eval_loss": progress.validation_loss}
                 writer.write(folder, tensors, losses=told)
-            keeper.keep_finished(run_dir / "output")
+            checkpointer.keep_finished(run_dir / "output")
         dist.barrier()
     dist.destroy_process_group()
 
 
 def share_data(
-    settings: TrainSettings, reader: Reader, folder: Path, rank: int, say: Callable[[str], None]
+    settings: TrainSettings,
+    encoder: PromptEncoder,
+    folder: Path,
+    rank: int,
+    say: Callable[[str], None],
 ) -> tuple[TokenDataset, TokenDataset]:
     """Return the data for training and validation: rank 0 prepares them, every rank maps them."""
     if rank == 0:
         with replacing_folder(folder) as partial:
             prepare_data(
                 settings,
-                reader.tokenizer,
-                reader.speech,
-                context=reader.context,
+                encoder.tokenizer,
+                encoder.chat_format,
+                max_seq_len=encoder.max_seq_len,
                 folder=partial,
                 say=say,
             )
@@ -124,27 +132,27 @@ def share_data(
 
 def _output_writer(
     plan: TrainingPlan,
-    reader: Reader,
+    encoder: PromptEncoder,
     run: Run,
     target_modules: list[str],
     run_dir: Path,
 ) -> OutputWriter:
-    schedule = run.schedule
+    step_plan = run.step_plan
     return OutputWriter(
         run.settings,
-        speech=reader.speech,
+        chat_format=encoder.chat_format,
         target_modules=target_modules,
         resolved={
-            **asdict(schedule.plan),
-            "num_steps": schedule.num_steps,
+            **asdict(step_plan.plan),
+            "num_steps": step_plan.num_steps,
             "zero_stage": plan.zero_stage,
-            "context": reader.context,
+            "context": encoder.max_seq_len,
             "dtype": str(training_dtype(run.device)).removeprefix("torch."),
         },
         data={
             "train": asdict(run.train_data.counts),
             "validation": asdict(run.validation_data.counts),
-            "sequences": len(schedule.sequences),
+            "sequences": len(step_plan.sequences),
         },
         metrics_path=run_dir / METRICS,
     )

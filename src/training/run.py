@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from src.data.examples import ExampleFile
-from src.data.steps import plan_batches
+from src.data.steps import choose_batch_sizes
 from src.errors import UserError
 from src.files.printable import printable
 from src.settings import TrainSettings
@@ -68,7 +68,7 @@ def _count_processes(
     num_devices, on_gpus = count_devices(switches.num_processes)
     if hosts is not None:
         num_devices = hosts.num_processes
-    plan = plan_batches(
+    plan = choose_batch_sizes(
         train_batch_size=settings.train_batch_size,
         micro_batch_size=settings.micro_batch_size,
         num_devices=num_devices,
@@ -90,35 +90,46 @@ def _count_processes(
 
 def plan_training(inputs: Mapping[str, Any]) -> list[str]:
     """Return the lines that tell what `run_training` would do; nothing is trained."""
-    from src.chat.prompt_encoder import open_reader
+    from src.chat.prompt_encoder import open_prompt_encoder
     from src.data.dataset import TokenDataset
-    from src.data.prepare import build_schedule, prepare_data
+    from src.data.prepare import build_step_plan, prepare_data
     from src.training.plan.disk import check_disks
-    from src.training.plan.plan import LIBRARIES, Machine, make_plan
+    from src.training.plan.plan import LIBRARIES, Resources, make_plan
 
     switches = read_switches(os.environ)
     settings = _with_checkpoints(_gather_settings(inputs, with_weights=False), os.environ)
     hosts = find_hosts(os.environ)
     num_devices, on_gpus = _count_processes(settings, hosts, switches)
     num_local = num_devices if hosts is None else hosts.num_local
-    reader = open_reader(settings)
-    tokenizer, speech, context = reader.tokenizer, reader.speech, reader.context
+    encoder = open_prompt_encoder(settings)
+    tokenizer, chat_format, max_seq_len = (
+        encoder.tokenizer,
+        encoder.chat_format,
+        encoder.max_seq_len,
+    )
     lines: list[str] = []
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
         prepare_data(
-            settings, tokenizer, speech, context=context, folder=Path(folder), say=lines.append
+            settings,
+            tokenizer,
+            chat_format,
+            max_seq_len=max_seq_len,
+            folder=Path(folder),
+            say=lines.append,
         )
         data = TokenDataset(Path(folder) / "train")
-        schedule = build_schedule(data, settings, context=context, num_devices=num_devices)
+        step_plan = build_step_plan(
+            data, settings, max_seq_len=max_seq_len, num_devices=num_devices
+        )
         free = free_gpu_memory() if on_gpus else free_cpu_memory(num_local)
         limits = [size for size in (free, switches.device_memory) if size is not None]
-        machine = Machine(
+        machine = Resources(
             on_gpus=on_gpus,
             available=min(limits, default=None),
             libraries=0.0 if on_gpus else LIBRARIES,
             has_bfloat16=on_gpus,
         )
-        plan = make_plan(settings, data, schedule, machine, zero_stage=switches.zero_stage)
+        plan = make_plan(settings, data, step_plan, machine, zero_stage=switches.zero_stage)
         return [*lines, *plan.lines(), check_disks(plan, Path(folder))]
 
 

@@ -51,7 +51,7 @@ class Trainer(Protocol):
         ...
 
 
-class WholeModelTrainer:
+class ReplicatedTrainer:
     """Every rank holds the base model; DeepSpeed holds the adapter and shares out its states."""
 
     def __init__(self, engine: Any, gradient_sum: GradientSum, module: Any) -> None:
@@ -111,7 +111,7 @@ class WholeModelTrainer:
         self.engine.step()
 
 
-class SharedModelTrainer:
+class Zero3Trainer:
     """ZeRO-3: each rank holds a share of the base model, so all of them run in step."""
 
     def __init__(
@@ -137,7 +137,7 @@ class SharedModelTrainer:
         for micro_batch in micro_batches:
             batch = self._make_batch(micro_batch, dataset)
             losses = losses + self.engine(*vars(batch).values()).detach()
-            weights = weights + batch.label_weights.sum()
+            weights = weights + batch.loss_weights.sum()
         loss_sum, weight_sum = _sum_over_ranks([losses, weights], self.engine)
         return loss_sum, weight_sum
 
@@ -150,7 +150,7 @@ class SharedModelTrainer:
     ) -> tuple[float, float]:
         """See Trainer."""
         batches = [self._make_batch(micro_batch, dataset) for micro_batch in micro_batches]
-        local_weight = sum(float(batch.label_weights.sum()) for batch in batches)
+        local_weight = sum(float(batch.loss_weights.sum()) for batch in batches)
         (weight_sum,) = _sum_over_ranks([local_weight], self.engine)
         scale = dist.get_world_size() / max(weight_sum, 1e-9)
         local_loss, loss_sum = torch.zeros((), device=self.engine.device), 0.0

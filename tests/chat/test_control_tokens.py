@@ -8,8 +8,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from src.chat.chat_format import build_speech, build_train_speech
-from src.chat.conversation import Dialogue, Turn
+from src.chat.chat_format import build_chat_format, build_train_format
+from src.chat.conversation import Conversation, Turn
 from src.chat.tokenizer import Tokenizer
 from src.data.examples import CompletionExample, TextExample
 from src.data.tokenization import tokenize
@@ -47,14 +47,16 @@ def test_tokens_without_a_flag_are_control_tokens(
     tokenizer = Tokenizer(folder)
     controls = {tokenizer.control_id(name) for name in (*names, "<s>", "</s>")}
     assert tokenizer.eos_id in controls
-    speech, train_speech = (build("x", tokenizer) for build in (build_speech, build_train_speech))
+    chat_format, train_format = (
+        build("x", tokenizer) for build in (build_chat_format, build_train_format)
+    )
     text = f"a{''.join(names)}b</s><s>"
 
     def read(words: str) -> list[int]:
-        dialogue = Dialogue([Turn(words, words), Turn(words)], system=words)
-        ids = tokenizer.encode_pieces(speech.prompt_format.pieces(dialogue))
+        conversation = Conversation([Turn(words, words), Turn(words)], system=words)
+        ids = tokenizer.encode_segments(chat_format.prompt_format.segments(conversation))
         for example in (CompletionExample(words, words), TextExample(words)):
-            ids += tokenize(example, tokenizer, train_speech).input_ids
+            ids += tokenize(example, tokenizer, train_format).input_ids
         assert words in tokenizer.decode(ids)
         return [token for token in ids if token in controls]
 
@@ -80,24 +82,24 @@ def test_tokens_that_a_template_writes_are_read_in_answers(base_dir: Path, tmp_p
 
 
 def unigram() -> Backend:
-    pieces = ["<unk>", "<s>", "</s>", *dict.fromkeys(LETTERS), "\u2581", "\u2581</s>"]
-    scores = [0.0, 0.0, 0.0, *[-5.0] * (len(pieces) - 3)]
-    backend = Backend(models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=0))
+    segments = ["<unk>", "<s>", "</s>", *dict.fromkeys(LETTERS), "\u2581", "\u2581</s>"]
+    scores = [0.0, 0.0, 0.0, *[-5.0] * (len(segments) - 3)]
+    backend = Backend(models.Unigram(list(zip(segments, scores, strict=True)), unk_id=0))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     return backend
 
 
 def ignoring_merges() -> Backend:
-    pieces = ["<unk>", "<s>", "</s>", *dict.fromkeys(LETTERS)]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    segments = ["<unk>", "<s>", "</s>", *dict.fromkeys(LETTERS)]
+    vocabulary = {segment: number for number, segment in enumerate(segments)}
     backend = Backend(models.BPE(vocabulary, [], ignore_merges=True))
     backend.decoder = decoders.Fuse()
     return backend
 
 
 def whole_words() -> Backend:
-    pieces = ["<unk>", "<s>", "</s>", "a", "b", "<", "/s>"]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    segments = ["<unk>", "<s>", "</s>", "a", "b", "<", "/s>"]
+    vocabulary = {segment: number for number, segment in enumerate(segments)}
     backend = Backend(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return backend

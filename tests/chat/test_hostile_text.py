@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from src.chat.chat_format import build_speech, build_train_speech
-from src.chat.conversation import Dialogue, Turn
+from src.chat.chat_format import build_chat_format, build_train_format
+from src.chat.conversation import Conversation, Turn
 from src.chat.segments import Control, Text
 from src.chat.template import LLAMA_2, MISTRAL, PLAIN, fill, with_template
 from src.chat.tokenizer import Tokenizer
@@ -65,13 +65,13 @@ def test_text_makes_no_control_token(llama: Tokenizer, text: str):
         with_template(LLAMA_2, "{system_prompt}|{prompt}"),
     ):
         turns = [Turn(text, text), Turn(text)]
-        pieces = prompt_format.pieces(Dialogue(turns, system=text))
-        harmless = prompt_format.pieces(Dialogue([Turn("a", "a"), Turn("a")], system="a"))
-        assert [p for p in pieces if isinstance(p, Control)] == [
+        segments = prompt_format.segments(Conversation(turns, system=text))
+        harmless = prompt_format.segments(Conversation([Turn("a", "a"), Turn("a")], system="a"))
+        assert [p for p in segments if isinstance(p, Control)] == [
             p for p in harmless if isinstance(p, Control)
         ]
-        found = controls(llama.encode_pieces(pieces), llama)
-        assert found == controls(llama.encode_pieces(harmless), llama)
+        found = controls(llama.encode_segments(segments), llama)
+        assert found == controls(llama.encode_segments(harmless), llama)
 
 
 @needs_llama
@@ -83,7 +83,9 @@ def test_text_is_read_as_it_stands(llama: Tokenizer, text: str):
     if "\x00" not in text:
         assert llama.encode(text) == model.encode(text)
     joined = "".join(
-        piece.text for piece in PLAIN.pieces(Dialogue([Turn(text)])) if isinstance(piece, Text)
+        segment.text
+        for segment in PLAIN.segments(Conversation([Turn(text)]))
+        if isinstance(segment, Text)
     )
     assert joined == text
 
@@ -92,26 +94,26 @@ def test_text_is_read_as_it_stands(llama: Tokenizer, text: str):
 @pytest.mark.parametrize("text", TEXTS)
 def test_training_text_makes_no_control_token(llama: Tokenizer, text: str):
     for base_model in ("llama-2-7b", "llama-2-7b-chat", "mistral-7b-instruct-v0.2"):
-        speech = build_train_speech(base_model, llama)
+        chat_format = build_train_format(base_model, llama)
         for make in (
             lambda t: TextExample(f"x{t}"),
             lambda t: CompletionExample(f"x{t}", f"x{t}"),
             lambda t: ChatExample((Turn(f"x{t}", f"x{t}"), Turn(t, f"x{t}")), t),
         ):
-            found = tokenize(make(text), llama, speech)
-            harmless = tokenize(make("a"), llama, speech)
+            found = tokenize(make(text), llama, chat_format)
+            harmless = tokenize(make("a"), llama, chat_format)
             assert controls(found.input_ids, llama) == controls(harmless.input_ids, llama)
             assert controls(found.labels, llama) == controls(harmless.labels, llama)
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_chat_template_sees_nothing_of_the_text(chat: Tokenizer, text: str):
-    speech = build_speech("chat", chat)
+    chat_format = build_chat_format("chat", chat)
     assert "<|im_start|>" in chat.special_tokens
 
     def ids(content: str) -> list[int]:
-        dialogue = Dialogue([Turn(content, content), Turn(content)], system=content)
-        return chat.encode_pieces(speech.prompt_format.pieces(dialogue))
+        conversation = Conversation([Turn(content, content), Turn(content)], system=content)
+        return chat.encode_segments(chat_format.prompt_format.segments(conversation))
 
     assert controls(ids(f"x{text}x"), chat) == controls(ids("xax"), chat)
     assert chat.decode(ids(f"x{text}x")).count(f"x{text}x") == 4
@@ -152,8 +154,8 @@ def test_the_check_would_see_a_control_token(llama: Tokenizer):
 )
 def test_long_prompts_take_no_long_time(tokenizer: Tokenizer, text: str):
     prompt = text * (250_000 // len(text))
-    speech = build_speech("llama-2-7b-chat", tokenizer)
+    chat_format = build_chat_format("llama-2-7b-chat", tokenizer)
     for whole in (f"{prompt}x", f"[INST]{prompt}x", f"[INST] a [/INST] b{prompt}[INST"):
         started = time.thread_time()
-        speech.prompt_format.pieces(speech.of_prompt(whole))
+        chat_format.prompt_format.segments(chat_format.of_prompt(whole))
         assert time.thread_time() - started < 0.1

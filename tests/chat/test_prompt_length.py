@@ -28,7 +28,7 @@ def test_a_long_prompt_is_encoded_in_part(llama: Tokenizer, text: str):
     whole = (text * 64 * CONTEXT)[: 64 * CONTEXT]
     counted = Counted(llama)
     with pytest.raises(UserError, match=r"expected fewer than 512 tokens.*found more than 1,024"):
-        check_prompt_length([Control(BOS), Text(whole)], counted, context=CONTEXT)
+        check_prompt_length([Control(BOS), Text(whole)], counted, max_seq_len=CONTEXT)
     assert counted.num_encoded <= len(whole) / 3
 
 
@@ -39,15 +39,15 @@ def test_a_prompt_that_fits_is_never_refused(llama: Tokenizer, text: str, num_pi
     """Sixteen blanks are the longest token that Llama 2 has."""
     whole = text * (CONTEXT * 20 // len(text))
     size = len(whole) // num_pieces
-    pieces = [
+    segments = [
         Text(whole[start : start + size], continues=True) for start in range(0, len(whole), size)
     ]
-    while len(llama.encode_pieces(pieces)) > CONTEXT:
-        pieces.pop()
-    check_prompt_length(pieces, llama, context=CONTEXT)
+    while len(llama.encode_segments(segments)) > CONTEXT:
+        segments.pop()
+    check_prompt_length(segments, llama, max_seq_len=CONTEXT)
 
 
 def test_too_many_characters_are_named(tokenizer: Tokenizer):
     texts = [Text("a" * 16 * CONTEXT) for _ in range(5)]
     with pytest.raises(UserError, match=r"at most 32,768 characters .* found 40,960"):
-        check_prompt_length(texts, tokenizer, context=CONTEXT)
+        check_prompt_length(texts, tokenizer, max_seq_len=CONTEXT)

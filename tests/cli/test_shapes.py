@@ -15,5 +15,5 @@ from benchmarks.shapes import SHAPES, flops_per_token
     ],
 )
 def test_the_arithmetic_of_a_token(name: str, length: int, recomputed: float, gigaflops: float):
-    found = flops_per_token(SHAPES[name], lora_rank=16, context=length, recomputed=recomputed)
+    found = flops_per_token(SHAPES[name], lora_rank=16, max_seq_len=length, recomputed=recomputed)
     assert found / 1e9 == pytest.approx(gigaflops, rel=0.01)

@@ -12,7 +12,7 @@ from src.data.tokenization import IGNORE_INDEX, TokenizedExample
 from src.errors import UserError
 from tests.measure import measure
 
-COLUMNS = ("input_ids", "labels", "completion_mask", "line_numbers")
+COLUMNS = ("input_ids", "labels", "loss_mask", "line_numbers")
 
 
 def make_examples(num_examples: int) -> list[TokenizedExample]:
@@ -53,10 +53,7 @@ def test_a_part_is_what_would_have_been_written_alone(tmp_path: Path, num_first:
     write_dataset(numbered, tmp_path / "last", name="data.jsonl")
     assert_same(rest, TokenDataset(tmp_path / "last"))
     assert rest.counts.learned_tokens == sum(
-        sum(
-            m and label != IGNORE_INDEX
-            for m, label in zip(e.completion_mask, e.labels, strict=True)
-        )
+        sum(m and label != IGNORE_INDEX for m, label in zip(e.loss_mask, e.labels, strict=True))
         for e in examples[num_first:]
     )
 

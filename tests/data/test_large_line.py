@@ -26,7 +26,7 @@ LARGE_LINES = {
     "a-text-of-escapes": (b'{"text":"%b"}' % (b"\\n" * (FULL // 2)), True),
     "a-text-with-a-wide-letter": (b'{"text":"\xf0\x9f\x8d\x8e%b"}' % (b"a" * FULL), True),
     "a-text-of-wide-escapes": (b'{"text":"%b"}' % (b"\\ud83c\\udf4e" * (FULL // 12)), True),
-    "a-long-dialogue": (
+    "a-long-conversation": (
         b'{"messages":[%b]}' % (MESSAGE.replace(b"b", b"b" * 400) * (FULL // 500))[:-1],
         True,
     ),

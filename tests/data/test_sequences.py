@@ -5,16 +5,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from src.chat.chat_format import build_train_speech
+from src.chat.chat_format import build_train_format
 from src.chat.conversation import Turn
 from src.data.collate import collate
 from src.data.dataset import TokenDataset
 from src.data.dataset_writer import split_dataset, write_dataset
 from src.data.examples import ChatExample, CompletionExample, TextExample
-from src.data.packing import Sequence, Span, count_tokens, one_by_one, pack, wrap
+from src.data.packing import PackedSequence, Span, count_tokens, one_by_one, pack, wrap
 from src.data.steps import (
-    Schedule,
-    plan_batches,
+    StepPlan,
+    choose_batch_sizes,
     shuffle_epoch,
     split_micro_batches,
     split_steps,
@@ -49,12 +49,12 @@ def test_the_longest_sequences_lie_apart(seed: int):
     """Each, the longest first, goes to the lightest micro-batch with room, the first of equals."""
     rng = np.random.default_rng(seed)
     step = one_by_one(np.cumsum([0, *rng.integers(1, 9, rng.integers(1, 60))]))
-    plan = plan_batches(
+    plan = choose_batch_sizes(
         train_batch_size=60, micro_batch_size=int(rng.integers(1, 6)), num_devices=4
     )
     found = split_micro_batches(step, plan)
     micro_batches = [micro for micros in zip(*found, strict=True) for micro in micros]
-    expected: list[list[Sequence]] = [[] for _ in micro_batches]
+    expected: list[list[PackedSequence]] = [[] for _ in micro_batches]
     for sequence in sorted(step, key=count_tokens, reverse=True):
         with_room = [micro for micro in expected if len(micro) < plan.micro_batch_size]
         min(with_room, key=lambda micro: sum(map(count_tokens, micro))).append(sequence)
@@ -77,7 +77,7 @@ def test_wrapping_cuts_the_stream_into_exact_chunks():
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 4])
 @pytest.mark.parametrize("train_batch_size", [1, 4, 6, 7, 12])
 def test_the_global_batch_is_exact(train_batch_size, micro_batch_size, num_devices):
-    plan = plan_batches(
+    plan = choose_batch_sizes(
         train_batch_size=train_batch_size,
         micro_batch_size=micro_batch_size,
         num_devices=num_devices,
@@ -107,13 +107,13 @@ def test_every_epoch_has_its_own_order_and_all_sequences():
 
 @pytest.fixture
 def dataset(tmp_path, tokenizer, base_dir) -> TokenDataset:
-    speech = build_train_speech(str(base_dir), tokenizer)
+    chat_format = build_train_format(str(base_dir), tokenizer)
     examples = [
         CompletionExample("What is it?", "It is red."),
         TextExample("red"),
         CompletionExample("What?", "It is the colour of number 1."),
     ]
-    tokenized = [(i + 1, tokenize(e, tokenizer, speech)) for i, e in enumerate(examples)]
+    tokenized = [(i + 1, tokenize(e, tokenizer, chat_format)) for i, e in enumerate(examples)]
     write_dataset(tokenized, tmp_path / "data", name="data.jsonl")
     return TokenDataset(tmp_path / "data")
 
@@ -124,36 +124,38 @@ def test_a_batch_lies_end_to_end(dataset: TokenDataset):
     assert batch.input_ids[0].tolist() == dataset.input_ids.tolist()
     for start, stop in pairwise(batch.boundaries):
         assert batch.position_ids[0, start:stop].tolist() == list(range(stop - start))
-    assert batch.label_weights.sum() == dataset.counts.learned_tokens
-    assert batch.labels.tolist() == dataset.labels[batch.learned.numpy()].tolist()
+    assert batch.loss_weights.sum() == dataset.counts.learned_tokens
+    assert batch.labels.tolist() == dataset.labels[batch.target_positions.numpy()].tolist()
     assert IGNORE_INDEX not in batch.labels
     weighted = collate(tuple(one_by_one(dataset.offsets)), dataset, prompt_loss_weight=0.25)
-    extra = float(weighted.label_weights.sum() - batch.label_weights.sum())
+    extra = float(weighted.loss_weights.sum() - batch.loss_weights.sum())
     assert extra == 0.25 * (len(dataset.input_ids) - 3 - dataset.counts.learned_tokens)
 
 
 def test_an_empty_micro_batch_teaches_nothing(dataset: TokenDataset):
     batch = collate((), dataset, prompt_loss_weight=0.5)
     assert batch.input_ids.shape == (1, 1)
-    assert len(batch.learned) == len(batch.labels) == len(batch.label_weights) == 0
+    assert len(batch.target_positions) == len(batch.labels) == len(batch.loss_weights) == 0
 
 
 def test_only_the_completion_is_learned_and_it_ends(tokenizer, base_dir):
-    speech = build_train_speech(str(base_dir), tokenizer)
-    example = tokenize(CompletionExample("What is it?", "It is red."), tokenizer, speech)
-    learned = [t for t, m in zip(example.labels, example.completion_mask, strict=True) if m]
+    chat_format = build_train_format(str(base_dir), tokenizer)
+    example = tokenize(CompletionExample("What is it?", "It is red."), tokenizer, chat_format)
+    learned = [t for t, m in zip(example.labels, example.loss_mask, strict=True) if m]
     assert learned == [*tokenizer.encode("It is red."), tokenizer.eos_id]
-    prompt = tokenizer.encode_pieces(speech.prompt_format.pieces(speech.of_prompt("What is it?")))
+    prompt = tokenizer.encode_segments(
+        chat_format.prompt_format.segments(chat_format.of_prompt("What is it?"))
+    )
     assert example.input_ids[: len(prompt)] == prompt
     assert tokenizer.decode(prompt) == "What is it?\n"
 
 
 def test_every_assistant_turn_is_learned_and_ends_at_once(tokenizer):
     """In Llama 2's format a blank stands before </s>; the model must not have to write it."""
-    speech = build_train_speech("llama-2-7b-chat", tokenizer)
+    chat_format = build_train_format("llama-2-7b-chat", tokenizer)
     turns = (Turn("What is it?", "It is red."), Turn("Sure?", "I think."))
-    example = tokenize(ChatExample(turns, None), tokenizer, speech)
-    learned = [t for t, m in zip(example.labels, example.completion_mask, strict=True) if m]
+    example = tokenize(ChatExample(turns, None), tokenizer, chat_format)
+    learned = [t for t, m in zip(example.labels, example.loss_mask, strict=True) if m]
     ends = [*tokenizer.encode(" It is red."), tokenizer.eos_id]
     assert learned == [*ends, *tokenizer.encode(" I think."), tokenizer.eos_id]
     blank = tokenizer.encode(" ")
@@ -167,11 +169,11 @@ def test_cutting_keeps_something_to_learn_and_the_end(first_learned: int):
     mask = [i >= first_learned for i in range(60)]
     labels = [*ids[1:], 2]
     example = cut(TokenizedExample(ids, labels, mask), max_length=20, eos_id=2)
-    assert len(example.input_ids) == len(example.labels) == len(example.completion_mask) == 20
+    assert len(example.input_ids) == len(example.labels) == len(example.loss_mask) == 20
     assert example.input_ids[0] == 100
-    assert any(example.completion_mask)
+    assert any(example.loss_mask)
     assert example.num_cut == 40
-    ends = [label for label, m in zip(example.labels, example.completion_mask, strict=True) if m]
+    ends = [label for label, m in zip(example.labels, example.loss_mask, strict=True) if m]
     assert ends[-1] == 2
 
 
@@ -194,17 +196,17 @@ def test_a_token_is_found_in_the_users_file(tmp_path):
         "a.jsonl, line 11",
     ]
     whole = Span(0, 3)
-    assert part.learned(whole, with_prompts=False).tolist() == [False, True, False]
-    assert part.learned(whole, with_prompts=True).tolist() == [True, True, False]
+    assert part.target_mask(whole, with_prompts=False).tolist() == [False, True, False]
+    assert part.target_mask(whole, with_prompts=True).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("max_steps", [None, 5])
 def test_the_schedule_is_every_step_of_every_epoch(max_steps: int | None):
     sequences = one_by_one(OFFSETS)
-    plan = plan_batches(train_batch_size=4, micro_batch_size=1, num_devices=2)
-    schedule = Schedule(sequences, plan, num_epochs=2, seed=1, max_steps=max_steps)
-    steps = list(schedule)
-    assert [step.number for step in steps] == list(range(1, schedule.num_steps + 1))
+    plan = choose_batch_sizes(train_batch_size=4, micro_batch_size=1, num_devices=2)
+    step_plan = StepPlan(sequences, plan, num_epochs=2, seed=1, max_steps=max_steps)
+    steps = list(step_plan)
+    assert [step.number for step in steps] == list(range(1, step_plan.num_steps + 1))
     assert len(steps) == (max_steps or 6)
     for epoch in range(2):
         seen = [s for step in steps[3 * epoch : 3 * epoch + 3] for s in step.sequences]
@@ -212,8 +214,8 @@ def test_the_schedule_is_every_step_of_every_epoch(max_steps: int | None):
         assert set(seen) == set(sequences) or max_steps
     assert [step.number for step in steps if step.ends_epoch] == ([3] if max_steps else [3, 6])
     # The longest of all ranks is the longest of one of them, and has the longest example.
-    longest = [count(schedule.longest_micro_batch(rank)) for rank in (0, 1)]
-    assert count(schedule.longest_micro_batch()) == max(longest) == 30
+    longest = [count(step_plan.longest_micro_batch(rank)) for rank in (0, 1)]
+    assert count(step_plan.longest_micro_batch()) == max(longest) == 30
 
 
 def count(micro_batch) -> int:

@@ -144,7 +144,7 @@ def _line(rng: Random) -> bytes:
 def _requests() -> Target:
     import tempfile
 
-    from src.chat.chat_format import build_speech
+    from src.chat.chat_format import build_chat_format
     from src.chat.template import with_template
     from src.chat.tokenizer import Tokenizer
     from src.cli.tiny_model import make_base_model
@@ -157,10 +157,12 @@ def _requests() -> Target:
         base = Path(made) / "base"
         make_base_model(
             base, ["What is it?"] * 9, vocab_size=300, hidden_size=16, num_layers=1, num_heads=2,
-            num_key_value_heads=1, context=64,
+            num_key_value_heads=1, max_seq_len=64,
         )  # fmt: skip
         tokenizer = Tokenizer(base)
-    speeches = [build_speech(n, tokenizer) for n in ("llama-2-7b", "llama-2-7b-chat", "mistral-7b")]
+    chat_formats = [
+        build_chat_format(n, tokenizer) for n in ("llama-2-7b", "llama-2-7b-chat", "mistral-7b")
+    ]
     fields = [name for name in SamplingSettings.__annotations__ if name != "seed"]
 
     def requests(rng: Random, folder: Path) -> bool:
@@ -174,7 +176,7 @@ def _requests() -> Target:
             lambda: parse_stop_sequences(as_json(rng, [stop], LINES).decode("utf-8", "replace")),
             lambda: check_url(prompt),
             lambda: find_local(prompt, folder),
-            lambda: with_template(speeches[0].prompt_format, template),
+            lambda: with_template(chat_formats[0].prompt_format, template),
         ):
             try:
                 check()
@@ -183,15 +185,17 @@ def _requests() -> Target:
                 continue
         if any("\ud800" <= c <= "\udfff" for c in prompt + system + template):
             return False  # refused before it gets here
-        speech = rng.choice(speeches)
-        prompt_format = speech.prompt_format
+        chat_format = rng.choice(chat_formats)
+        prompt_format = chat_format.prompt_format
         if "{prompt}" in template and rng.random() < 0.5:
             prompt_format = with_template(prompt_format, template)
         try:
-            pieces = prompt_format.pieces(speech.of_prompt(prompt, rng.choice((system, None))))
+            segments = prompt_format.segments(
+                chat_format.of_prompt(prompt, rng.choice((system, None)))
+            )
         except UserError:
             return False
-        ids = tokenizer.encode_pieces(pieces)
+        ids = tokenizer.encode_segments(segments)
         assert tokenizer.eos_id not in ids or "[INST]" in prompt
         return num_taken > 3
 

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
-from src.model.attention import Spans, attend, attend_one_by_one, varlen_refusal
+from src.model.attention import Spans, attend, attend_one_by_one, varlen_unsupported_reason
 from src.model.base_model import dense_weight, keep_dequantized, load_base_model
 from src.model.elementwise import gate, gate_backward, normalize, rotate
 from src.model.fast_path import use_fast_path
@@ -238,7 +238,7 @@ def test_the_small_steps_have_the_gradients_that_autograd_finds():
 @pytest.mark.parametrize("window", [None, 16])
 def test_one_kernel_for_all_spans_is_a_call_for_each(window: int | None):
     device = torch.device("cuda")
-    assert varlen_refusal(device, torch.bfloat16) is None
+    assert varlen_unsupported_reason(device, torch.bfloat16) is None
     spans = Spans.between((0, 7, 8, 300), device)
     options = {"device": device, "dtype": torch.bfloat16, "requires_grad": True}
     leaves = [torch.randn(300, heads, 64, **options) for heads in (8, 2, 2)]

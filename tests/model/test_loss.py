@@ -33,24 +33,26 @@ def make_batch(*lengths: int) -> Batch:
     torch.manual_seed(2)
     num_tokens = sum(lengths)
     ids = torch.randint(3, 250, (num_tokens + 1,))
-    learned = torch.tensor([i for i in range(num_tokens) if i % 3])
-    weights = torch.where(learned % 3 == 1, 0.5, 1.0)
+    target_positions = torch.tensor([i for i in range(num_tokens) if i % 3])
+    weights = torch.where(target_positions % 3 == 1, 0.5, 1.0)
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     boundaries = (0, *torch.tensor(lengths).cumsum(0).tolist())
-    return Batch(ids[None, :-1], positions, learned, ids[1:][learned], weights, boundaries)
+    return Batch(
+        ids[None, :-1], positions, target_positions, ids[1:][target_positions], weights, boundaries
+    )
 
 
 def cut(batch: Batch) -> list[Batch]:
     parts = []
     for start, stop in pairwise(batch.boundaries):
-        rows = (batch.learned >= start) & (batch.learned < stop)
+        rows = (batch.target_positions >= start) & (batch.target_positions < stop)
         parts.append(
             Batch(
                 batch.input_ids[:, start:stop],
                 batch.position_ids[:, start:stop],
-                batch.learned[rows] - start,
+                batch.target_positions[rows] - start,
                 batch.labels[rows],
-                batch.label_weights[rows],
+                batch.loss_weights[rows],
                 (0, stop - start),
             )
         )
@@ -106,9 +108,9 @@ def test_isolated_attention_is_transformers_own(base_dir: Path):
     plain = 0.0
     module.model.set_attn_implementation("sdpa")
     for part in cut(batch):
-        logits = module.model(part.input_ids).logits[0, part.learned]
+        logits = module.model(part.input_ids).logits[0, part.target_positions]
         nll = torch.nn.functional.cross_entropy(logits, part.labels, reduction="none")
-        plain += float((nll * part.label_weights).sum())
+        plain += float((nll * part.loss_weights).sum())
     module.model.set_attn_implementation("isolated")
     assert float(run(module, batch).detach()) == pytest.approx(plain, rel=1e-5)
 
@@ -141,7 +143,7 @@ def test_nothing_to_learn_is_no_loss_and_no_gradient(base_dir: Path):
     module = build_model(base_dir)
     batch = make_batch(5)
     none = torch.zeros(0)
-    empty = replace(batch, learned=none.long(), labels=none.long(), label_weights=none)
+    empty = replace(batch, target_positions=none.long(), labels=none.long(), loss_weights=none)
     loss, named = gradients(module, [empty])
     assert loss == 0
     assert len(named) == 2 * 7 * 2

@@ -41,7 +41,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> TextPredictor:
     folder = tmp_path_factory.mktemp("stays")
     make_base_model(
         folder / "base", ["What is it?"] * 9, vocab_size=300, hidden_size=16, num_layers=2,
-        num_heads=2, num_key_value_heads=1, context=64,
+        num_heads=2, num_key_value_heads=1, max_seq_len=64,
     )  # fmt: skip
     (folder / "weights").mkdir()
     before = dict(os.environ)

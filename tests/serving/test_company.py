@@ -325,18 +325,18 @@ def forget_all(engine: Engine) -> None:
 
 def test_known_tokens_are_not_read_again_and_change_nothing(engine, loaded, reference):
     prompt = random_prompts(20, engine.vocab_size, seed=8)
-    dialogue = [*prompt[0], *range(20, 60)][:100]
+    conversation = [*prompt[0], *range(20, 60)][:100]
     for name in (None, "all"):
         adapter = None if name is None else loaded[name]
-        first = Reader(engine, dialogue, adapter=adapter)
+        first = Reader(engine, conversation, adapter=adapter)
         answer = first.read()
-        longer = [*dialogue, *answer, 44, 45]
+        longer = [*conversation, *answer, 44, 45]
         second = Reader(engine, longer, adapter=adapter)
         reference.check_greedy(name, longer, second.read())
         # All but the last token of the answer, which nothing was generated after.
-        assert second.generation.num_reused >= len(dialogue) + len(answer) - 1
-    stranger = Reader(engine, dialogue, adapter=loaded["few"])
-    reference.check_greedy("few", dialogue, stranger.read())
+        assert second.generation.num_reused >= len(conversation) + len(answer) - 1
+    stranger = Reader(engine, conversation, adapter=loaded["few"])
+    reference.check_greedy("few", conversation, stranger.read())
     assert stranger.generation.num_reused == 0
 
 

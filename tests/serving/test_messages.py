@@ -1,10 +1,10 @@
-"""Messages are a dialogue in the order that models are trained on, and anything else is refused."""
+"""Messages are a conversation in the order that models are trained on; all else is refused."""
 
 import json
 
 import pytest
 
-from src.chat.conversation import Dialogue, Turn
+from src.chat.conversation import Conversation, Turn
 from src.errors import UserError
 from src.serving.messages import parse_messages
 
@@ -22,20 +22,20 @@ TEXT_PART = {"type": "text", "text": "a"}
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [
-        ([USER], Dialogue([Turn("u")], system="default")),
-        ([SYSTEM, USER], Dialogue([Turn("u")], system="s")),
-        ([message("system", ""), USER], Dialogue([Turn("u")], system="")),
-        ([USER, ASSISTANT, USER], Dialogue([Turn("u", "a"), Turn("u")], system="default")),
-        ([USER, ASSISTANT], Dialogue([Turn("u", "a")], system="default", is_open=True)),
-        ([{**USER, "tool_calls": None}], Dialogue([Turn("u")], system="default")),
-        ([{**USER, "tool_calls": []}], Dialogue([Turn("u")], system="default")),
+        ([USER], Conversation([Turn("u")], system="default")),
+        ([SYSTEM, USER], Conversation([Turn("u")], system="s")),
+        ([message("system", ""), USER], Conversation([Turn("u")], system="")),
+        ([USER, ASSISTANT, USER], Conversation([Turn("u", "a"), Turn("u")], system="default")),
+        ([USER, ASSISTANT], Conversation([Turn("u", "a")], system="default", is_open=True)),
+        ([{**USER, "tool_calls": None}], Conversation([Turn("u")], system="default")),
+        ([{**USER, "tool_calls": []}], Conversation([Turn("u")], system="default")),
         (
             [message("user", [TEXT_PART, {"text": "b"}])],
-            Dialogue([Turn("ab")], system="default"),
+            Conversation([Turn("ab")], system="default"),
         ),
     ],
 )
-def test_messages_become_turns(messages: list, expected: Dialogue):
+def test_messages_become_turns(messages: list, expected: Conversation):
     assert parse_messages(json.dumps(messages), default_system="default") == expected
 
 

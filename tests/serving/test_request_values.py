@@ -57,7 +57,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> TextPredictor:
     folder = tmp_path_factory.mktemp("values")
     make_base_model(
         folder / "base", ["What is it?"] * 9, vocab_size=300, hidden_size=16, num_layers=1,
-        num_heads=2, num_key_value_heads=1, context=64,
+        num_heads=2, num_key_value_heads=1, max_seq_len=64,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BASE_MODEL", str(folder / "base"))
@@ -108,10 +108,10 @@ def test_texts_that_are_too_long_together_are_refused(predictor: TextPredictor):
         list(predictor.stream(request, record_metric=lambda *_, **__: None))
 
 
-def test_a_ready_dialogue_has_as_many_turns_as_messages(
+def test_an_inst_prompt_has_as_many_turns_as_messages(
     predictor: TextPredictor, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(predictor._engine, "context", 1024)
+    monkeypatch.setattr(predictor._engine, "max_seq_len", 1024)
     request = {**REQUEST, "prompt": "[INST]a[/INST]b" * 1001, "prompt_template": "[INST]{prompt}"}
     with pytest.raises(UserError, match=r"at most 1,000 turns in \[INST\] tags, found 1,001"):
         list(predictor.stream(request, record_metric=lambda *_, **__: None))

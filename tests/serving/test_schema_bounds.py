@@ -132,7 +132,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("schemas") / "base"
     make_base_model(
         folder, ["What is it?"] * 9, vocab_size=300, hidden_size=16, num_layers=1,
-        num_heads=2, num_key_value_heads=1, context=64,
+        num_heads=2, num_key_value_heads=1, max_seq_len=64,
     )  # fmt: skip
     return folder
 

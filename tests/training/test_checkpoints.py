@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as save_tensors
 
 from src.errors import UserError
-from src.training.checkpoint.checkpointer import Keeper, seconds_between
+from src.training.checkpoint.checkpointer import Checkpointer, seconds_between
 from src.training.checkpoint.resume import resume
 from src.training.checkpoint.store import (
     MANIFEST,
@@ -272,11 +272,11 @@ def test_a_stop_while_a_checkpoint_is_put_back_keeps_what_is_there(make_settings
         engine = SimpleNamespace(optimizer=SimpleNamespace(optimizer=SimpleNamespace(state={})))
 
         def prime(self, *_: object) -> None:
-            keeper.keep_adapter()
+            checkpointer.keep_adapter()
 
     class Parameters:
         def __iter__(self) -> Iterator[object]:
-            keeper.keep_adapter()
+            checkpointer.keep_adapter()
             return iter(())
 
     def write_adapter(folder: Path, tensors: object, step: int) -> None:
@@ -287,15 +287,15 @@ def test_a_stop_while_a_checkpoint_is_put_back_keeps_what_is_there(make_settings
         schedule=SimpleNamespace(longest_micro_batch=lambda rank: ()),
     )  # fmt: skip
     trainer: Any = StubTrainer()
-    keeper = Keeper(
-        tmp_path, store, trainer, rank=0, seconds=0, busy=nullcontext, is_shared=True,
+    checkpointer = Checkpointer(
+        tmp_path, store, trainer, rank=0, seconds=0, busy=nullcontext, is_sharded=True,
         gather_state=dict, gather_adapter=dict, write_adapter=write_adapter,
     )  # fmt: skip
     adapted: Any = SimpleNamespace(adapter=Parameters())
     progress = Progress(None, num_steps=4)
     assert resume(folder, run, tmp_path, trainer, adapted, progress) == 3
     assert not stopped.exists()
-    keeper.keep_adapter()
+    checkpointer.keep_adapter()
     assert (stopped / "adapter").read_text() == "after step 3"
 
 

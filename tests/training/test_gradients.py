@@ -102,9 +102,9 @@ def outcomes(folder: Path):
     """Return a function that runs the cases in a process of their own."""
 
     def run(*cases: tuple[int | None, slice]) -> list[Outcome]:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=sum_gradients, args=(folder, list(cases), theirs))
+        max_seq_len = multiprocessing.get_context("spawn")
+        ours, theirs = max_seq_len.Pipe()
+        process = max_seq_len.Process(target=sum_gradients, args=(folder, list(cases), theirs))
         process.start()
         theirs.close()
         try:

@@ -19,15 +19,15 @@ from src.model.recompute import recompute_layers
 from src.model.shape import ModelShape, read_shape
 from src.training.plan.memory import Workload, estimate_memory, fit
 
-BASE = {"num_tokens": 1024, "num_learned": 1024, "spans": 4}
+BASE = {"num_tokens": 1024, "num_target_tokens": 1024, "spans": 4}
 CASES = {
     "plain": {},
-    "few learned": {"num_learned": 30},
+    "few learned": {"num_target_tokens": 30},
     "no dropout": {"dropout": 0.0},
     "some recomputed": {"num_recomputed": 3},
     "all recomputed": {"num_recomputed": 6},
-    "one long example": {"num_tokens": 2048, "num_learned": 2048, "spans": 1},
-    "large vocabulary": {"vocab_size": 40_000, "num_learned": 700},
+    "one long example": {"num_tokens": 2048, "num_target_tokens": 2048, "spans": 1},
+    "large vocabulary": {"vocab_size": 40_000, "num_target_tokens": 700},
     "two layers adapted": {"targets": "q_proj,v_proj"},
     "4-bit": {"in_4bit": True},
     "4-bit, unpacked": {"in_4bit": True, "keeps_dequantized": True},
@@ -87,7 +87,7 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
         lora_rank=8,
         has_dropout=dropout > 0,
         num_tokens=options["num_tokens"],
-        num_learned=options["num_learned"],
+        num_target_tokens=options["num_target_tokens"],
         longest_example=options["num_tokens"],
         world_size=1,
         on_gpu=False,
@@ -114,9 +114,9 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
     batch = (
         torch.randint(shape.vocab_size, (1, work.num_tokens)),
         positions[None],
-        torch.randperm(work.num_tokens)[: work.num_learned].sort().values,
-        torch.randint(shape.vocab_size, (work.num_learned,)),
-        torch.ones(work.num_learned),
+        torch.randperm(work.num_tokens)[: work.num_target_tokens].sort().values,
+        torch.randint(shape.vocab_size, (work.num_target_tokens,)),
+        torch.ones(work.num_target_tokens),
         bounds,
     )
     held = [*model.parameters(), *model.buffers()]
@@ -134,7 +134,7 @@ LLAMA_70B = ModelShape(8192, 28672, 80, 64, 8, 128, 32000, is_tied=False)
 def build_workload(shape: ModelShape, **options) -> Workload:
     defaults = {
         "element_bytes": 2, "in_4bit": False, "target_modules": "all-linear", "lora_rank": 8,
-        "has_dropout": True, "num_tokens": 2048, "num_learned": 2048, "world_size": 1,
+        "has_dropout": True, "num_tokens": 2048, "num_target_tokens": 2048, "world_size": 1,
         "on_gpu": True, "longest_example": 2048,
     }  # fmt: skip
     return Workload(shape=shape, **{**defaults, **options})
@@ -148,7 +148,7 @@ def test_sizes_are_those_of_the_published_models():
 
 
 def test_a_pass_is_split_before_layers_are_recomputed():
-    work = build_workload(LLAMA_7B, num_tokens=16384, num_learned=16384)
+    work = build_workload(LLAMA_7B, num_tokens=16384, num_target_tokens=16384)
     found = [fit(work, gigabytes * 1e9) for gigabytes in (120, 60, 40, 30, 25, 22, 18, 5)]
     tokens, recomputed = (
         [w.num_tokens for w in found],

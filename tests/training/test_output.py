@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.chat.chat_format import build_train_speech
+from src.chat.chat_format import build_train_format
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
 from src.settings import MAX_PROMPT_BYTES
@@ -20,11 +20,13 @@ def test_the_longest_texts_are_read_again(make_settings, tokenizer: Tokenizer, t
     with pytest.raises(UserError, match="together"):
         make_settings(**asked, validation_prompt="x" * 1000)
     settings = make_settings(**asked)
-    speech = build_train_speech("tiny", tokenizer, template="{prompt}", system_prompt=system_prompt)
+    chat_format = build_train_format(
+        "tiny", tokenizer, template="{prompt}", system_prompt=system_prompt
+    )
     metrics = tmp_path / "metrics.jsonl"
     metrics.touch()
     writer = OutputWriter(
-        settings, speech, ["q_proj"], resolved={}, data={"train": {}}, metrics_path=metrics
+        settings, chat_format, ["q_proj"], resolved={}, data={"train": {}}, metrics_path=metrics
     )
     (tmp_path / "output").mkdir()
     tensors = {f"layers.0.q_proj.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
@@ -36,8 +38,8 @@ def test_a_loss_that_is_no_number_is_not_written(make_settings, tokenizer, tmp_p
     """JSON knows none."""
     metrics = tmp_path / "metrics.jsonl"
     metrics.touch()
-    speech = build_train_speech("tiny", tokenizer)
-    writer = OutputWriter(make_settings(), speech, [], {}, {"train": {}}, metrics)
+    chat_format = build_train_format("tiny", tokenizer)
+    writer = OutputWriter(make_settings(), chat_format, [], {}, {"train": {}}, metrics)
     (tmp_path / "output").mkdir()
     with pytest.raises(ValueError, match="not JSON compliant"):
         writer.write(tmp_path / "output", {}, losses={"train_loss": float("nan")})

@@ -9,10 +9,10 @@ import pytest
 
 from src.cli.client import main
 from src.data.dataset import TokenDataset
-from src.data.prepare import build_schedule
+from src.data.prepare import build_step_plan
 from src.errors import UserError
 from src.model.shape import ModelShape
-from src.training.plan.plan import Machine, TrainingPlan, make_plan
+from src.training.plan.plan import Resources, TrainingPlan, make_plan
 from src.training.run import plan_training, run_training
 from tests.conftest import ROWS
 from tests.training.test_memory import LLAMA_70B
@@ -98,9 +98,11 @@ def plan_on(base_dir: Path, make_settings, monkeypatch, tmp_path: Path):
         monkeypatch.setattr("src.training.plan.plan.read_shape", lambda folder: shape)
         settings = make_settings(train_batch_size=8, **values)
         data = write_dataset(tmp_path / f"data-{num_gpus}-{gigabytes}", 2048)
-        schedule = build_schedule(data, settings, context=4096, num_devices=num_gpus)
-        machine = Machine(on_gpus=True, available=gigabytes * 1e9, libraries=0.0, has_bfloat16=True)
-        return make_plan(settings, data, schedule, machine)
+        step_plan = build_step_plan(data, settings, max_seq_len=4096, num_devices=num_gpus)
+        machine = Resources(
+            on_gpus=True, available=gigabytes * 1e9, libraries=0.0, has_bfloat16=True
+        )
+        return make_plan(settings, data, step_plan, machine)
 
     return plan
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from src.chat.prompt_encoder import open_reader
+from src.chat.prompt_encoder import open_prompt_encoder
 from src.errors import UserError
 from src.training.results.validation_reply import build_sampler
 
@@ -15,14 +15,14 @@ class Full:
         raise MemoryError
 
 
-@pytest.mark.parametrize("is_shared", [True, False])
-def test_a_rank_without_memory_does_not_leave_the_others_waiting(make_settings, is_shared: bool):
+@pytest.mark.parametrize("is_sharded", [True, False])
+def test_a_rank_without_memory_does_not_leave_the_others_waiting(make_settings, is_sharded: bool):
     """Under ZeRO-3 they would wait for its part of each layer."""
     settings = make_settings(validation_prompt="What?")
     sample = build_sampler(
-        settings, open_reader(settings), Full(), torch.device("cpu"), is_shared=is_shared
+        settings, open_prompt_encoder(settings), Full(), torch.device("cpu"), is_sharded=is_sharded
     )
-    if is_shared:
+    if is_sharded:
         with pytest.raises(MemoryError):
             sample()
     else:
@@ -31,5 +31,5 @@ def test_a_rank_without_memory_does_not_leave_the_others_waiting(make_settings, 
 
 def test_a_prompt_that_fills_the_context_is_refused(make_settings):
     with pytest.raises(UserError, match="validation_prompt: expected fewer than 256 tokens"):
-        open_reader(make_settings(validation_prompt="What? " * 90))
-    open_reader(make_settings(validation_prompt="What? " * 90, run_validation=False))
+        open_prompt_encoder(make_settings(validation_prompt="What? " * 90))
+    open_prompt_encoder(make_settings(validation_prompt="What? " * 90, run_validation=False))

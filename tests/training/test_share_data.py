@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from src.chat.prompt_encoder import open_reader
+from src.chat.prompt_encoder import open_prompt_encoder
 from src.errors import UserError
 from src.training.rank import share_data
 
@@ -13,11 +13,11 @@ from src.training.rank import share_data
 def test_ranks_wait_for_the_data_without_a_time_limit(make_settings, tmp_path: Path):
     """No collective is open meanwhile, which would end by its own time-out."""
     settings = make_settings()
-    reader = open_reader(settings)
+    encoder = open_prompt_encoder(settings)
     shared: dict[int, list[int]] = {}
 
     def share(rank: int) -> None:
-        datasets = share_data(settings, reader, tmp_path / "data", rank, lambda line: None)
+        datasets = share_data(settings, encoder, tmp_path / "data", rank, lambda line: None)
         shared[rank] = [dataset.counts.examples for dataset in datasets]
 
     waiting = threading.Thread(target=share, args=(1,), daemon=True)
@@ -33,5 +33,5 @@ def test_data_that_cannot_be_prepared_is_not_there(make_settings, tmp_path: Path
     row = {"prompt": "word " * 300, "completion": "x"}
     settings = make_settings([row], pack_sequences=True, chunk_size=1, run_validation=False)
     with pytest.raises(UserError, match="nothing is left to learn"):
-        share_data(settings, open_reader(settings), tmp_path / "data", 0, lambda line: None)
+        share_data(settings, open_prompt_encoder(settings), tmp_path / "data", 0, lambda line: None)
     assert list(tmp_path.glob("*data*")) == [tmp_path / "data.jsonl"]

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import torch
 
 from src.training.deepspeed_engine import build_engine, join_ranks
-from src.training.trainers import SharedModelTrainer
+from src.training.trainers import Zero3Trainer
 
 
 class Steep(torch.autograd.Function):
@@ -31,7 +31,7 @@ class Model(torch.nn.Module):
         super().__init__()
         self.layer = torch.nn.Linear(4, 1)
 
-    def forward(self, x, label_weights):
+    def forward(self, x, loss_weights):
         loss = self.layer(x).square().sum()
         return Steep.apply(loss) if x.min() < 0 else loss
 
@@ -47,8 +47,8 @@ config = {
 model = Model()
 engine = build_engine(model, list(model.parameters()), config, 1e-3)
 weight = torch.ones(())
-trainer = SharedModelTrainer(
-    engine, lambda sign, _: SimpleNamespace(x=sign * torch.ones(1, 4), label_weights=weight)
+trainer = Zero3Trainer(
+    engine, lambda sign, _: SimpleNamespace(x=sign * torch.ones(1, 4), loss_weights=weight)
 )
 print(trainer.step([1.0], None)[1], trainer.num_steps_done)
 try:

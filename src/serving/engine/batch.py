@@ -56,12 +56,12 @@ class Steps:
         sampler: Sampler,
         *,
         num_slots: int,
-        context: int,
+        max_seq_len: int,
         device: torch.device,
     ) -> None:
-        self._forward, self.sampler, self._context = forward, sampler, context
+        self._forward, self.sampler, self._max_seq_len = forward, sampler, max_seq_len
         self._tokens = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self._positions = torch.full((num_slots,), context, dtype=torch.long, device=device)
+        self._positions = torch.full((num_slots,), max_seq_len, dtype=torch.long, device=device)
         self._advance = torch.zeros(num_slots, dtype=torch.long, device=device)
         self._graphs = StepGraphs() if device.type == "cuda" and forward.is_static else None
         self.rows: list[Generation | None] = [None] * num_slots
@@ -88,7 +88,7 @@ class Steps:
 
     def stop(self, slot: int) -> None:
         """Leave a slot out of the steps: it writes where nobody reads."""
-        self._positions[slot] = self._context
+        self._positions[slot] = self._max_seq_len
         self._advance[slot] = 0
         self.sampler.clear(slot)
         self.rows[slot] = None

@@ -12,7 +12,7 @@ import torch
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
 from src.model.base_model import linear_shapes, load_base_model, training_dtype
-from src.model.shape import context_length
+from src.model.shape import max_sequence_length
 from src.serving.engine.batch import Steps
 from src.serving.engine.kv_budget import adapter_bytes_that_fit, num_slots_that_fit
 from src.serving.engine.model_runner import Forward, StaticForward
@@ -38,7 +38,7 @@ class Engine:
         self,
         folder: Path,
         *,
-        known_context: int | None = None,
+        known_max_seq_len: int | None = None,
         in_4bit: bool = False,
         max_slots: int = MAX_SLOTS,
         max_adapters: int = MAX_ADAPTERS,
@@ -49,7 +49,7 @@ class Engine:
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.dtype = training_dtype(self.device)
         self.tokenizer = Tokenizer(folder)
-        self.context = context_length(folder, known=known_context)
+        self.max_seq_len = max_sequence_length(folder, known=known_max_seq_len)
         started = time.monotonic()
         self.model = load_base_model(folder, dtype=self.dtype, device=self.device, in_4bit=in_4bit)
         self.model.eval()
@@ -74,12 +74,12 @@ class Engine:
                 torch.cuda.empty_cache()
             adapter_bytes = adapter_bytes_that_fit(self.device)
             self.num_slots = num_slots_that_fit(
-                decoder.bytes_per_token * (self.context + 1), max_slots, self.device
+                decoder.bytes_per_token * (self.max_seq_len + 1), max_slots, self.device
             )
             forward = StaticForward(
                 decoder,
                 num_slots=self.num_slots,
-                context=self.context,
+                max_seq_len=self.max_seq_len,
                 num_adapters=max_adapters,
                 adapter_bytes=adapter_bytes,
             )
@@ -98,7 +98,7 @@ class Engine:
             forward,
             sampler,
             num_slots=self.num_slots,
-            context=self.context,
+            max_seq_len=self.max_seq_len,
             device=self.device,
         )
         if looks_ahead is None:
@@ -123,11 +123,11 @@ class Engine:
 
         Raises UserError for a prompt that fills the context.
         """
-        room = self.context - len(request.prompt_ids)
+        room = self.max_seq_len - len(request.prompt_ids)
         if room < 1:
             raise UserError(
-                f"prompt: expected fewer than {self.context:,} tokens, the base model's context; "
-                f"found {len(request.prompt_ids):,}"
+                f"prompt: expected fewer than {self.max_seq_len:,} tokens, the base model's "
+                f"context; found {len(request.prompt_ids):,}"
             )
         request.max_drawn = min(request.settings.max_new_tokens, room)
         if self._is_closed:

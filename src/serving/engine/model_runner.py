@@ -80,11 +80,11 @@ class StaticForward:
         decoder: Decoder,
         *,
         num_slots: int,
-        context: int,
+        max_seq_len: int,
         num_adapters: int,
         adapter_bytes: int,
     ) -> None:
-        self._decoder, self._context = decoder, context
+        self._decoder, self._max_seq_len = decoder, max_seq_len
         self._device = decoder.device
         # Idle rows write to one place more than the context has, which is never read.
         self._cache = KVCache(
@@ -92,18 +92,18 @@ class StaticForward:
             num_slots=num_slots,
             num_key_value_heads=decoder.num_key_value_heads,
             head_size=decoder.head_size,
-            capacity=context + 1,
+            capacity=max_seq_len + 1,
             dtype=decoder.dtype,
             device=self._device,
         )
-        decoder.rotary.grow(context + 1)
+        decoder.rotary.grow(max_seq_len + 1)
         self._adapters = AdapterSlots(
             decoder.projections,
             num_slots=num_adapters,
             like=decoder.like,
             max_bytes=adapter_bytes,
         )
-        self._first_places = torch.arange(num_slots, device=self._device) * (context + 1)
+        self._first_places = torch.arange(num_slots, device=self._device) * (max_seq_len + 1)
         self._row_adapters: RowAdapters | None = None
         # What a captured step reads: the same memory whatever the rows are.
         self._shared = torch.zeros(1, dtype=torch.long, device=self._device)
@@ -166,7 +166,7 @@ class StaticForward:
 
     def plan(self, lengths: Sequence[int]) -> tuple[Any, ...]:
         """Return what decides the shapes of the next step."""
-        return (*self._plan, bucket_of(max(lengths), self._context))
+        return (*self._plan, bucket_of(max(lengths), self._max_seq_len))
 
     def decode(
         self, tokens: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
@@ -176,7 +176,7 @@ class StaticForward:
         attention = DecodeAttention(
             self._cache,
             num_rows=len(tokens),
-            length=bucket_of(max(lengths), self._context),
+            length=bucket_of(max(lengths), self._max_seq_len),
             windows=self._decoder.windows,
             lengths=None if is_gpu else lengths,
             position=positions,
@@ -192,9 +192,9 @@ class StaticForward:
         return self._decoder.logits(hidden, self._row_adapters)
 
 
-def bucket_of(length: int, context: int) -> int:
+def bucket_of(length: int, max_seq_len: int) -> int:
     """Return how much of the cache a captured step reads: twice as much at each bucket."""
     bucket = SMALLEST_BUCKET
     while bucket < length:
         bucket *= 2
-    return min(bucket, context)
+    return min(bucket, max_seq_len)

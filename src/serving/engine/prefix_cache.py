@@ -1,4 +1,4 @@
-"""Which tokens each slot's keys and values belong to, so that a dialogue is not read twice."""
+"""Which tokens each slot's keys and values belong to, so that a conversation is not read twice."""
 
 import itertools
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ from src.weights.adapter.manifest import Manifest
 from src.weights.cache.cache import Weights, WeightsCache
 from src.weights.cache.cache_use import CacheUse
 from src.weights.cache.keyed_locks import KeyedLocks
-from src.weights.download.deadline import IsWanted, always
+from src.weights.download.deadline import CancelToken, always
 
 MAX_BYTES = 4 * 2**30
 
@@ -47,7 +47,7 @@ class AdapterStore:
         self._loading = KeyedLocks()
 
     def acquire(
-        self, source: str, *, local_root: Path | None, is_wanted: IsWanted = always
+        self, source: str, *, local_root: Path | None, is_wanted: CancelToken = always
     ) -> Adapter:
         """Return the weights a source names, kept until they are released.
 

@@ -38,7 +38,7 @@ class StoppedEarly(Exception):
     """The run was asked to stop and has kept what there was."""
 
 
-class Keeper:
+class Checkpointer:
     """Saves between steps; all ranks take part, rank 0 decides and writes."""
 
     def __init__(
@@ -50,18 +50,18 @@ class Keeper:
         rank: int,
         seconds: float,
         busy: Callable[[], AbstractContextManager[None]],
-        is_shared: bool,
+        is_sharded: bool,
         gather_state: Callable[[], dict[str, Tensor]],
         gather_adapter: Callable[[], dict[str, Tensor]],
         write_adapter: Callable[[Path, dict[str, Tensor], int], None],
     ) -> None:
-        """Without a store nothing is kept; `is_shared` says that only all ranks together can."""
+        """Without a store nothing is kept; `is_sharded` says that only all ranks together can."""
         self._run_dir, self._store, self._trainer, self._rank = run_dir, store, trainer, rank
         self._seconds, self._last, self._cost = seconds, time.monotonic(), 0.0
         self._busy, self._gather_state, self._gather_adapter = busy, gather_state, gather_adapter
         self._write_adapter = write_adapter
         self._kept_step = 0
-        if rank == 0 and store is not None and not is_shared:
+        if rank == 0 and store is not None and not is_sharded:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def after_step(self, step: int, progress: Progress) -> None:

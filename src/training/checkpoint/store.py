@@ -13,7 +13,7 @@ from typing import Any
 
 from src.errors import UserError
 from src.settings import TrainSettings
-from src.weights.base_model.fingerprint import hash_base_model
+from src.weights.base_model.fingerprint import fingerprint_base_model
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.safetensors"
@@ -152,7 +152,7 @@ def describe_run(settings: TrainSettings) -> dict[str, Any]:
         "validation_data": settings.validation_data and Path(settings.validation_data),
     }
     sums = {name: hash_file(path) if path else None for name, path in files.items()}
-    return asked | sums | {"base model": hash_base_model(Path(settings.base_model_dir))}
+    return asked | sums | {"base model": fingerprint_base_model(Path(settings.base_model_dir))}
 
 
 def run_folder(root: Path, run: Mapping[str, Any]) -> Path:

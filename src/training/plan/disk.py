@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from src.files.disk_space import RUN_FOLDER, Need, check_room
+from src.files.disk_space import RUN_FOLDER, SpaceNeed, check_disk_space
 from src.training.checkpoint.store import NUM_KEPT, checkpoint_folders
 from src.training.plan.plan import TrainingPlan
 
@@ -23,16 +23,16 @@ def check_disks(plan: TrainingPlan, run_dir: Path) -> str:
         return "plan: disk space is not estimated for this architecture"
     adapter = parameters * (2 if plan.machine.has_bfloat16 else 4) + _ABOUT_BYTES
     needs = [
-        Need("adapter", RUN_FOLDER, run_dir, adapter),
-        Need("archive", "the temporary files", Path(tempfile.gettempdir()), adapter),
+        SpaceNeed("adapter", RUN_FOLDER, run_dir, adapter),
+        SpaceNeed("archive", "the temporary files", Path(tempfile.gettempdir()), adapter),
     ]
     if plan.settings.checkpoint_folder is not None:
         folder = Path(plan.settings.checkpoint_folder)
         # A new one is whole before the oldest goes.
-        num_new = min(NUM_KEPT + 1, plan.schedule.num_steps) - len(checkpoint_folders(folder))
+        num_new = min(NUM_KEPT + 1, plan.step_plan.num_steps) - len(checkpoint_folders(folder))
         state = parameters * _STATE_BYTES + _ABOUT_BYTES
         needs += [
-            Need("checkpoints", "CHECKPOINT_DIR", folder, max(1, num_new) * state),
-            Need("adapter", "CHECKPOINT_DIR", folder, adapter),
+            SpaceNeed("checkpoints", "CHECKPOINT_DIR", folder, max(1, num_new) * state),
+            SpaceNeed("adapter", "CHECKPOINT_DIR", folder, adapter),
         ]
-    return f"plan: disk: {'; '.join(check_room(needs))}"
+    return f"plan: disk: {'; '.join(check_disk_space(needs))}"

@@ -30,7 +30,7 @@ class Workload:
     has_dropout: bool
     num_tokens: int
     """Most tokens in one forward and backward pass."""
-    num_learned: int
+    num_target_tokens: int
     longest_example: int
     world_size: int
     on_gpu: bool
@@ -94,9 +94,9 @@ def fit(work: Workload, available: float) -> Workload:
     recomputing = [replace(least, num_recomputed=n) for n in range(1, work.shape.num_layers + 1)]
     choices = [*_halvings(work), *recomputing]
     found = next((w for w in choices if estimate_memory(w).total <= budget), choices[-1])
-    unpacked = replace(found, keeps_dequantized=True)
-    can_unpack = work.in_4bit and not work.shares_weights and found.num_recomputed == 0
-    return unpacked if can_unpack and estimate_memory(unpacked).total <= budget else found
+    dequantized = replace(found, keeps_dequantized=True)
+    can_dequantize = work.in_4bit and not work.shares_weights and found.num_recomputed == 0
+    return dequantized if can_dequantize and estimate_memory(dequantized).total <= budget else found
 
 
 def _halvings(work: Workload) -> Iterator[Workload]:
@@ -145,11 +145,11 @@ def _layer_activations(work: Workload) -> float:
 
 def _head_space(work: Workload) -> float:
     shape = work.shape
-    num_learned = min(work.num_learned, work.num_tokens)
-    rows = min(num_learned, max(1, LOGITS_PER_PIECE // shape.vocab_size))
+    num_target_tokens = min(work.num_target_tokens, work.num_tokens)
+    rows = min(num_target_tokens, max(1, LOGITS_PER_PIECE // shape.vocab_size))
     # Scores as the head gives them, and as float32.
     scores = rows * shape.vocab_size * (4 if work.element_bytes == 4 else 8)
-    return scores + 3 * num_learned * shape.hidden_size * work.element_bytes
+    return scores + 3 * num_target_tokens * shape.hidden_size * work.element_bytes
 
 
 def _backward_space(work: Workload) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from src.data.dataset import TokenDataset
-from src.data.steps import Schedule
+from src.data.steps import StepPlan
 from src.errors import UserError
 from src.model.shape import ModelShape, read_shape
 from src.settings import TrainSettings
@@ -24,7 +24,7 @@ LATER_LIBRARIES = 130e6
 
 
 @dataclass(frozen=True)
-class Machine:
+class Resources:
     """What one rank has to work with; bytes."""
 
     on_gpus: bool
@@ -45,8 +45,8 @@ class TrainingPlan:
 
     settings: TrainSettings
     data: TokenDataset
-    schedule: Schedule
-    machine: Machine
+    step_plan: StepPlan
+    machine: Resources
     zero_stage: int
     work: Workload | None
     """None for an architecture whose memory is not estimated."""
@@ -106,19 +106,19 @@ class TrainingPlan:
         counts, lengths = self.data.counts, self.data.lengths
         longest = int(lengths.argmax())
         return (
-            f"{counts.examples:,} examples in {len(self.schedule.sequences):,} sequences; "
+            f"{counts.examples:,} examples in {len(self.step_plan.sequences):,} sequences; "
             f"{counts.tokens:,} tokens, {counts.learned_tokens:,} of them learned; the longest "
             f"example has {lengths[longest]:,} ({self.data.place(int(self.data.offsets[longest]))})"
         )
 
     def _steps_line(self) -> str:
-        schedule, batch = self.schedule, self.schedule.plan
+        step_plan, batch = self.step_plan, self.step_plan.plan
         epochs = self.settings.num_train_epochs
-        whole = schedule.steps_per_epoch * epochs
-        shortened = "" if schedule.num_steps == whole else f", {whole:,} without max_steps"
+        whole = step_plan.steps_per_epoch * epochs
+        shortened = "" if step_plan.num_steps == whole else f", {whole:,} without max_steps"
         kind = "GPUs" if self.machine.on_gpus else "CPU processes"
         return (
-            f"{schedule.num_steps:,} steps ({epochs} epochs x {schedule.steps_per_epoch:,}"
+            f"{step_plan.num_steps:,} steps ({epochs} epochs x {step_plan.steps_per_epoch:,}"
             f"{shortened}); train_batch_size {batch.global_batch_size} = {batch.world_size} {kind} "
             f"x micro-batch {batch.micro_batch_size} x accumulation "
             f"{batch.gradient_accumulation_steps}"
@@ -158,8 +158,8 @@ def peak_line(plan: TrainingPlan, measured: float) -> str:
 def make_plan(
     settings: TrainSettings,
     data: TokenDataset,
-    schedule: Schedule,
-    machine: Machine,
+    step_plan: StepPlan,
+    machine: Resources,
     *,
     zero_stage: int | None = None,
 ) -> TrainingPlan:
@@ -173,8 +173,10 @@ def make_plan(
         stage = zero_stage or _stage_by_size(folder, settings, machine)
         # Without an estimate a GPU gets the careful way; more layers than there are is all.
         recomputed = 2**31 if machine.on_gpus else 0
-        return TrainingPlan(settings, data, schedule, machine, stage, None, recomputed, False, None)
-    work = _workload(shape, settings, data, schedule, machine)
+        return TrainingPlan(
+            settings, data, step_plan, machine, stage, None, recomputed, False, None
+        )
+    work = _workload(shape, settings, data, step_plan, machine)
     stage = zero_stage or _choose_stage(work, machine)
     work = replace(work, shares_weights=stage == 3)
     max_tokens = None
@@ -193,7 +195,7 @@ def make_plan(
     return TrainingPlan(
         settings,
         data,
-        schedule,
+        step_plan,
         machine,
         stage,
         work,
@@ -207,10 +209,10 @@ def _workload(
     shape: ModelShape,
     settings: TrainSettings,
     data: TokenDataset,
-    schedule: Schedule,
-    machine: Machine,
+    step_plan: StepPlan,
+    machine: Resources,
 ) -> Workload:
-    spans = [span for sequence in schedule.longest_micro_batch() for span in sequence]
+    spans = [span for sequence in step_plan.longest_micro_batch() for span in sequence]
     weighs_prompts = settings.prompt_loss_weight > 0
     return Workload(
         shape=shape,
@@ -220,16 +222,17 @@ def _workload(
         lora_rank=settings.lora_rank,
         has_dropout=settings.lora_dropout > 0,
         num_tokens=sum(map(len, spans)),
-        num_learned=sum(
-            int(np.count_nonzero(data.learned(span, with_prompts=weighs_prompts))) for span in spans
+        num_target_tokens=sum(
+            int(np.count_nonzero(data.target_mask(span, with_prompts=weighs_prompts)))
+            for span in spans
         ),
         longest_example=max(map(len, spans)),
-        world_size=schedule.plan.world_size,
+        world_size=step_plan.plan.world_size,
         on_gpu=machine.on_gpus,
     )
 
 
-def _choose_stage(work: Workload, machine: Machine) -> int:
+def _choose_stage(work: Workload, machine: Resources) -> int:
     """Return 3 where several GPUs can share what one cannot hold, else 2."""
     if machine.available is None or not machine.on_gpus or work.in_4bit or work.world_size == 1:
         return 2
@@ -237,7 +240,7 @@ def _choose_stage(work: Workload, machine: Machine) -> int:
     return 3 if estimate_memory(least).total > machine.available else 2
 
 
-def _stage_by_size(folder: Path, settings: TrainSettings, machine: Machine) -> int:
+def _stage_by_size(folder: Path, settings: TrainSettings, machine: Resources) -> int:
     if machine.available is None or not machine.on_gpus or settings.peft_method == "qlora":
         return 2
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

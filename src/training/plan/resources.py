@@ -11,10 +11,10 @@ from src.training.plan.devices import (
     limit_process_memory,
     process_memory,
 )
-from src.training.plan.plan import LATER_LIBRARIES, Machine
+from src.training.plan.plan import LATER_LIBRARIES, Resources
 
 
-def measure_machine(device: torch.device, limit: float | None) -> Machine:
+def measure_machine(device: torch.device, limit: float | None) -> Resources:
     """Return what each rank may count on: the least of what they have, at most `limit` bytes."""
     on_gpus = device.type == "cuda"
     if on_gpus:
@@ -29,7 +29,7 @@ def measure_machine(device: torch.device, limit: float | None) -> Machine:
         libraries = process_memory() + LATER_LIBRARIES
     least = torch.tensor(min(free, limit or free), dtype=torch.float64, device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
-    return Machine(
+    return Resources(
         on_gpus=on_gpus,
         available=float(least),
         libraries=libraries,

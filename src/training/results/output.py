@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from src.chat.chat_format import Speech
+from src.chat.chat_format import ChatFormat
 from src.model.adapter import save_adapter
 from src.settings import TrainSettings
 from src.training.results.report import write_report
@@ -33,7 +33,7 @@ class OutputWriter:
     """Writes the adapter of a run with all that belongs to it."""
 
     settings: TrainSettings
-    speech: Speech
+    chat_format: ChatFormat
     target_modules: list[str]
     resolved: dict[str, Any]
     data: dict[str, Any]
@@ -68,8 +68,8 @@ class OutputWriter:
             "format_version": FORMAT_VERSION,
             "base_model": base_model,
             "base_model_revision": settings.base_model_revision,
-            "prompt_template": self.speech.template,
-            "system_prompt": self.speech.system_prompt or settings.system_prompt,
+            "prompt_template": self.chat_format.template,
+            "system_prompt": self.chat_format.system_prompt or settings.system_prompt,
             "stopped_early": stopped_after is not None,
             "settings": {**asked, **self.resolved, "lora_target_modules": self.target_modules},
             "data": self.data,

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from src.chat.prompt_encoder import Reader
+from src.chat.prompt_encoder import PromptEncoder
 from src.settings import TrainSettings
 from src.training.gradients import is_out_of_memory, release_memory
 
@@ -13,13 +13,18 @@ MAX_NEW_TOKENS = 128
 
 
 def build_sampler(
-    settings: TrainSettings, reader: Reader, model: Any, device: torch.device, *, is_shared: bool
+    settings: TrainSettings,
+    encoder: PromptEncoder,
+    model: Any,
+    device: torch.device,
+    *,
+    is_sharded: bool,
 ) -> Callable[[], str | None]:
     """Return what generates the reply; under ZeRO-3 all ranks call it together."""
     if settings.validation_prompt is None or not settings.run_validation:
         return lambda: None
-    tokenizer, speech = reader.tokenizer, reader.speech
-    ids = reader.prompt_ids(settings.validation_prompt)
+    tokenizer, chat_format = encoder.tokenizer, encoder.chat_format
+    ids = encoder.prompt_ids(settings.validation_prompt)
     input_ids = torch.tensor([ids], device=device)
 
     def sample() -> str | None:
@@ -27,19 +32,19 @@ def build_sampler(
             output = model.generate(
                 input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                max_new_tokens=min(MAX_NEW_TOKENS, reader.context - len(ids)),
+                max_new_tokens=min(MAX_NEW_TOKENS, encoder.max_seq_len - len(ids)),
                 use_cache=True,
                 eos_token_id=sorted(tokenizer.end_ids),
                 pad_token_id=tokenizer.eos_id,
             )
         except (RuntimeError, MemoryError) as error:
             # Where the weights are shared out, the other ranks wait for this one's part.
-            if is_shared or not is_out_of_memory(error):
+            if is_sharded or not is_out_of_memory(error):
                 raise
             release_memory()
             print("the validation prompt is not answered: out of memory", flush=True)
             return None
         reply = tokenizer.decode(output[0].tolist())[len(tokenizer.decode(ids)) :]
-        return reply.removeprefix(speech.prompt_format.answer_prefix)
+        return reply.removeprefix(chat_format.prompt_format.answer_prefix)
 
     return sample

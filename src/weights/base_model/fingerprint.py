@@ -9,7 +9,7 @@ NUM_BLOCKS = 16
 BLOCK_BYTES = 64 * 2**10
 
 
-def hash_base_model(folder: Path) -> str:
+def fingerprint_base_model(folder: Path) -> str:
     """Return one sum of the small files, and of each file of weights its size and parts of it."""
     whole = hashlib.sha256()
     small = {path for pattern in SMALL_FILES for path in folder.glob(pattern) if path.is_file()}

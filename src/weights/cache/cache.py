@@ -17,7 +17,7 @@ from src.weights.archive.members import MEMBERS, REQUIRED
 from src.weights.cache.cache_use import CacheUse
 from src.weights.cache.keyed_locks import KeyedLocks
 from src.weights.cache.scratch import remove_abandoned, scratch_folder
-from src.weights.download.deadline import IsWanted, always
+from src.weights.download.deadline import CancelToken, always
 from src.weights.download.download import fetch
 from src.weights.download.url import printable_url
 
@@ -68,7 +68,7 @@ class WeightsCache:
 
     @contextmanager
     def hold(
-        self, source: str, *, local_root: Path | None = None, is_wanted: IsWanted = always
+        self, source: str, *, local_root: Path | None = None, is_wanted: CancelToken = always
     ) -> Iterator[Weights]:
         """Like `get`; the weights stay on disk until the block ends.
 
@@ -85,7 +85,7 @@ class WeightsCache:
                 self._num_users[weights.key] -= 1
                 self._num_users += Counter()  # drops those without users
 
-    def _of_url(self, url: str, is_wanted: IsWanted) -> Weights:
+    def _of_url(self, url: str, is_wanted: CancelToken) -> Weights:
         if url[:5].lower() == "data:":  # it is its own content
             return self._fetched(url, is_wanted)
         name = hashlib.sha256(url.encode("utf-8", "surrogatepass")).digest()
@@ -97,7 +97,7 @@ class WeightsCache:
                 self._key_of_url.popitem(last=False)
         return known
 
-    def _fetched(self, url: str, is_wanted: IsWanted) -> Weights:
+    def _fetched(self, url: str, is_wanted: CancelToken) -> Weights:
         with scratch_folder(DOWNLOAD, self._folder) as folder:
             archive = folder / "weights"
             # The container's own weights are named by the operator, who may keep them at home.

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
 from src.errors import UserError
-from src.weights.download.deadline import LOOK_SECONDS, IsWanted, always
+from src.weights.download.deadline import LOOK_SECONDS, CancelToken, always
 
 
 class KeyedLocks:
@@ -13,10 +13,10 @@ class KeyedLocks:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._locks: dict[Hashable, tuple[threading.Lock, list[IsWanted]]] = {}
+        self._locks: dict[Hashable, tuple[threading.Lock, list[CancelToken]]] = {}
 
     @contextmanager
-    def hold(self, name: Hashable, is_wanted: IsWanted = always) -> Iterator[IsWanted]:
+    def hold(self, name: Hashable, is_wanted: CancelToken = always) -> Iterator[CancelToken]:
         """Be the only one with this name; yields whether this one or one who waits wants it still.
 
         Raises UserError for one who waits and no longer wants it.

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-IsWanted = Callable[[], bool]
+CancelToken = Callable[[], bool]
 LOOK_SECONDS = 0.2
 """How often those who wait look whether the file is still wanted."""
 
@@ -13,10 +13,10 @@ def always() -> bool:
     return True
 
 
-class Patience:
+class Deadline:
     """Ends when the time is up or when nobody wants the file any more, once and for all."""
 
-    def __init__(self, seconds: float, is_wanted: IsWanted) -> None:
+    def __init__(self, seconds: float, is_wanted: CancelToken) -> None:
         self._deadline = time.monotonic() + seconds
         self._is_wanted = is_wanted
         self._end: str | None = None

@@ -15,7 +15,7 @@ from urllib3.exceptions import HTTPError, LocationValueError
 from src.errors import UserError
 from src.files.printable import printable
 from src.weights.download.data_url import decode_data_url
-from src.weights.download.deadline import IsWanted, Patience, always
+from src.weights.download.deadline import CancelToken, Deadline, always
 from src.weights.download.guarded_session import GuardedSession
 from src.weights.download.public_address import private_urls_allowed
 from src.weights.download.reason import reason
@@ -41,7 +41,7 @@ def fetch(
     *,
     max_bytes: int,
     timeout_seconds: float = 600,
-    is_wanted: IsWanted = always,
+    is_wanted: CancelToken = always,
     headers: dict[str, str] | None = None,
     any_address: bool = False,
     is_archive: bool = False,
@@ -51,7 +51,7 @@ def fetch(
     The download ends soon after it is no longer wanted. Without `any_address`, only public
     addresses are asked, unless ALLOW_PRIVATE_URLS is 1. Only an archive may be gzip.
     """
-    patience = Patience(timeout_seconds, is_wanted)
+    patience = Deadline(timeout_seconds, is_wanted)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("xb") as file:
@@ -78,7 +78,7 @@ def _fetch_http(
     url: str,
     file: BinaryIO,
     max_bytes: int,
-    patience: Patience,
+    patience: Deadline,
     headers: dict[str, str],
     *,
     is_archive: bool,
@@ -100,7 +100,7 @@ def _fetch_http(
 
 
 def _open(
-    session: requests.Session, url: str, headers: dict[str, str], patience: Patience
+    session: requests.Session, url: str, headers: dict[str, str], patience: Deadline
 ) -> requests.Response:
     """Return the first answer that is not a redirect."""
     origin = urlsplit(url)[:2]
@@ -158,7 +158,7 @@ def _check_form(response: requests.Response, name: str, *, is_archive: bool) -> 
 
 
 def _copy_body(
-    response: requests.Response, file: BinaryIO, name: str, max_bytes: int, patience: Patience
+    response: requests.Response, file: BinaryIO, name: str, max_bytes: int, patience: Deadline
 ) -> None:
     stated = response.headers.get("Content-Length", "")
     expected = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
@@ -180,11 +180,11 @@ def _copy_body(
         )
 
 
-def _seconds_left(patience: Patience, name: str) -> float:
+def _seconds_left(patience: Deadline, name: str) -> float:
     if patience.end():
         raise _ended(patience, name)
     return patience.seconds_left
 
 
-def _ended(patience: Patience, name: str) -> UserError:
+def _ended(patience: Deadline, name: str) -> UserError:
     return UserError(f"could not download {name}: {patience.end()}")

@@ -17,7 +17,7 @@ from urllib3.util import parse_url
 from urllib3.util.connection import create_connection
 
 from src.errors import UserError
-from src.weights.download.deadline import LOOK_SECONDS, Patience
+from src.weights.download.deadline import LOOK_SECONDS, Deadline
 from src.weights.download.public_address import connect_public, resolve_public
 
 LOOK_UP_SECONDS = 10.0
@@ -31,7 +31,7 @@ class Watchdog:
     handshake, would satisfy them for ever.
     """
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: Deadline) -> None:
         self._patience = patience
         self._lock = threading.Lock()
         self._connections: list[socket.socket] = []
@@ -69,7 +69,7 @@ class Watchdog:
 class GuardedSession(requests.Session):
     """A session for strangers' URLs; with `any_address`, also for those of the operator."""
 
-    def __init__(self, *, patience: Patience, any_address: bool) -> None:
+    def __init__(self, *, patience: Deadline, any_address: bool) -> None:
         super().__init__()
         self._watchdog = Watchdog(patience)
         # A stranger's URL must not make us send what ~/.netrc holds.
