@@ -23,6 +23,8 @@ import torch
 from src.cli.running_server import running_server
 from tests.conftest import ROWS
 
+pytestmark = pytest.mark.xdist_group("launched")  # not two runs at a time
+
 ROOT = Path(__file__).resolve().parents[1]
 GREEDY = {"temperature": 0, "repetition_penalty": 1, "top_p": 1, "seed": 0, "max_new_tokens": 40}
 MEMBERS = [

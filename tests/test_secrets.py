@@ -16,10 +16,10 @@ from src.weights.cache.cache import find_local
 from src.weights.download.download import fetch
 from src.weights.download.url import printable_url
 from tests.conftest import ROWS
-from tests.serving.test_base_stays import REQUEST
+from tests.serving.request import REQUEST
 from tests.weights.adapters import good_tensors, write
 from tests.weights.archives import HOSTILE
-from tests.weights.test_sources import cut_off, drip, files_of, hub_routes, serving
+from tests.weights.http_server import cut_off, drip, files_of, hub_routes, serving
 
 SECRET = "hunter2SECRETmarker"
 TRAIN_INPUTS = {

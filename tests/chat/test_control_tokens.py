@@ -13,7 +13,7 @@ from src.chat.conversation import Conversation, Turn
 from src.chat.tokenizer import Tokenizer
 from src.data.examples import CompletionExample, TextExample
 from src.data.tokenization import tokenize
-from tests.chat.test_prompts import CHATML
+from tests.chat.tokenizers import CHATML
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz</s>_"
 

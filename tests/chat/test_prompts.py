@@ -14,12 +14,8 @@ from src.chat.segments import Control, Text
 from src.chat.template import LLAMA_2, MISTRAL, PLAIN, fill, with_template
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
+from tests.chat.tokenizers import CHATML, TOKENIZER_MODEL, needs_llama
 from tests.conftest import SHARED_DATA
-
-TOKENIZER_MODEL = SHARED_DATA / "llama-2-tokenizer" / "tokenizer.model"
-needs_llama = pytest.mark.skipif(
-    not TOKENIZER_MODEL.is_file(), reason="the Llama 2 tokenizer is not beside the project"
-)
 
 
 def reference_ids(turns: list[tuple[str, str | None]], *, bos_each_turn: bool, suffix: str):
@@ -176,12 +172,6 @@ def test_a_base_model_trains_with_a_line_break_after_the_prompt(tokenizer: Token
         build_train_format("llama-2-7b", tokenizer, template="{prompt} ->").template
         == "{prompt} ->"
     )
-
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture

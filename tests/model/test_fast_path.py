@@ -21,7 +21,7 @@ from src.model.loss import SummedLoss
 from src.model.projections import Projection, _Project, _ProjectGated
 from src.model.recompute import recompute_layers
 from src.training.switches import FAST_PATH_PARTS
-from tests.model.test_loss import assert_same, build_model, gradients, make_batch, run
+from tests.model.batches import assert_same, build_model, gradients, make_batch, run
 
 CPU = torch.device("cpu")
 SIZES = {

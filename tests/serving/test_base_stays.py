@@ -10,14 +10,8 @@ import torch
 from src.cli.tiny_model import make_base_model
 from src.errors import UserError
 from src.serving.predictor import TextPredictor
+from tests.serving.request import answer
 from tests.weights.adapters import CONFIG, HARMLESS, REFUSED, good_tensors, write
-
-REQUEST = {
-    "prompt": "What?", "system_prompt": None, "prompt_template": None, "max_new_tokens": 3,
-    "min_new_tokens": 3, "temperature": 0.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0,
-    "stop_sequences": None, "seed": 1, "debug": False, "replicate_weights": None,
-    "messages": None, "json_schema": None, "logprobs": None, "num_outputs": 1,
-}  # fmt: skip
 
 
 def base_hash(predictor: TextPredictor) -> str:
@@ -29,11 +23,6 @@ def base_hash(predictor: TextPredictor) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def answer(predictor: TextPredictor, weights: str | None) -> str:
-    request = {**REQUEST, "replicate_weights": weights}
-    return "".join(predictor.stream(request, record_metric=lambda *_, **__: None))
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 
 from src.errors import UserError
 from src.serving.predictor import TextPredictor
-from tests.serving.test_base_stays import REQUEST
-from tests.weights.test_sources import serving
+from tests.serving.request import REQUEST
+from tests.weights.http_server import serving
 
 NUM_THREADS = 2
 

@@ -16,7 +16,7 @@ from src.serving.engine.prefix_cache import SHORTEST
 from src.serving.engine.request import Event, Finished, Generation, Token
 from src.serving.predictor import TextPredictor
 from src.serving.sampling.params import SamplingSettings
-from tests.serving.test_base_stays import REQUEST
+from tests.serving.request import REQUEST
 
 GREEDY = SamplingSettings(max_new_tokens=48, temperature=0, repetition_penalty=1.0)
 WISHES = {

@@ -10,7 +10,7 @@ import pytest
 from src.errors import UserError
 from src.serving.engine.totals import WINDOW_SECONDS, Totals
 from src.serving.predictor import TextPredictor
-from tests.serving.test_base_stays import REQUEST
+from tests.serving.request import REQUEST
 
 SUMS = (
     "cached_input_token_count",

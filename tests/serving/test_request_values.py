@@ -8,7 +8,7 @@ import pytest
 from src.cli.tiny_model import make_base_model
 from src.errors import UserError
 from src.serving.predictor import TextPredictor
-from tests.serving.test_base_stays import REQUEST, answer
+from tests.serving.request import REQUEST, answer
 
 NAN, INF = float("nan"), float("inf")
 OUT_OF_BOUNDS = [

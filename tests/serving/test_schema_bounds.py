@@ -16,7 +16,7 @@ from src.cli.tiny_model import make_base_model
 from src.errors import UserError
 from src.serving.grammar.json_grammar import JsonGrammar, JsonGrammars
 from src.serving.predictor import TextPredictor
-from tests.serving.test_base_stays import REQUEST
+from tests.serving.request import REQUEST
 
 ROOT = Path(__file__).parents[2]
 TEXT = {"type": "string"}

@@ -44,7 +44,10 @@ from src.training.supervise.stop import ServerWatch
 from src.training.supervise.supervisor import run_workers
 from src.weights.adapter.manifest import read_manifest
 from tests.conftest import ROWS
-from tests.training.test_runs import CURVE, session_processes
+from tests.training.processes import session_processes
+from tests.training.runs import CURVE
+
+pytestmark = pytest.mark.xdist_group("launched")  # not two runs at a time
 
 OPTIONS = {**CURVE, "lora_dropout": 0.1, "num_validation_samples": 4, "checkpoint_seconds": 0}
 

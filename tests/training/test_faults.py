@@ -17,7 +17,10 @@ import pytest
 
 from src.training.supervise.failure import TrainingError
 from src.training.supervise.supervisor import run_workers
-from tests.training.test_runs import CURVE, session_processes
+from tests.training.processes import session_processes
+from tests.training.runs import CURVE
+
+pytestmark = pytest.mark.xdist_group("launched")  # not two runs at a time
 
 NUM_POINTS = int(os.environ.get("FAULT_POINTS", "1"))
 START_SECONDS = 7.0

@@ -12,7 +12,9 @@ from src.training.run import run_training
 from src.training.supervise.hosts import find_hosts, local_devices
 from src.training.supervise.join import take_part
 from src.training.supervise.supervisor import run_workers
-from tests.training.test_runs import CURVE, losses
+from tests.training.runs import CURVE, losses
+
+pytestmark = pytest.mark.xdist_group("launched")  # not two runs at a time
 
 
 @pytest.fixture

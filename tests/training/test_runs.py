@@ -15,6 +15,10 @@ from src.errors import UserError
 from src.training.supervise.failure import TrainingError
 from src.training.supervise.supervisor import run_workers
 from tests.conftest import ROWS
+from tests.training.processes import session_processes
+from tests.training.runs import CURVE, losses
+
+pytestmark = pytest.mark.xdist_group("launched")  # not two runs at a time
 
 
 @pytest.fixture
@@ -34,14 +38,6 @@ def train(tmp_path: Path, make_settings):
         )
 
     return run
-
-
-def losses(output: Path) -> list[float]:
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [record["loss"] for record in records if "loss" in record]
-
-
-CURVE = {"learning_rate": 3e-3, "train_batch_size": 8, "num_train_epochs": 4, "warmup_ratio": 0.1}
 
 
 def test_the_arrangement_does_not_change_the_curve(train):
@@ -203,20 +199,6 @@ def test_a_user_error_in_a_rank_is_one_sentence(train, capfd):
 def test_a_loss_that_is_not_finite_stops_the_run(train):
     with pytest.raises(TrainingError, match=r"step \d+: the \w+ is not finite"):
         train(**{**CURVE, "learning_rate": 1e30, "warmup_ratio": 0.0}, num_processes=2)
-
-
-def session_processes(marker: str) -> list[int]:
-    """Return the processes whose command line or environment holds the marker."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            text = (folder / "cmdline").read_bytes()
-            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if marker.encode() in text and state != "Z":
-            found.append(int(folder.name))
-    return found
 
 
 def test_the_death_of_the_supervisor_leaves_none(tmp_path: Path, make_settings):

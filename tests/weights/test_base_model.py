@@ -10,7 +10,7 @@ import pytest
 from src.errors import UserError
 from src.weights.base_model.base_model import find_base_model
 from src.weights.base_model.check import check_complete
-from tests.weights.test_sources import cut_off, files_of, hub_routes, serving
+from tests.weights.http_server import cut_off, files_of, hub_routes, serving
 
 
 def safetensors(*values: float) -> bytes:

@@ -13,7 +13,7 @@ import pytest
 from src.errors import UserError
 from src.weights.cache.cache import Weights, WeightsCache
 from tests.weights.archives import FILES, HOSTILE, make_tar, make_zip
-from tests.weights.test_sources import cut_off, serving
+from tests.weights.http_server import cut_off, serving
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from src.errors import UserError
 from src.weights.download.download import HttpError, fetch
-from tests.weights.test_sources import drip, serving
+from tests.weights.http_server import drip, serving
 
 BODY = b"hello" * 100
 CHUNK = b"1f4\r\n" + BODY + b"\r\n"

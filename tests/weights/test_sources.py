@@ -1,13 +1,9 @@
 """Downloads arrive whole or not at all; each source says what is wrong with it."""
 
-import contextlib
 import hashlib
 import json
 import shutil
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,62 +14,7 @@ from src.weights.base_model.check import check_complete
 from src.weights.cache.cache import WeightsCache
 from src.weights.download.download import fetch
 from tests.weights.archives import make_tar
-
-
-@contextlib.contextmanager
-def serving(routes: dict) -> Iterator[str]:
-    """Serve a dictionary of path -> bytes or function(handler) on loopback."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self):
-            route = routes.get(self.path.partition("?")[0])
-            if callable(route):
-                route(self)
-            elif route is None:
-                self.reply(404, b"not here")
-            else:
-                self.reply(200, route)
-
-        do_HEAD = do_GET
-
-        def reply(self, status: int, body: bytes, **headers: str):
-            self.send_response(status)
-            length = headers.pop("Content_Length", str(len(body)))
-            self.send_header("Content-Length", length)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, format, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-
-
-def cut_off(handler):
-    handler.reply(200, b"half", Content_Length="100")
-    handler.close_connection = True
-
-
-def drip(handler):
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    with contextlib.suppress(OSError):
-        for _ in range(100):
-            handler.wfile.write(b"x")
-            handler.wfile.flush()
-            time.sleep(0.1)
-
+from tests.weights.http_server import cut_off, drip, files_of, hub_routes, serving
 
 ROUTES = {
     "/good": b"hello" * 100,
@@ -168,10 +109,6 @@ def test_the_cache_makes_room_and_keeps_no_failure(tmp_path: Path):
     assert [p.name for p in (tmp_path / "cache").iterdir()] == keys[-1:]
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {f"/{p.name}": p.read_bytes() for p in folder.iterdir()}
-
-
 def test_a_mirror_is_fetched_once_and_completely(tmp_path: Path, base_dir: Path):
     routes = files_of(base_dir)
     whole = routes["/model.safetensors"]
@@ -203,32 +140,6 @@ def test_the_signature_of_a_mirror_is_sent_and_kept_nowhere(tmp_path: Path, base
         found = find_base_model({**environ, "BASE_MODEL_URL": f"{address}/m?sig=SECRET"})
     check_complete(found.folder)
     assert not [path for path in tmp_path.rglob("*") if "SECRET" in path.name]
-
-
-def hub_routes(base_dir: Path, repository: str) -> dict:
-    revision = "a" * 40
-    files = files_of(base_dir)
-    routes: dict = {}
-    info = {
-        "id": repository,
-        "modelId": repository,
-        "sha": revision,
-        "siblings": [{"rfilename": name[1:]} for name in files],
-        "private": False,
-        "tags": [],
-    }
-    for place in ("", f"/revision/{revision}", "/revision/main"):
-        routes[f"/api/models/{repository}{place}"] = json.dumps(info).encode()
-    tree = [{"type": "file", "path": n[1:], "size": len(d), "oid": "0"} for n, d in files.items()]
-    routes[f"/api/models/{repository}/tree/{revision}"] = json.dumps(tree).encode()
-
-    def sender(data: bytes):
-        etag = f'"{hashlib.sha256(data).hexdigest()}"'
-        return lambda handler: handler.reply(200, data, ETag=etag, X_Repo_Commit=revision)
-
-    for name, data in files.items():
-        routes[f"/{repository}/resolve/{revision}{name}"] = sender(data)
-    return routes
 
 
 def test_the_hub_is_asked_for_a_whole_model(tmp_path: Path, base_dir: Path):

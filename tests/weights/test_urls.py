@@ -17,7 +17,7 @@ from src.weights.cache.cache import WeightsCache
 from src.weights.download.download import fetch
 from src.weights.download.public_address import MAX_ADDRESSES, connect_public, is_public
 from tests.weights.archives import make_tar
-from tests.weights.test_sources import cut_off, drip, serving
+from tests.weights.http_server import cut_off, drip, serving
 
 PUBLIC = "93.184.216.34"
 NAMES: dict[str, list[str]] = {
