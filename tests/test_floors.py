@@ -23,7 +23,7 @@ ONE_DOOR = {
     "deepspeed": {"training/deepspeed_engine.py"},
     "peft": {"model/adapter.py"},
     "bitsandbytes": set(),
-    "cog": set(),
+    "cog": {"cli/schema.py"},
     "llguidance": {"serving/grammar/json_grammar.py"},
     "msgspec": {"data/plain_line.py"},
 }

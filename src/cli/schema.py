@@ -1,58 +1,82 @@
-"""The OpenAPI document of train.py and predict.py, in the form that `cog build` writes.
+"""The inputs and outputs of train.py and predict.py, as the JSON schemas that Cog's server reads.
 
-See https://cog.run/docs for the rules.
+`cog build` writes them into an image. Here Cog's own reader of signatures gives them, and the
+document holds what its server looks at: the four components, their choices, the streaming mark.
 """
 
+import inspect
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from src.cli.envelope import PREDICT_DOOR, TRAIN_DOOR, Door, envelope_paths, envelope_schemas
-from src.cli.signature import read_signature
+from cog._adt import InputField, PredictorInfo, Repetition
+from cog._inspector import create_predictor
 
 PREDICTOR = "predict.py:Predictor"
 CONCURRENT_PREDICTOR = "predict.py:ConcurrentPredictor"
 
 
-def build_schema(
-    train_source: Path, predict_source: Path, *, predictor: str = "Predictor"
-) -> dict[str, Any]:
-    """Return the document for both files; predict is the one of this class.
-
-    Raises ValueError for a signature that Cog would read as something else than it says.
-    """
-    schema = _door_schema(predict_source, f"{predictor}.predict", PREDICT_DOOR)
-    train = _door_schema(train_source, "train", TRAIN_DOOR)
-    schema["paths"] = {**train["paths"], **schema["paths"]}
-    for name, component in train["components"]["schemas"].items():
-        known = schema["components"]["schemas"].setdefault(name, component)
-        if known != component:
-            raise ValueError(f"train and predict declare {name!r} differently; Cog keeps one")
-    return schema
+def build_schema(predictor: str = PREDICTOR) -> dict[str, Any]:
+    """Return the OpenAPI document of `train` and of one predictor."""
+    class_name = predictor.rpartition(":")[2]
+    schemas = {
+        **_components(create_predictor("predict", class_name), prefix=""),
+        **_components(create_predictor("train", "train"), prefix="Training"),
+    }
+    run = getattr(import_module("predict"), class_name).run
+    # Cog gathers what an asynchronous function yields, and sends it at the end.
+    post = {"x-cog-streaming": True} if inspect.isgeneratorfunction(run) else {}
+    return {
+        "openapi": "3.0.2",
+        "info": {"title": "Cog", "version": "0.1.0"},
+        "paths": {"/predictions": {"post": post}, "/trainings": {"post": {}}},
+        "components": {"schemas": schemas},
+    }
 
 
 def write_schema(root: Path) -> Path:
     """Write the document where Cog's server looks for it, for the predictor it will run."""
-    predictor = os.environ.get("COG_PREDICT_TYPE_STUB", PREDICTOR).rpartition(":")[2]
     path = root / ".cog" / "openapi_schema.json"
     path.parent.mkdir(exist_ok=True)
-    schema = build_schema(root / "train.py", root / "predict.py", predictor=predictor)
-    path.write_text(json.dumps(schema))
+    predictor = os.environ.get("COG_PREDICT_TYPE_STUB", PREDICTOR)
+    path.write_text(json.dumps(build_schema(predictor)))
     return path
 
 
-def _door_schema(source_path: Path, function_name: str, door: Door) -> dict[str, Any]:
-    signature = read_signature(source_path, function_name)
-    schemas = {
-        f"{door.prefix}Input": {"title": f"{door.prefix}Input", **signature.inputs},
-        f"{door.prefix}Output": signature.output,
-        **signature.enums,
-        **envelope_schemas(door),
+def _components(info: PredictorInfo, *, prefix: str) -> dict[str, Any]:
+    fields = info.inputs.values()
+    inputs = {
+        "title": f"{prefix}Input",
+        "type": "object",
+        "properties": {field.name: _property(field) for field in fields},
+        "required": [field.name for field in fields if _is_required(field)],
     }
-    return {
-        "openapi": "3.0.2",
-        "info": {"title": "Cog", "version": "0.23.1"},
-        "paths": envelope_paths(door, is_streaming=signature.is_streaming),
-        "components": {"schemas": schemas},
+    choices = {
+        field.name: {"title": field.name, "enum": field.choices, **field.type.json_type()}
+        for field in fields
+        if field.choices
     }
+    return {f"{prefix}Input": inputs, f"{prefix}Output": info.output.json_type(), **choices}
+
+
+def _property(field: InputField) -> dict[str, Any]:
+    schema: dict[str, Any] = {"x-order": field.order, "description": field.description}
+    if field.choices:
+        schema["allOf"] = [{"$ref": f"#/components/schemas/{field.name}"}]
+    else:
+        schema |= {"title": field.name.replace("_", " ").title(), **field.type.json_type()}
+    if not _is_required(field):
+        schema["default"] = field.default
+    if field.type.repetition is Repetition.OPTIONAL:
+        schema["nullable"] = True
+    for name, limit in (("minimum", field.ge), ("maximum", field.le)):
+        if limit is not None:
+            # Cog has made a 1 into 1.0, which a refusal would quote.
+            schema[name] = int(limit) if limit == int(limit) else limit
+    return schema
+
+
+def _is_required(field: InputField) -> bool:
+    return field.default is None and field.type.repetition is Repetition.REQUIRED
