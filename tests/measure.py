@@ -9,7 +9,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ class Cost(NamedTuple):
     outcome: str
     """`refused: ` and a sentence, `taken`, `crashed: ` and why, or the signal that ended it."""
     seconds: float
+    """Of processor time: what else the machine does is not the work's doing."""
     peak_mebibytes: float
 
 
@@ -42,7 +42,6 @@ def measure(function: str, jobs: list[list[str]], *, limit_mebibytes: int = 1024
 
 def _measure_one(function, arguments: list[str], limit_mebibytes: int) -> Cost:
     read_end, write_end = os.pipe()
-    started = time.monotonic()
     child = os.fork()
     if child == 0:
         os.close(read_end)
@@ -60,7 +59,7 @@ def _measure_one(function, arguments: list[str], limit_mebibytes: int) -> Cost:
     with open(read_end, "rb") as pipe:
         outcome = pipe.read().decode()
     _, status, usage = os.wait4(child, 0)
-    seconds = time.monotonic() - started
+    seconds = usage.ru_utime + usage.ru_stime
     return Cost(outcome or f"signal {os.WTERMSIG(status)}", seconds, usage.ru_maxrss / 1024)
 
 

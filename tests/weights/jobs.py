@@ -24,8 +24,9 @@ def control(name: str, argument: str) -> None:
     match name:
         case "bytearray":
             bytearray(int(argument))
-        case "time.sleep":
-            time.sleep(float(argument))
+        case "spin":
+            while time.process_time() < float(argument):
+                pass
         case "os.abort":
             os.abort()
         case "int":

@@ -199,6 +199,19 @@ def test_a_broken_mirror_leaves_no_model_and_a_second_try_works(
         assert files_of(find_base_model(environ).folder) == good
 
 
+def test_the_signature_of_a_mirror_is_sent_and_kept_nowhere(
+    single: Path, environ: dict[str, str], tmp_path: Path
+):
+    def signed(data: bytes):
+        return lambda h: h.reply(200 if h.path.endswith("?sig=SECRET") else 403, data)
+
+    routes = {f"/m{name}": signed(data) for name, data in files_of(single).items()}
+    with serving(routes) as address:
+        found = find_base_model({**environ, "BASE_MODEL_URL": f"{address}/m?sig=SECRET"})
+    check_complete(found.folder)
+    assert not [path for path in tmp_path.rglob("*") if "SECRET" in path.name]
+
+
 def test_a_torn_fetch_of_a_killed_process_is_no_model(
     single: Path, environ: dict[str, str], tmp_path: Path
 ):
@@ -260,6 +273,14 @@ def test_a_gated_model_is_said_with_the_way_in(environ: dict[str, str], status: 
 
     routes = {"/api/models/someone/tiny": gated}
     words = "someone/tiny is gated on the Hub: accept its licence there and set HF_TOKEN"
+    with serving(routes) as address, pytest.raises(UserError, match=words):
+        find_base_model({**environ, "HF_ENDPOINT": address})
+
+
+def test_a_model_that_the_hub_does_not_know_is_said(environ: dict[str, str]):
+    missing = {"X_Error_Code": "RepoNotFound"}
+    routes = {"/api/models/someone/tiny": lambda h: h.reply(404, b"", **missing)}
+    words = "someone/tiny is not on the Hub, or is private: check BASE_MODEL and HF_TOKEN"
     with serving(routes) as address, pytest.raises(UserError, match=words):
         find_base_model({**environ, "HF_ENDPOINT": address})
 

@@ -159,6 +159,13 @@ def test_a_file_that_is_there_stays_when_the_download_fails(tmp_path: Path):
     assert (tmp_path / "file").read_bytes() == BODY
 
 
+def test_a_server_that_is_gone_is_said(tmp_path: Path):
+    with serving({"/file": BODY}) as address:
+        pass
+    with pytest.raises(UserError, match="no connection to the server"):
+        fetch(f"{address}/file", tmp_path / "file", max_bytes=2000, timeout_seconds=5)
+
+
 def wait(handler):
     time.sleep(2)
     handler.close_connection = True
