@@ -5,17 +5,17 @@ import queue
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.serving.work import PROMPT_TOKENS, ServeWork
 from src.serving.engine.engine import Engine
-from src.serving.engine.request import Event, Finished, Generation
+from src.serving.engine.request import Event, Finished, Sequence
 from src.serving.lora.host_cache import Adapter, AdapterStore
 from src.serving.lora.weights import LoadedAdapter
-from src.serving.sampling.params import SamplingSettings
+from src.serving.sampling.params import SamplingParams
 from src.weights.adapter.adapter import read_adapter
 from src.weights.archive.archive import write_archive
 from src.weights.cache.cache import Weights, WeightsCache
@@ -39,8 +39,8 @@ class OurWay:
 
     def answers(
         self,
-        prompts: Sequence[list[int]],
-        adapters: Sequence[LoadedAdapter | None],
+        prompts: list[list[int]],
+        adapters: list[LoadedAdapter | None],
         num_tokens: int,
     ) -> list[list[int]]:
         """Ask all at once and return the answers; every answer has as many tokens."""
@@ -104,15 +104,15 @@ class OurWay:
 
 def ask_all(
     engine: Engine,
-    prompts: Sequence[list[int]],
-    adapters: Sequence[LoadedAdapter | None],
+    prompts: list[list[int]],
+    adapters: list[LoadedAdapter | None],
     num_tokens: int,
 ) -> list[list[int]]:
     """Ask an engine for all at once and return the answers; every answer has as many tokens.
 
     As `generate` does, it hands over each answer when it is whole.
     """
-    settings = SamplingSettings(
+    settings = SamplingParams(
         max_new_tokens=num_tokens, min_new_tokens=num_tokens, temperature=0, repetition_penalty=1.0
     )
     answers: list[list[int]] = [[] for _ in prompts]
@@ -125,7 +125,7 @@ def ask_all(
             ids.append(event.id)
 
     for prompt, adapter, ids in zip(prompts, adapters, answers, strict=True):
-        engine.submit(Generation(prompt, settings, partial(deliver, ids), adapter=adapter))
+        engine.submit(Sequence(prompt, settings, partial(deliver, ids), adapter=adapter))
     for _ in prompts:
         ends.get()
     return answers

@@ -10,7 +10,7 @@ from src.chat.template import PLAIN, with_template
 from src.errors import UserError
 from src.serving.messages import parse_messages
 from src.serving.output.stopping import parse_stop_sequences
-from src.serving.sampling.params import SamplingSettings
+from src.serving.sampling.params import SamplingParams
 from src.serving.unicode_text import check_unicode
 
 MAX_LOGPROBS = 20
@@ -22,7 +22,7 @@ TEXTS = ("prompt", "system_prompt", "prompt_template", "messages")
 class RequestInputs:
     """What a request asks for."""
 
-    settings: SamplingSettings
+    settings: SamplingParams
     stop_sequences: tuple[str, ...]
     prompt: str
     system_prompt: str | None
@@ -43,10 +43,10 @@ def check_inputs(request: Mapping[str, Any], *, max_seq_len: int) -> RequestInpu
         seed = secrets.randbelow(2**31)
         print(f"seed {seed}", flush=True)
     # Cog lets 3.0 pass for an integer.
-    settings = SamplingSettings(
+    settings = SamplingParams(
         **{
             name: kind(seed if name == "seed" else request[name])
-            for name, kind in SamplingSettings.__annotations__.items()
+            for name, kind in SamplingParams.__annotations__.items()
         }
     )
     for name in TEXTS:

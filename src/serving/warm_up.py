@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator
 
 from src.serving.engine.engine import Engine
 from src.serving.engine.model_runner import bucket_of
-from src.serving.engine.request import Event, Finished, Generation
+from src.serving.engine.request import Event, Finished, Sequence
 from src.serving.lora.weights import LoadedAdapter
-from src.serving.sampling.params import SamplingSettings
+from src.serving.sampling.params import SamplingParams
 
 SHORTEST = 2
 NUM_STEPS = 6
-WISHES = (
-    SamplingSettings(max_new_tokens=NUM_STEPS, temperature=0, repetition_penalty=1),
-    SamplingSettings(max_new_tokens=NUM_STEPS),
+SAMPLING = (
+    SamplingParams(max_new_tokens=NUM_STEPS, temperature=0, repetition_penalty=1),
+    SamplingParams(max_new_tokens=NUM_STEPS),
 )
 
 
@@ -28,12 +28,12 @@ def warm_up(engine: Engine, adapter: LoadedAdapter | None) -> float:
     loads: Iterable[tuple[int, int]] = [(1, SHORTEST)]
     if engine.is_captured:
         loads = captured_loads(engine.num_slots, engine.max_seq_len)
-    for (num_requests, num_tokens), wishes in itertools.product(loads, WISHES):
+    for (num_requests, num_tokens), sampling in itertools.product(loads, SAMPLING):
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         for _ in range(num_requests):
             prompt_ids = [engine.tokenizer.eos_id] * num_tokens
             engine.submit(
-                Generation(prompt_ids, wishes, events.put, adapter=adapter, ignores_end=True)
+                Sequence(prompt_ids, sampling, events.put, adapter=adapter, ignores_end=True)
             )
         errors = [error for _ in range(num_requests) if (error := _end(events).error) is not None]
         if errors and (num_requests, num_tokens) == (1, SHORTEST):

@@ -149,7 +149,7 @@ def _requests() -> Target:
     from src.chat.tokenizer import Tokenizer
     from src.cli.tiny_model import make_base_model
     from src.serving.output.stopping import StopBuffer, parse_stop_sequences
-    from src.serving.sampling.params import SamplingSettings
+    from src.serving.sampling.params import SamplingParams
     from src.weights.cache.cache import find_local
     from src.weights.download.url import check_url, printable_url
 
@@ -163,7 +163,7 @@ def _requests() -> Target:
     chat_formats = [
         build_chat_format(n, tokenizer) for n in ("llama-2-7b", "llama-2-7b-chat", "mistral-7b")
     ]
-    fields = [name for name in SamplingSettings.__annotations__ if name != "seed"]
+    fields = [name for name in SamplingParams.__annotations__ if name != "seed"]
 
     def requests(rng: Random, folder: Path) -> bool:
         """Take a request's values to where each is first used."""
@@ -171,7 +171,7 @@ def _requests() -> Target:
         assert printable_url(prompt).isprintable()
         num_taken = 0
         for check in (
-            lambda: SamplingSettings(**{rng.choice(fields): rng.choice(NUMBERS)}),
+            lambda: SamplingParams(**{rng.choice(fields): rng.choice(NUMBERS)}),
             lambda: StopBuffer(parse_stop_sequences(stop)).push(prompt),
             lambda: parse_stop_sequences(as_json(rng, [stop], LINES).decode("utf-8", "replace")),
             lambda: check_url(prompt),

@@ -18,10 +18,10 @@ from transformers import (
 
 from src.errors import UserError
 from src.serving.engine.engine import Engine
-from src.serving.sampling.params import SamplingSettings
+from src.serving.sampling.params import SamplingParams
 from src.weights.adapter.adapter import read_adapter
 
-GREEDY = SamplingSettings(max_new_tokens=48, temperature=0, repetition_penalty=1.0, top_p=1.0)
+GREEDY = SamplingParams(max_new_tokens=48, temperature=0, repetition_penalty=1.0, top_p=1.0)
 
 
 def reference(base_dir: Path, adapter: Path | None, ids: list[int]) -> list[int]:

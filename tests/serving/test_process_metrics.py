@@ -87,9 +87,9 @@ def test_the_speed_is_that_of_the_last_minute(monkeypatch):
     totals = Totals()
     for _ in range(2 * WINDOW_SECONDS):
         for _ in range(5):
-            totals.count_drawn()
+            totals.count_output_token()
         clock[0] += 1
     assert totals.tokens_per_second() == pytest.approx(5, rel=0.05)
-    assert totals.num_drawn == 10 * WINDOW_SECONDS
+    assert totals.num_output_tokens == 10 * WINDOW_SECONDS
     clock[0] += WINDOW_SECONDS
     assert totals.tokens_per_second() == 0

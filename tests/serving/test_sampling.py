@@ -6,14 +6,14 @@ from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, Top
 
 from src.errors import UserError
 from src.serving.sampling.noise import Noise, noise_key
-from src.serving.sampling.params import SamplingSettings
+from src.serving.sampling.params import SamplingParams
 from src.serving.sampling.sampler import Sampler, keep_top
 
 CPU = torch.device("cpu")
 
 
-def settings(**values) -> SamplingSettings:
-    return SamplingSettings(**{"repetition_penalty": 1.0, "top_p": 1.0, **values})
+def settings(**values) -> SamplingParams:
+    return SamplingParams(**{"repetition_penalty": 1.0, "top_p": 1.0, **values})
 
 
 class Draws:
@@ -104,19 +104,19 @@ def test_a_seed_gives_the_same_tokens_and_zero_is_one():
 def test_neighbours_and_the_slot_change_no_draw():
     alone = Draws(vocab_size=40, temperature=1.3, top_k=20, top_p=0.9, seed=5, prompt_ids=[3, 4])
     expected = [alone.draw(scores(number)) for number in range(50)]
-    company = Sampler(num_slots=3, vocab_size=40, end_ids=(0,), device=CPU)
-    company.set(0, settings(temperature=0.5, top_p=0.3, seed=9), prompt_ids=[1])
-    company.set(1, settings(temperature=1.3, top_k=20, top_p=0.9, seed=5), prompt_ids=[3, 4])
-    company.set(2, settings(temperature=0, repetition_penalty=1.5), prompt_ids=[7])
+    batch = Sampler(num_slots=3, vocab_size=40, end_ids=(0,), device=CPU)
+    batch.set(0, settings(temperature=0.5, top_p=0.3, seed=9), prompt_ids=[1])
+    batch.set(1, settings(temperature=1.3, top_k=20, top_p=0.9, seed=5), prompt_ids=[3, 4])
+    batch.set(2, settings(temperature=0, repetition_penalty=1.5), prompt_ids=[7])
     everyone = slice(0, 3)
     found = []
     for number in range(50):
         rows = torch.stack([scores(number + 100), scores(number), scores(number + 200)])
-        drawn = company.draw(
+        drawn = batch.draw(
             rows,
             torch.tensor([number + 1, number + 2, number + 1]),
             rows=everyone,
-            features=company.features(everyone),
+            features=batch.features(everyone),
         )
         found.append(int(drawn[1]))
     assert found == expected

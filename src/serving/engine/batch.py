@@ -1,38 +1,37 @@
 """The rows of the running requests: one decode step of fixed shape for all of them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from src.serving.engine.cuda_graphs import StepGraphs
-from src.serving.engine.model_runner import Forward
-from src.serving.engine.request import Generation, TokenScores
+from src.serving.engine.cuda_graphs import CudaGraphs
+from src.serving.engine.model_runner import ModelRunner
+from src.serving.engine.request import Sequence, TokenScores
 from src.serving.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
-class Drawn:
+class StepOutput:
     """The tokens of one step, on their way from the device."""
 
     tokens: torch.Tensor  # (rows,)
     logits: torch.Tensor  # (rows, vocabulary)
-    rows: Sequence[Generation | None]
-    is_there: torch.cuda.Event | None = None
+    rows: list[Sequence | None]
+    ready: torch.cuda.Event | None = None
 
     def ids(self) -> list[int]:
         """Wait for the tokens."""
-        if self.is_there is not None:
-            self.is_there.synchronize()
+        if self.ready is not None:
+            self.ready.synchronize()
         return self.tokens.tolist()
 
     @property
-    def needs_host(self) -> bool:
+    def needs_sync(self) -> bool:
         """Whether the next step depends on what the host makes of this one."""
         running = {row for row in self.rows if row is not None}
         is_alone = len(running) == 1
         return any(
-            row.grammar is not None or row.num_logprobs >= 0 or (is_alone and row.is_foreseeable)
+            row.grammar is not None or row.num_logprobs >= 0 or (is_alone and row.can_be_speculated)
             for row in running
         )
 
@@ -47,12 +46,12 @@ class Drawn:
         return TokenScores(float(logprobs[token]), tuple(best))
 
 
-class Steps:
+class Batch:
     """What a step reads lies where a captured one finds it; the drawn tokens never leave it."""
 
     def __init__(
         self,
-        forward: Forward,
+        forward: ModelRunner,
         sampler: Sampler,
         *,
         num_slots: int,
@@ -63,12 +62,12 @@ class Steps:
         self._tokens = torch.zeros(num_slots, dtype=torch.long, device=device)
         self._positions = torch.full((num_slots,), max_seq_len, dtype=torch.long, device=device)
         self._advance = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self._graphs = StepGraphs() if device.type == "cuda" and forward.is_static else None
-        self.rows: list[Generation | None] = [None] * num_slots
+        self._graphs = CudaGraphs() if device.type == "cuda" and forward.is_static else None
+        self.rows: list[Sequence | None] = [None] * num_slots
         self._is_changed = True
         self._features: frozenset[str] = frozenset()
 
-    def start(self, request: Generation, logits: torch.Tensor) -> Drawn:
+    def start(self, request: Sequence, logits: torch.Tensor) -> StepOutput:
         """Draw the first token of a request, whose slot takes part in the steps from now on."""
         slot, position = request.slot, len(request.prompt_ids)
         rows = slice(slot, slot + 1)
@@ -94,7 +93,7 @@ class Steps:
         self.rows[slot] = None
         self._is_changed = True
 
-    def run(self) -> Drawn:
+    def run(self) -> StepOutput:
         """Read the last token of every row and draw the next ones."""
         num_rows = max(slot for slot, row in enumerate(self.rows) if row is not None) + 1
         if self._graphs is not None:
@@ -103,7 +102,7 @@ class Steps:
         if self._is_changed:
             self._is_changed = False
             self._forward.set_rows(
-                [None if row is None else row.place for row in rows],
+                [None if row is None else row.lora_slot for row in rows],
                 [row is not None for row in rows],
             )
             self._features = self.sampler.features(slice(num_rows))
@@ -122,22 +121,22 @@ class Steps:
             row.num_stepped += 1
         return self._drawn(self._tokens[:num_rows], logits, list(rows))
 
-    def run_ahead(self, request: Generation, proposed: Sequence[int]) -> Drawn:
+    def run_ahead(self, request: Sequence, proposed: list[int]) -> StepOutput:
         """Read a row's last token and those proposed to follow it, and draw all that stand.
 
         Tokens that do not stand stay in the cache until others are written over them.
         """
         slot, start = request.slot, request.length - 1
         ids = [request.ids[-1], *proposed]
-        logits = self._forward.prefill(slot, ids, start, request.place, num_scores=len(ids))
+        logits = self._forward.prefill(slot, ids, start, request.lora_slot, num_scores=len(ids))
         assert logits is not None
         drawn = self.sampler.draw_ahead(logits, start + 1, proposed, slot=slot)
         self._tokens[slot] = drawn[-1]
         self._positions[slot] = start + len(drawn)
         request.num_stepped += len(drawn)
-        return Drawn(torch.tensor(drawn), logits, [request] * len(drawn))
+        return StepOutput(torch.tensor(drawn), logits, [request] * len(drawn))
 
-    def _step(self, num_rows: int, lengths: Sequence[int]) -> torch.Tensor:
+    def _step(self, num_rows: int, lengths: list[int]) -> torch.Tensor:
         tokens, positions = self._tokens[:num_rows], self._positions[:num_rows]
         logits = self._forward.decode(tokens, positions, lengths)
         positions.add_(self._advance[:num_rows])
@@ -146,13 +145,13 @@ class Steps:
         return logits
 
     def _drawn(
-        self, tokens: torch.Tensor, logits: torch.Tensor, rows: Sequence[Generation | None]
-    ) -> Drawn:
+        self, tokens: torch.Tensor, logits: torch.Tensor, rows: list[Sequence | None]
+    ) -> StepOutput:
         if tokens.device.type == "cpu":
-            return Drawn(tokens.clone(), logits, rows)
+            return StepOutput(tokens.clone(), logits, rows)
         # The next step may start before these have arrived.
         there = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
         there.copy_(tokens, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        return Drawn(there, logits, rows, event)
+        return StepOutput(there, logits, rows, event)

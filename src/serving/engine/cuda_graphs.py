@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 MAX_GRAPHS = 512
-"""The least recently used ones go: of adapters that lay elsewhere, or of rare wishes."""
+"""The least recently used ones go: of adapters that lay elsewhere, or of rare sampling."""
 
 Captured = tuple[torch.cuda.CUDAGraph, torch.Tensor]
 
 
-class StepGraphs:
+class CudaGraphs:
     """Captures each shape of step at its second call; the first one, run plainly, warms it up.
 
     The step must read and write the same memory each time. A capture records and does not run; a

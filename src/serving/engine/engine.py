@@ -4,7 +4,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,16 +13,16 @@ from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
 from src.model.base_model import linear_shapes, load_base_model, training_dtype
 from src.model.shape import max_sequence_length
-from src.serving.engine.batch import Steps
+from src.serving.engine.batch import Batch
 from src.serving.engine.kv_budget import adapter_bytes_that_fit, num_slots_that_fit
-from src.serving.engine.model_runner import Forward, StaticForward
-from src.serving.engine.request import Event, Finished, Generation
+from src.serving.engine.model_runner import LlamaRunner, ModelRunner
+from src.serving.engine.request import Event, Finished, Sequence
 from src.serving.engine.scheduler import Scheduler
 from src.serving.engine.totals import Totals
 from src.serving.lora.weights import LoadedAdapter, load_adapter
-from src.serving.model.llama import Decoder, refusal
-from src.serving.model.transformers_model import TransformersForward
-from src.serving.sampling.params import SamplingSettings
+from src.serving.model.llama import LlamaModel, refusal
+from src.serving.model.transformers_model import TransformersRunner
+from src.serving.sampling.params import SamplingParams
 from src.serving.sampling.sampler import Sampler
 from src.weights.adapter.adapter import AdapterFile
 from src.weights.cache.cache_use import CacheUse
@@ -59,16 +59,16 @@ class Engine:
         self.totals = Totals()
         with torch.inference_mode():
             self._scheduler = self._build(max_slots, max_adapters, looks_ahead)
-        self._inbox: queue.SimpleQueue[Generation | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def _build(self, max_slots: int, max_adapters: int, looks_ahead: bool | None) -> Scheduler:
-        forward: Forward
+        forward: ModelRunner
         reason = refusal(self.model)
         if reason is None:
-            decoder = Decoder(self.model)
+            decoder = LlamaModel(self.model)
             if self.device.type == "cuda":
                 # Weights that became parts of wider ones have left gaps.
                 torch.cuda.empty_cache()
@@ -76,7 +76,7 @@ class Engine:
             self.num_slots = num_slots_that_fit(
                 decoder.bytes_per_token * (self.max_seq_len + 1), max_slots, self.device
             )
-            forward = StaticForward(
+            forward = LlamaRunner(
                 decoder,
                 num_slots=self.num_slots,
                 max_seq_len=self.max_seq_len,
@@ -86,7 +86,7 @@ class Engine:
         else:
             print(f"this base model runs in transformers, one row at a time: {reason}", flush=True)
             self.num_slots = max_slots
-            forward = TransformersForward(self.model)
+            forward = TransformersRunner(self.model)
         self._forward = forward
         sampler = Sampler(
             num_slots=self.num_slots,
@@ -94,7 +94,7 @@ class Engine:
             end_ids=self.tokenizer.end_ids,
             device=self.device,
         )
-        steps = Steps(
+        steps = Batch(
             forward,
             sampler,
             num_slots=self.num_slots,
@@ -118,7 +118,7 @@ class Engine:
         """Bring a checked adapter into memory."""
         return load_adapter(file, dtype=self.dtype, key=key)
 
-    def submit(self, request: Generation) -> None:
+    def submit(self, request: Sequence) -> None:
         """Take a request; what comes of it is delivered on the engine's thread.
 
         Raises UserError for a prompt that fills the context.
@@ -129,20 +129,20 @@ class Engine:
                 f"prompt: expected fewer than {self.max_seq_len:,} tokens, the base model's "
                 f"context; found {len(request.prompt_ids):,}"
             )
-        request.max_drawn = min(request.settings.max_new_tokens, room)
+        request.max_tokens = min(request.settings.max_new_tokens, room)
         if self._is_closed:
             raise RuntimeError("the engine is closed")
         self._inbox.put(request)
 
-    def cancel(self, request: Generation) -> None:
+    def cancel(self, request: Sequence) -> None:
         """End a request; its slot is free after the step that runs."""
         request.is_canceled = True
         self._inbox.put(None)
 
     def generate(
         self,
-        prompt_ids: Sequence[int],
-        settings: SamplingSettings,
+        prompt_ids: list[int],
+        settings: SamplingParams,
         *,
         adapter: LoadedAdapter | None,
     ) -> Iterator[int]:
@@ -152,7 +152,7 @@ class Engine:
         context.
         """
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        request = Generation(prompt_ids, settings, events.put, adapter=adapter)
+        request = Sequence(prompt_ids, settings, events.put, adapter=adapter)
         self.submit(request)
         try:
             while not isinstance(event := events.get(), Finished):
@@ -198,7 +198,7 @@ class Engine:
             while not self._is_closed:
                 self._take_new()
                 try:
-                    self._scheduler.turn()
+                    self._scheduler.step()
                 except Exception as error:
                     print(f"the engine failed: {error}", flush=True)
                     if "CUDA error" in str(error):

@@ -5,33 +5,33 @@ from typing import Any, Protocol
 
 import torch
 
-from src.serving.lora.batch import MixedAdapters, RowAdapters, SharedAdapter, others_of
-from src.serving.lora.slots import AdapterSlots
+from src.serving.lora.batch import LoraBatch, MixedAdapters, SharedAdapter, others_of
+from src.serving.lora.slots import LoraSlots
 from src.serving.lora.weights import LoadedAdapter
 from src.serving.model.attention import DecodeAttention, PrefillAttention
 from src.serving.model.kv_cache import KVCache
-from src.serving.model.llama import Decoder
+from src.serving.model.llama import LlamaModel
 from src.weights.cache.cache_use import CacheUse
 
 SMALLEST_BUCKET = 256
 
 
-class Forward(Protocol):
+class ModelRunner(Protocol):
     """What the engine needs of a base model."""
 
     is_static: bool
     """Whether a step is a fixed sequence of kernels, and slots can be copied."""
 
     def acquire(self, adapter: LoadedAdapter) -> int | None:
-        """Bring an adapter onto the device and return its place; None while there is no room."""
+        """Bring an adapter onto the device and return its slot; None while there is no room."""
         ...
 
-    def release(self, place: int) -> None:
-        """Say that one request needs the adapter at this place no more."""
+    def release(self, lora_slot: int) -> None:
+        """Say that one request needs the adapter at this lora_slot no more."""
         ...
 
     def prefill(
-        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, num_scores: int
+        self, slot: int, ids: Sequence[int], start: int, lora_slot: int | None, *, num_scores: int
     ) -> torch.Tensor | None:
         """Read tokens into a slot; return the scores after so many last ones (num, vocabulary).
 
@@ -39,7 +39,7 @@ class Forward(Protocol):
         """
         ...
 
-    def set_rows(self, places: Sequence[int | None], is_active: Sequence[bool]) -> None:
+    def set_rows(self, lora_slots: Sequence[int | None], is_active: Sequence[bool]) -> None:
         """Say which adapter each row has from now on."""
         ...
 
@@ -57,11 +57,11 @@ class Forward(Protocol):
         """Give the target slot what the source slot knows of its first tokens."""
         ...
 
-    def claim(self, slot: int, num_tokens: int) -> None:
+    def clear_tail(self, slot: int, num_tokens: int) -> None:
         """Say that a prompt of so many tokens is about to be read into a slot."""
         ...
 
-    def free(self, slot: int, num_tokens: int) -> None:
+    def mark_written(self, slot: int, num_tokens: int) -> None:
         """Say that a slot's request is over, which has written no more than so many tokens."""
         ...
 
@@ -70,14 +70,14 @@ class Forward(Protocol):
         ...
 
 
-class StaticForward:
+class LlamaRunner:
     """Our own forward pass over a static cache, with the adapters of many rows at once."""
 
     is_static = True
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: LlamaModel,
         *,
         num_slots: int,
         max_seq_len: int,
@@ -97,14 +97,14 @@ class StaticForward:
             device=self._device,
         )
         decoder.rotary.grow(max_seq_len + 1)
-        self._adapters = AdapterSlots(
+        self._adapters = LoraSlots(
             decoder.projections,
             num_slots=num_adapters,
             like=decoder.like,
             max_bytes=adapter_bytes,
         )
         self._first_places = torch.arange(num_slots, device=self._device) * (max_seq_len + 1)
-        self._row_adapters: RowAdapters | None = None
+        self._row_adapters: LoraBatch | None = None
         # What a captured step reads: the same memory whatever the rows are.
         self._shared = torch.zeros(1, dtype=torch.long, device=self._device)
         self._others = torch.ones(
@@ -113,10 +113,10 @@ class StaticForward:
         self._plan: tuple[Any, ...] = ()
         self.acquire, self.release = self._adapters.acquire, self._adapters.release
         self.copy, self.adapter_use = self._cache.copy, self._adapters.use
-        self.claim, self.free = self._cache.claim, self._cache.free
+        self.clear_tail, self.mark_written = self._cache.clear_tail, self._cache.mark_written
 
     def prefill(
-        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, num_scores: int
+        self, slot: int, ids: Sequence[int], start: int, lora_slot: int | None, *, num_scores: int
     ) -> torch.Tensor | None:
         """Read tokens into a slot; return the scores after so many last ones (num, vocabulary)."""
         stop = start + len(ids)
@@ -129,7 +129,7 @@ class StaticForward:
             windows=self._decoder.windows,
             device=self._device,
         )
-        adapters = None if place is None else SharedAdapter(self._adapters.stacks, place)
+        adapters = None if lora_slot is None else SharedAdapter(self._adapters.stacks, lora_slot)
         hidden = self._decoder.hidden(
             torch.tensor(ids, device=self._device),
             positions,
@@ -140,27 +140,27 @@ class StaticForward:
         )
         return self._decoder.logits(hidden[-num_scores:], adapters) if num_scores else None
 
-    def set_rows(self, places: Sequence[int | None], is_active: Sequence[bool]) -> None:
+    def set_rows(self, lora_slots: Sequence[int | None], is_active: Sequence[bool]) -> None:
         """Say which adapter each row has from now on."""
-        used = {place for place, is_on in zip(places, is_active, strict=True) if is_on}
+        used = {lora_slot for lora_slot, is_on in zip(lora_slots, is_active, strict=True) if is_on}
         stacks, is_gpu = self._adapters.stacks, self._device.type == "cuda"
         if used <= {None}:
             self._row_adapters, self._plan = None, ()
         elif len(used) == 1:
-            (place,) = used
-            assert place is not None
+            (lora_slot,) = used
+            assert lora_slot is not None
             if is_gpu:
-                self._shared.fill_(place)
-            self._row_adapters = SharedAdapter(stacks, self._shared if is_gpu else place)
+                self._shared.fill_(lora_slot)
+            self._row_adapters = SharedAdapter(stacks, self._shared if is_gpu else lora_slot)
             self._plan = ("shared", self._adapters.version)
         else:
             # As many adapter slots as there are adapters, rounded up: few graphs.
-            highest = max(place for place in used if place is not None) + 1
+            highest = max(lora_slot for lora_slot in used if lora_slot is not None) + 1
             width = highest if not is_gpu else min(1 << (highest - 1).bit_length(), 2**30)
             width = min(width, self._adapters.num_slots)
-            others = others_of(places, width, self._device)
+            others = others_of(lora_slots, width, self._device)
             if is_gpu:
-                others = self._others[: len(places), :width].copy_(others)
+                others = self._others[: len(lora_slots), :width].copy_(others)
             self._row_adapters = MixedAdapters(stacks, others)
             self._plan = ("mixed", width, self._adapters.version)
 

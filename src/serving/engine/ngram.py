@@ -9,7 +9,7 @@ FEWEST, MOST = 3, 15
 FIRST_CREDIT, MOST_CREDIT, CREDIT_A_STEP = 2.0, 8.0, 0.02
 
 
-class Lookahead:
+class NgramProposer:
     """Proposes the next tokens of one answer, as long as it gains more than it costs.
 
     A step that reads proposed tokens takes longer, and each of them that comes true saves one.

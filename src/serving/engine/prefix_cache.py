@@ -24,7 +24,7 @@ class Move:
     num_tokens: int
 
 
-class Prefixes:
+class PrefixCache:
     """What slots hold, by adapter and token ids: another adapter's tokens are never a match."""
 
     def __init__(self, num_slots: int, *, is_on: bool = True) -> None:

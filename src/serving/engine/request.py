@@ -1,15 +1,15 @@
 """A request to the engine, and what the engine says of it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
 
-from src.serving.engine.ngram import Lookahead
+from src.serving.engine.ngram import NgramProposer
 from src.serving.lora.weights import LoadedAdapter
-from src.serving.sampling.params import SamplingSettings
+from src.serving.sampling.params import SamplingParams
 
 FinishReason = Literal["end", "length", "canceled", "error"]
 
@@ -52,12 +52,12 @@ Event = Token | Finished
 
 
 @dataclass(eq=False)
-class Generation:
+class Sequence:
     """One answer that the engine is asked for; the engine alone changes it, but for `cancel`."""
 
-    prompt_ids: Sequence[int]
-    settings: SamplingSettings
-    deliver: Callable[[Event], None]
+    prompt_ids: list[int]
+    settings: SamplingParams
+    on_output: Callable[[Event], None]
     """Called on the engine's thread."""
     adapter: LoadedAdapter | None = None
     grammar: Grammar | None = None
@@ -72,30 +72,30 @@ class Generation:
     started_at: float | None = None
     first_token_at: float | None = None
     finished_at: float | None = None
-    num_reused: int = 0
+    num_cached_tokens: int = 0
     """Prompt tokens that were known already."""
     num_proposed: int = 0
     """Tokens read before they were drawn, because they had been foreseen."""
     num_accepted: int = 0
 
     slot: int = -1
-    place: int | None = None
-    num_read: int = 0
-    num_drawn: int = 0
+    lora_slot: int | None = None
+    num_computed_tokens: int = 0
+    num_output_tokens: int = 0
     num_stepped: int = 0
     """Tokens drawn on the device, of which the last may not have arrived."""
-    max_drawn: int = 0
+    max_tokens: int = 0
     ids: list[int] = field(default_factory=list)
-    lookahead: Lookahead | None = None
+    lookahead: NgramProposer | None = None
     is_done: bool = False
 
     @property
-    def is_reading(self) -> bool:
+    def is_prefilling(self) -> bool:
         """Whether a part of the prompt is still to be read."""
-        return self.num_drawn == 0
+        return self.num_output_tokens == 0
 
     @property
-    def is_foreseeable(self) -> bool:
+    def can_be_speculated(self) -> bool:
         """Whether its next tokens may be proposed before they are drawn."""
         return self.lookahead is not None and self.lookahead.is_hopeful
 

@@ -4,11 +4,11 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from src.serving.engine.batch import Drawn, Steps
-from src.serving.engine.model_runner import Forward
-from src.serving.engine.ngram import MOST, Lookahead
-from src.serving.engine.prefix_cache import Prefixes
-from src.serving.engine.request import Finished, FinishReason, Generation, Token
+from src.serving.engine.batch import Batch, StepOutput
+from src.serving.engine.model_runner import ModelRunner
+from src.serving.engine.ngram import MOST, NgramProposer
+from src.serving.engine.prefix_cache import PrefixCache
+from src.serving.engine.request import Finished, FinishReason, Sequence, Token
 from src.serving.engine.totals import Totals
 
 CHUNK_TOKENS, CHUNK_TOKENS_ALONE = 512, 4096
@@ -21,8 +21,8 @@ class Scheduler:
 
     def __init__(
         self,
-        forward: Forward,
-        steps: Steps,
+        forward: ModelRunner,
+        steps: Batch,
         totals: Totals,
         *,
         num_slots: int,
@@ -33,11 +33,11 @@ class Scheduler:
         self._forward, self._steps, self._totals = forward, steps, totals
         self._end_ids = frozenset(end_ids)
         self._can_overlap, self._looks_ahead = can_overlap, looks_ahead
-        self._waiting: deque[Generation] = deque()
-        self._reading: deque[Generation] = deque()
-        self._prefixes = Prefixes(num_slots, is_on=forward.is_static)
+        self._waiting: deque[Sequence] = deque()
+        self._prefilling: deque[Sequence] = deque()
+        self._prefixes = PrefixCache(num_slots, is_on=forward.is_static)
         self._num_slots, self._free = num_slots, set(range(num_slots))
-        self._in_flight: Drawn | None = None
+        self._in_flight: StepOutput | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -54,36 +54,36 @@ class Scheduler:
         """How many requests wait for a slot."""
         return len(self._waiting)
 
-    def add(self, request: Generation) -> None:
+    def add(self, request: Sequence) -> None:
         """Let a request wait for a slot."""
         self._waiting.append(request)
 
-    def turn(self) -> None:
+    def step(self) -> None:
         """Admit who has room, read a piece of a prompt, and make one step for all rows."""
         self._drop_canceled()
         self._admit()
-        self._read()
+        self._prefill()
         running = [row for row in self._steps.rows if row is not None]
         if running:
             drawn = self._run_ahead(running) or self._steps.run()
-            if self._can_overlap and not drawn.needs_host:
+            if self._can_overlap and not drawn.needs_sync:
                 # The tokens of the step before are handed out while this one runs.
                 drawn, self._in_flight = self._in_flight, drawn
             else:
-                self._hand_out(self._in_flight)
+                self._process_outputs(self._in_flight)
                 self._in_flight = None
-            self._hand_out(drawn)
+            self._process_outputs(drawn)
         else:
-            self._hand_out(self._in_flight)
+            self._process_outputs(self._in_flight)
             self._in_flight = None
 
-    def _run_ahead(self, running: list[Generation]) -> Drawn | None:
+    def _run_ahead(self, running: list[Sequence]) -> StepOutput | None:
         """Step over several tokens of a request that runs alone, where they can be foreseen."""
         request = running[0]
         # In company, and in a step that is under way, the device has enough to do.
         if len(running) > 1 or request.lookahead is None or self._in_flight is not None:
             return None
-        room = request.max_drawn - request.num_drawn - 1
+        room = request.max_tokens - request.num_output_tokens - 1
         proposed = request.lookahead.propose(request.ids, room)
         if not proposed:
             return None
@@ -99,27 +99,27 @@ class Scheduler:
         """End every request that is known."""
         self._in_flight = None
         rows = [row for row in self._steps.rows if row is not None]
-        for request in [*self._waiting, *self._reading, *rows]:
+        for request in [*self._waiting, *self._prefilling, *rows]:
             try:
                 self._finish(request, "error", error)
             except Exception as failure:
                 print(f"a slot is lost: {failure}", flush=True)
         self._waiting.clear()
-        self._reading.clear()
+        self._prefilling.clear()
 
     def _drop_canceled(self) -> None:
-        everyone = [*self._waiting, *self._reading, *self._steps.rows]
+        everyone = [*self._waiting, *self._prefilling, *self._steps.rows]
         canceled = [r for r in everyone if r is not None and r.is_canceled and not r.is_done]
         for request in canceled:
             self._finish(request, "canceled")
         if canceled:
             self._waiting = deque(r for r in self._waiting if not r.is_done)
-            self._reading = deque(r for r in self._reading if not r.is_done)
+            self._prefilling = deque(r for r in self._prefilling if not r.is_done)
 
     def _admit(self) -> None:
         if not (self._waiting and self._free):
             return
-        overtaken: list[Generation] = []
+        overtaken: list[Sequence] = []
         while self._waiting and self._free:
             request = self._waiting.popleft()
             try:
@@ -133,10 +133,10 @@ class Scheduler:
                     break
         self._waiting.extendleft(reversed(overtaken))
 
-    def _start(self, request: Generation) -> bool:
+    def _start(self, request: Sequence) -> bool:
         if request.adapter is not None:
-            request.place = self._forward.acquire(request.adapter)
-            if request.place is None:
+            request.lora_slot = self._forward.acquire(request.adapter)
+            if request.lora_slot is None:
                 return False
         # The lowest slot: a step computes all rows up to the highest one in use.
         slot = min(self._free)
@@ -146,38 +146,38 @@ class Scheduler:
         self._free.remove(slot)
         for move in moves:
             self._forward.copy(move.source, move.target, move.num_tokens)
-        request.num_read = request.num_reused = num_known
-        self._totals.num_reused += num_known
-        self._forward.claim(slot, len(request.prompt_ids))
+        request.num_computed_tokens = request.num_cached_tokens = num_known
+        self._totals.num_cached_tokens += num_known
+        self._forward.clear_tail(slot, len(request.prompt_ids))
         request.started_at = time.monotonic()
         if self._looks_ahead and request.grammar is None:
-            request.lookahead = Lookahead(request.prompt_ids)
-        self._reading.append(request)
+            request.lookahead = NgramProposer(request.prompt_ids)
+        self._prefilling.append(request)
         return True
 
-    def _read(self) -> None:
+    def _prefill(self) -> None:
         """Read up to one chunk in all, a short one where running answers would stall."""
         is_alone = not any(row is not None for row in self._steps.rows)
         room = CHUNK_TOKENS_ALONE if is_alone else CHUNK_TOKENS
-        while self._reading and room > 0:
-            request = self._reading[0]
+        while self._prefilling and room > 0:
+            request = self._prefilling[0]
             try:
-                room -= self._read_piece(request, room)
+                room -= self._prefill_chunk(request, room)
             except Exception as error:
                 self._finish(request, "error", error)
-            if request.is_done or not request.is_reading:
-                self._reading.popleft()
+            if request.is_done or not request.is_prefilling:
+                self._prefilling.popleft()
 
-    def _read_piece(self, request: Generation, room: int) -> int:
-        start = request.num_read
+    def _prefill_chunk(self, request: Sequence, room: int) -> int:
+        start = request.num_computed_tokens
         ids = request.prompt_ids[start : start + room]
-        request.num_read += len(ids)
-        is_last = request.num_read == len(request.prompt_ids)
+        request.num_computed_tokens += len(ids)
+        is_last = request.num_computed_tokens == len(request.prompt_ids)
         logits = self._forward.prefill(
-            request.slot, ids, start, request.place, num_scores=int(is_last)
+            request.slot, ids, start, request.lora_slot, num_scores=int(is_last)
         )
         self._prefixes.append(request.slot, ids)
-        self._totals.num_read += len(ids)
+        self._totals.num_computed_tokens += len(ids)
         if logits is not None:
             # Not before: steps of others, in which this slot has been an idle row, draw for it too.
             self._steps.sampler.set(
@@ -191,7 +191,7 @@ class Scheduler:
             self._take(request, drawn, 0, drawn.ids()[0])
         return len(ids)
 
-    def _hand_out(self, drawn: Drawn | None) -> None:
+    def _process_outputs(self, drawn: StepOutput | None) -> None:
         if drawn is None:
             return
         for row, (request, token) in enumerate(zip(drawn.rows, drawn.ids(), strict=True)):
@@ -204,28 +204,28 @@ class Scheduler:
             except Exception as error:
                 self._finish(request, "error", error)
 
-    def _take(self, request: Generation, drawn: Drawn, row: int, token: int) -> None:
+    def _take(self, request: Sequence, drawn: StepOutput, row: int, token: int) -> None:
         """Hand a token to its request, and see whether it was the last."""
-        request.num_drawn += 1
-        self._totals.count_drawn()
+        request.num_output_tokens += 1
+        self._totals.count_output_token()
         request.ids.append(token)
         if request.first_token_at is None:
             request.first_token_at = time.monotonic()
-        request.deliver(Token(token, drawn.scores(row, token)))
+        request.on_output(Token(token, drawn.scores(row, token)))
         if token in self._end_ids and not request.ignores_end:
             self._finish(request, "end")
-        elif request.num_drawn >= request.max_drawn:
+        elif request.num_output_tokens >= request.max_tokens:
             self._finish(request, "length")
         elif request.grammar is not None:
             request.grammar.push(token)
             self._fill_grammar(request)
 
-    def _fill_grammar(self, request: Generation) -> None:
+    def _fill_grammar(self, request: Sequence) -> None:
         if request.grammar is not None:
             request.grammar.fill(self._steps.sampler.allowed[request.slot])
 
     def _finish(
-        self, request: Generation, reason: FinishReason, error: Exception | None = None
+        self, request: Sequence, reason: FinishReason, error: Exception | None = None
     ) -> None:
         if request.is_done:
             return
@@ -235,16 +235,16 @@ class Scheduler:
             self._let_go(request, is_whole=error is None)
         finally:
             try:
-                request.deliver(Finished(reason, error))
+                request.on_output(Finished(reason, error))
             except Exception as lost:
                 print(f"nobody takes the end of a request: {lost}", flush=True)
 
-    def _let_go(self, request: Generation, *, is_whole: bool) -> None:
+    def _let_go(self, request: Sequence, *, is_whole: bool) -> None:
         if request.slot >= 0:
             self._steps.stop(request.slot)
-            self._forward.free(request.slot, request.length + MOST)
+            self._forward.mark_written(request.slot, request.length + MOST)
             self._free.add(request.slot)
             if not is_whole:
                 self._prefixes.forget(request.slot)
-        if request.place is not None:
-            self._forward.release(request.place)
+        if request.lora_slot is not None:
+            self._forward.release(request.lora_slot)

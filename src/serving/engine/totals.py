@@ -15,13 +15,13 @@ class Totals:
     def restart(self) -> None:
         """Forget what was done to warm up."""
         self.started_at = time.monotonic()
-        self.num_read = self.num_reused = self.num_drawn = 0
+        self.num_computed_tokens = self.num_cached_tokens = self.num_output_tokens = 0
         self.num_proposed = self.num_accepted = 0
         self._drawn_in_second: deque[tuple[int, int]] = deque(maxlen=WINDOW_SECONDS)
 
-    def count_drawn(self) -> None:
+    def count_output_token(self) -> None:
         """Count a token of an answer."""
-        self.num_drawn += 1
+        self.num_output_tokens += 1
         second, recent = int(time.monotonic()), self._drawn_in_second
         if recent and recent[-1][0] == second:
             recent[-1] = (second, recent[-1][1] + 1)
@@ -31,7 +31,7 @@ class Totals:
     def tokens_per_second(self) -> float:
         """Return how many tokens of all answers were drawn in each second of the last minute."""
         now = time.monotonic()
-        num_drawn = sum(
+        num_output_tokens = sum(
             num for second, num in self._drawn_in_second.copy() if second > now - WINDOW_SECONDS
         )
-        return num_drawn / max(min(now - self.started_at, WINDOW_SECONDS), 1e-3)
+        return num_output_tokens / max(min(now - self.started_at, WINDOW_SECONDS), 1e-3)

@@ -5,10 +5,10 @@ from typing import Protocol
 
 import torch
 
-from src.serving.lora.stacked import LoraStack
+from src.serving.lora.stacked import StackedLora
 
 
-class RowAdapters(Protocol):
+class LoraBatch(Protocol):
     """The adapters of the rows of one forward pass."""
 
     def add_(self, output: torch.Tensor, group: int, x: torch.Tensor) -> None:
@@ -18,7 +18,7 @@ class RowAdapters(Protocol):
 class SharedAdapter:
     """One adapter for all rows; its slot may be a tensor, so that a CUDA graph reads it anew."""
 
-    def __init__(self, stacks: Sequence[LoraStack | None], slot: int | torch.Tensor) -> None:
+    def __init__(self, stacks: Sequence[StackedLora | None], slot: int | torch.Tensor) -> None:
         self._stacks, self._slot = stacks, slot
 
     def add_(self, output: torch.Tensor, group: int, x: torch.Tensor) -> None:
@@ -31,7 +31,7 @@ class SharedAdapter:
 class MixedAdapters:
     """Each row with its own adapter, or with none; is_other (rows, slots, 1) says which is not."""
 
-    def __init__(self, stacks: Sequence[LoraStack | None], is_other: torch.Tensor) -> None:
+    def __init__(self, stacks: Sequence[StackedLora | None], is_other: torch.Tensor) -> None:
         self._stacks, self._is_other = stacks, is_other
 
     def add_(self, output: torch.Tensor, group: int, x: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from src.errors import UserError
-from src.serving.lora.stacked import LoraStack
+from src.serving.lora.stacked import StackedLora
 from src.serving.lora.weights import LoadedAdapter
 from src.serving.model.projections import Projection
 from src.weights.cache.cache_use import CacheUse
@@ -17,7 +17,7 @@ WIDE_RANK, WIDE_RATIO = 64, 4
 over this rank and the others need less than so many times its width."""
 
 
-class AdapterSlots:
+class LoraSlots:
     """Copies adapters into slots beside the base model, whose weights are never written to."""
 
     def __init__(
@@ -32,7 +32,7 @@ class AdapterSlots:
         self._max_bytes = max_bytes
         self.version = 0
         """Another number means that the tensors lie elsewhere now."""
-        self.stacks: list[LoraStack | None] = [None] * len(projections)
+        self.stacks: list[StackedLora | None] = [None] * len(projections)
         self._projections = projections
         self._like = like
         self._rank = SMALLEST_RANK
@@ -59,9 +59,9 @@ class AdapterSlots:
         self._num_users[slot] += 1
         return slot
 
-    def release(self, place: int) -> None:
+    def release(self, lora_slot: int) -> None:
         """Say that one of the users of a slot needs it no more."""
-        self._num_users[place] -= 1
+        self._num_users[lora_slot] -= 1
 
     @property
     def num_bytes(self) -> int:
@@ -93,7 +93,7 @@ class AdapterSlots:
         for key in wide:
             del self._slot_of_key[key], self._rank_of_key[key]
         rank = _width(max([SMALLEST_RANK, *self._rank_of_key.values()]))
-        stacks: list[LoraStack | None] = []
+        stacks: list[StackedLora | None] = []
         for projection, old in zip(self._projections, self.stacks, strict=True):
             if old is not None:
                 new = self._new_stack(projection, rank)
@@ -142,8 +142,8 @@ class AdapterSlots:
                 f"which takes {num_bytes / 1e9:.1f} GB"
             )
 
-    def _new_stack(self, projection: Projection, rank: int) -> LoraStack:
-        return LoraStack(
+    def _new_stack(self, projection: Projection, rank: int) -> StackedLora:
+        return StackedLora(
             names=projection.names,
             in_features=projection.in_features,
             out_features=projection.out_features,

@@ -7,7 +7,7 @@ import torch
 from src.serving.lora.weights import LoadedModule
 
 
-class LoraStack:
+class StackedLora:
     """Slot after slot, and in a slot one block of `rank` rows for each fused layer.
 
     B is block-diagonal within a slot: a layer's block reaches that layer's outputs alone.
@@ -50,7 +50,7 @@ class LoraStack:
                 self.b[first : first + rank, begin:end].copy_(module.lora_B.t())
             begin = end
 
-    def take(self, other: "LoraStack") -> None:
+    def take(self, other: "StackedLora") -> None:
         """Copy what a stack of another rank holds, as far as there is room."""
         for mine, theirs in ((self.a, other.a), (self.b, other.b)):
             width = mine.shape[1]

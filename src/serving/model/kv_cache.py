@@ -37,9 +37,9 @@ class KVCache:
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Give the target slot the first tokens of the source slot."""
         self._data[:, target, :num_tokens] = self._data[:, source, :num_tokens]
-        self.free(target, num_tokens)
+        self.mark_written(target, num_tokens)
 
-    def claim(self, slot: int, num_tokens: int) -> None:
+    def clear_tail(self, slot: int, num_tokens: int) -> None:
         """Clear what lies in a slot behind the prompt that is about to be read into it.
 
         What a row does not see yet is multiplied with zero, which does not make a number of what is
@@ -48,6 +48,6 @@ class KVCache:
         self._data[:, slot, num_tokens : self._num_written[slot]] = 0
         self._num_written[slot] = num_tokens
 
-    def free(self, slot: int, num_tokens: int) -> None:
+    def mark_written(self, slot: int, num_tokens: int) -> None:
         """Say that no more than so many tokens were written to a slot."""
         self._num_written[slot] = max(self._num_written[slot], num_tokens)

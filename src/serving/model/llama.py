@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.functional import embedding, silu
 
-from src.serving.lora.batch import RowAdapters
+from src.serving.lora.batch import LoraBatch
 from src.serving.model.kv_cache import KVCache
 from src.serving.model.norm import RMSNorm
 from src.serving.model.projections import Projection
@@ -48,7 +48,7 @@ class _Buffers:
     gate_and_up: tuple[torch.Tensor, ...] | None = None
 
 
-class Decoder:
+class LlamaModel:
     """Runs on the weights of a loaded model; `refusal` tells which models it knows."""
 
     def __init__(self, model: Any) -> None:
@@ -99,7 +99,7 @@ class Decoder:
         cache: KVCache,
         places: torch.Tensor,  # (tokens,) where in the flat cache they belong
         attention: Attention,
-        adapters: RowAdapters | None,
+        adapters: LoraBatch | None,
     ) -> torch.Tensor:
         """Read tokens into the cache and return their last hidden states (tokens, hidden)."""
         x = embedding(ids, self._embedding)
@@ -130,7 +130,7 @@ class Decoder:
             group += 4
         return x
 
-    def logits(self, hidden: torch.Tensor, adapters: RowAdapters | None) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, adapters: LoraBatch | None) -> torch.Tensor:
         """Return the scores of the next token (rows, vocabulary)."""
         h = self._norm(hidden)
         logits = self._head(h)

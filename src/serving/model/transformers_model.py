@@ -14,7 +14,7 @@ from src.serving.lora.weights import LoadedAdapter, LoadedModule
 from src.weights.cache.cache_use import CacheUse
 
 
-class TransformersForward:
+class TransformersRunner:
     """Adapters are added to a layer's output by hooks; a slot's cache is transformers' own."""
 
     is_static = False
@@ -27,50 +27,50 @@ class TransformersForward:
         self._adapters: dict[int, LoadedAdapter] = {}
         self._num_users: Counter[int] = Counter()
         self._num_hits = self._num_copied = 0
-        self._places: Sequence[int | None] = ()
+        self._lora_slots: Sequence[int | None] = ()
         self._is_active: Sequence[bool] = ()
         self._active: dict[str, LoadedModule] = {}
         for name, module in linear_modules(model).items():
             module.register_forward_hook(self._hook(name))
 
     def acquire(self, adapter: LoadedAdapter) -> int | None:
-        """Bring an adapter onto the device and return its place."""
+        """Bring an adapter onto the device and return its lora_slot."""
         known = (n for n, other in self._adapters.items() if other.key == adapter.key)
-        if (place := next(known, None)) is None:
-            place = self._copy_adapter(adapter)
+        if (lora_slot := next(known, None)) is None:
+            lora_slot = self._copy_adapter(adapter)
         else:
             self._num_hits += 1
-        self._num_users[place] += 1
-        return place
+        self._num_users[lora_slot] += 1
+        return lora_slot
 
     def _copy_adapter(self, adapter: LoadedAdapter) -> int:
-        place = max(self._adapters, default=-1) + 1
+        lora_slot = max(self._adapters, default=-1) + 1
         modules = {
             name: LoadedModule(module.lora_A.to(self._device), module.lora_B.to(self._device))
             for name, module in adapter.modules.items()
         }
         self._num_copied += 1
-        self._adapters[place] = LoadedAdapter(adapter.key, modules)
-        return place
+        self._adapters[lora_slot] = LoadedAdapter(adapter.key, modules)
+        return lora_slot
 
-    def release(self, place: int) -> None:
+    def release(self, lora_slot: int) -> None:
         """Let go of an adapter."""
-        self._num_users[place] -= 1
-        if not self._num_users[place]:
-            del self._adapters[place]
+        self._num_users[lora_slot] -= 1
+        if not self._num_users[lora_slot]:
+            del self._adapters[lora_slot]
 
     def prefill(
-        self, slot: int, ids: Sequence[int], start: int, place: int | None, *, num_scores: int
+        self, slot: int, ids: Sequence[int], start: int, lora_slot: int | None, *, num_scores: int
     ) -> torch.Tensor | None:
         """Read tokens into a slot; return the scores after the last one (1, vocabulary)."""
         if start == 0:
             self._caches[slot] = DynamicCache(config=self._model.config)
-        logits = self._logits(slot, torch.tensor([list(ids)], device=self._device), place)
+        logits = self._logits(slot, torch.tensor([list(ids)], device=self._device), lora_slot)
         return logits if num_scores else None
 
-    def set_rows(self, places: Sequence[int | None], is_active: Sequence[bool]) -> None:
+    def set_rows(self, lora_slots: Sequence[int | None], is_active: Sequence[bool]) -> None:
         """Say which adapter each row has from now on."""
-        self._places, self._is_active = places, is_active
+        self._lora_slots, self._is_active = lora_slots, is_active
 
     def plan(self, lengths: Sequence[int]) -> tuple[Any, ...]:
         """Return what decides the shapes of the next step."""
@@ -81,19 +81,21 @@ class TransformersForward:
     ) -> torch.Tensor:
         """Read one token in each row and return the next scores (rows, vocabulary)."""
         logits = torch.zeros((len(tokens), self._model.config.vocab_size), device=self._device)
-        for slot, (place, is_active) in enumerate(zip(self._places, self._is_active, strict=True)):
+        for slot, (lora_slot, is_active) in enumerate(
+            zip(self._lora_slots, self._is_active, strict=True)
+        ):
             if is_active:
-                logits[slot] = self._logits(slot, tokens[slot].view(1, 1), place)[0]
+                logits[slot] = self._logits(slot, tokens[slot].view(1, 1), lora_slot)[0]
         return logits
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Give the target slot what the source slot knows of its first tokens."""
         raise RuntimeError("what transformers keeps of a slot is not copied to another one")
 
-    def claim(self, slot: int, num_tokens: int) -> None:
+    def clear_tail(self, slot: int, num_tokens: int) -> None:
         """Do nothing: each request has a cache of its own."""
 
-    def free(self, slot: int, num_tokens: int) -> None:
+    def mark_written(self, slot: int, num_tokens: int) -> None:
         """Let go of a slot's cache."""
         self._caches.pop(slot, None)
 
@@ -103,8 +105,8 @@ class TransformersForward:
         num_bytes = sum(adapter.num_bytes for adapter in adapters)
         return CacheUse(len(adapters), num_bytes, hits=self._num_hits, misses=self._num_copied)
 
-    def _logits(self, slot: int, ids: torch.Tensor, place: int | None) -> torch.Tensor:
-        self._active = {} if place is None else dict(self._adapters[place].modules)
+    def _logits(self, slot: int, ids: torch.Tensor, lora_slot: int | None) -> torch.Tensor:
+        self._active = {} if lora_slot is None else dict(self._adapters[lora_slot].modules)
         try:
             output = self._model(
                 ids, past_key_values=self._caches[slot], use_cache=True, logits_to_keep=1

@@ -2,13 +2,13 @@
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from src.serving.engine.engine import Engine
-from src.serving.engine.request import Event, Generation, Grammar
+from src.serving.engine.request import Event, Grammar, Sequence
 from src.serving.inputs import RequestInputs
 from src.serving.lora.host_cache import Adapter
 from src.serving.output.answer import Answer, Output
@@ -25,12 +25,13 @@ class Prediction:
         prompt_ids: list[int],
         *,
         prefix: str,
-        grammars: Sequence[Grammar] | None,
+        grammars: Iterable[Grammar] | None,
         received_at: float,
     ) -> None:
         self.inputs, self.adapter = inputs, adapter
         self._engine, self._prompt_ids = engine, prompt_ids
-        self._grammars, self._received_at = grammars, received_at
+        self._received_at = received_at
+        self._grammars = None if grammars is None else list(grammars)
         self._answers = [
             Answer(
                 engine.tokenizer,
@@ -42,22 +43,22 @@ class Prediction:
             for _ in range(inputs.num_outputs)
         ]
         self._output = Output(self._answers)
-        self._generations: list[Generation] = []
+        self._sequences: list[Sequence] = []
 
-    def submit(self, deliver: Callable[[int, Event], Any]) -> None:
+    def submit(self, on_output: Callable[[int, Event], Any]) -> None:
         """Ask the engine; raises UserError for a prompt that fills the context."""
         settings = self.inputs.settings
         for number in range(self.inputs.num_outputs):
-            generation = Generation(
+            sequence = Sequence(
                 self._prompt_ids,
                 replace(settings, seed=settings.seed + number),
-                partial(deliver, number),
+                partial(on_output, number),
                 adapter=self.adapter.loaded,
                 grammar=None if self._grammars is None else self._grammars[number],
                 num_logprobs=self.inputs.num_logprobs,
             )
-            self._engine.submit(generation)
-            self._generations.append(generation)
+            self._engine.submit(sequence)
+            self._sequences.append(sequence)
 
     @property
     def is_over(self) -> bool:
@@ -68,27 +69,29 @@ class Prediction:
         """Return the text to show after an event; raises the error of a failed answer."""
         text = self._output.push(number, event)
         if self._answers[number].is_over:
-            self._engine.cancel(self._generations[number])
+            self._engine.cancel(self._sequences[number])
         return text
 
     def cancel(self) -> None:
         """Let the engine go on without this request."""
-        for generation in self._generations:
-            self._engine.cancel(generation)
+        for sequence in self._sequences:
+            self._engine.cancel(sequence)
 
     def metrics(self) -> dict[str, Any]:
         """Return what is told of the request."""
         now = time.monotonic()
         seconds = now - self._received_at
         num_tokens = sum(answer.num_tokens for answer in self._answers)
-        started = [g.started_at for g in self._generations if g.started_at is not None]
-        first = [g.first_token_at for g in self._generations if g.first_token_at is not None]
+        started = [s.started_at for s in self._sequences if s.started_at is not None]
+        first = [s.first_token_at for s in self._sequences if s.first_token_at is not None]
         metrics = {
             "input_token_count": len(self._prompt_ids),
-            "cached_input_token_count": max((g.num_reused for g in self._generations), default=0),
+            "cached_input_token_count": max(
+                (s.num_cached_tokens for s in self._sequences), default=0
+            ),
             "output_token_count": num_tokens,
-            "proposed_token_count": sum(g.num_proposed for g in self._generations),
-            "accepted_token_count": sum(g.num_accepted for g in self._generations),
+            "proposed_token_count": sum(s.num_proposed for s in self._sequences),
+            "accepted_token_count": sum(s.num_accepted for s in self._sequences),
             "queue_seconds": round(min(started, default=now) - self._received_at, 4),
             "time_to_first_token": round(min(first, default=now) - self._received_at, 4),
             "tokens_per_second": round(num_tokens / max(seconds, 1e-9), 2),

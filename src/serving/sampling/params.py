@@ -8,7 +8,7 @@ GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
+class SamplingParams:
     """How one request wants its tokens drawn."""
 
     max_new_tokens: int = 128

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from src.serving.sampling.noise import Noise, noise_key
-from src.serving.sampling.params import SamplingSettings
+from src.serving.sampling.params import SamplingParams
 
 MIN_PENALTY = 1e-2
 
@@ -36,12 +36,12 @@ class Sampler:
     def set(
         self,
         slot: int,
-        settings: SamplingSettings,
+        settings: SamplingParams,
         *,
         prompt_ids: Sequence[int],
         has_grammar: bool = False,
     ) -> None:
-        """Draw the tokens of this slot by the wishes of a new request."""
+        """Draw the tokens of this slot by the sampling of a new request."""
         features = set()
         if settings.repetition_penalty != 1:
             features.add("penalty")
@@ -71,7 +71,7 @@ class Sampler:
         self._features[slot] = frozenset(features)
 
     def clear(self, slot: int) -> None:
-        """Forget the wishes of a request that is done."""
+        """Forget the sampling of a request that is done."""
         self._features[slot] = frozenset()
 
     def features(self, rows: slice) -> frozenset[str]:
@@ -110,7 +110,7 @@ class Sampler:
             for row, token in enumerate(proposed):
                 seen[row + 1 :, token] = True
         drawn = self._best(logits, positions, rows, features, seen).tolist()
-        drawn = drawn[: num_standing(proposed, drawn) + 1]
+        drawn = drawn[: num_accepted(proposed, drawn) + 1]
         if "penalty" in features:
             self._seen[slot, torch.tensor(drawn, device=self._device)] = True
         return drawn
@@ -146,7 +146,7 @@ class Sampler:
         return scores.argmax(-1)
 
 
-def num_standing(proposed: Sequence[int], drawn: Sequence[int]) -> int:
+def num_accepted(proposed: Sequence[int], drawn: Sequence[int]) -> int:
     """Return how many first tokens of a proposal are those that were drawn."""
     pairs = zip(proposed, drawn, strict=False)
     return next((number for number, (a, b) in enumerate(pairs) if a != b), len(proposed))

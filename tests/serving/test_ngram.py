@@ -4,22 +4,21 @@ import itertools
 import json
 import queue
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 import src.serving.sampling.sampler
 from src.serving.engine.engine import Engine
-from src.serving.engine.ngram import FIRST_CREDIT, MOST, Lookahead
+from src.serving.engine.ngram import FIRST_CREDIT, MOST, NgramProposer
 from src.serving.engine.prefix_cache import SHORTEST
-from src.serving.engine.request import Event, Finished, Generation, Token
+from src.serving.engine.request import Event, Finished, Sequence, Token
 from src.serving.predictor import TextPredictor
-from src.serving.sampling.params import SamplingSettings
+from src.serving.sampling.params import SamplingParams
 from tests.serving.request import REQUEST
 
-GREEDY = SamplingSettings(max_new_tokens=48, temperature=0, repetition_penalty=1.0)
-WISHES = {
+GREEDY = SamplingParams(max_new_tokens=48, temperature=0, repetition_penalty=1.0)
+SAMPLING = {
     "greedy": GREEDY,
     "penalty": replace(GREEDY, repetition_penalty=1.02),
     "seeds": replace(GREEDY, temperature=0.05, top_p=0.9, top_k=30, seed=5),
@@ -28,10 +27,10 @@ WISHES = {
 
 
 def start(
-    engine: Engine, ids: Sequence[int], settings: SamplingSettings = GREEDY, **options
-) -> tuple[Generation, "queue.SimpleQueue[Event]"]:
+    engine: Engine, ids: list[int], settings: SamplingParams = GREEDY, **options
+) -> tuple[Sequence, "queue.SimpleQueue[Event]"]:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    request = Generation(list(ids), settings, events.put, **options)
+    request = Sequence(list(ids), settings, events.put, **options)
     engine.submit(request)
     return request, events
 
@@ -74,15 +73,15 @@ def prompts_that_repeat(num: int, vocab_size: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("is_overlapping", [False, True])
-@pytest.mark.parametrize("wish", WISHES)
+@pytest.mark.parametrize("wish", SAMPLING)
 def test_tokens_are_those_of_single_steps(engine, loaded, monkeypatch, wish, is_overlapping):
     monkeypatch.setattr(engine._scheduler, "_can_overlap", is_overlapping)
     prompts = prompts_that_repeat(16, engine.vocab_size)
     num_accepted = 0
     for prompt, name in zip(prompts, itertools.cycle([None, *loaded]), strict=False):
         adapter = None if name is None else loaded[name]
-        expected = stepwise(engine, prompt, WISHES[wish], adapter=adapter)
-        request, events = start(engine, prompt, WISHES[wish], adapter=adapter)
+        expected = stepwise(engine, prompt, SAMPLING[wish], adapter=adapter)
+        request, events = start(engine, prompt, SAMPLING[wish], adapter=adapter)
         assert read(events) == expected, (name, len(prompt))
         assert request.num_accepted <= request.num_proposed
         num_accepted += request.num_accepted
@@ -90,13 +89,13 @@ def test_tokens_are_those_of_single_steps(engine, loaded, monkeypatch, wish, is_
 
 
 def test_a_proposal_that_is_not_checked_is_noticed(engine, monkeypatch):
-    def all_stand(proposed: Sequence[int], drawn: Sequence[int]) -> int:
+    def all_stand(proposed: list[int], drawn: list[int]) -> int:
         drawn[: len(proposed)] = proposed
         return len(proposed)
 
     prompts = prompts_that_repeat(12, engine.vocab_size)
     expected = [stepwise(engine, prompt) for prompt in prompts]
-    monkeypatch.setattr(src.serving.sampling.sampler, "num_standing", all_stand)
+    monkeypatch.setattr(src.serving.sampling.sampler, "num_accepted", all_stand)
     assert [answer(engine, prompt) for prompt in prompts] != expected
 
 
@@ -139,7 +138,7 @@ def test_what_was_foreseen_wrongly_is_not_taken_for_known(engine, loaded):
         second, events = start(engine, longer, adapter=adapter)
         found = read(events)
         num_held = len(prompt) + len(said) - 1
-        assert second.num_reused == (num_held if num_held >= SHORTEST else 0)
+        assert second.num_cached_tokens == (num_held if num_held >= SHORTEST else 0)
         # Another adapter of the same content reads everything anew.
         stranger = replace(adapter, key=f"stranger-{number}")
         assert found == stepwise(engine, longer, adapter=stranger)
@@ -182,12 +181,12 @@ def test_a_stop_sequence_among_foreseen_tokens_ends_the_text(base_dir, monkeypat
 
 
 def test_text_that_repeats_nothing_is_not_read_ahead():
-    lookahead = Lookahead(range(100))
+    lookahead = NgramProposer(range(100))
     assert not any(lookahead.propose(range(100, 100 + n), 50) for n in range(1, 200))
 
 
 def test_proposals_grow_while_they_stand():
-    lookahead, said, sizes = Lookahead([1, 2, 3, 4, 5]), [1, 2], []
+    lookahead, said, sizes = NgramProposer([1, 2, 3, 4, 5]), [1, 2], []
     for _ in range(4):
         proposed = lookahead.propose(said, 50)
         said += proposed
@@ -199,7 +198,7 @@ def test_proposals_grow_while_they_stand():
 
 def test_proposals_that_never_stand_cost_little():
     rng = random.Random(0)
-    lookahead, said, num_wrong = Lookahead([1, 2] * 20), [], 0
+    lookahead, said, num_wrong = NgramProposer([1, 2] * 20), [], 0
     for _ in range(1000):
         proposed = lookahead.propose(said, 50)
         said.append(rng.choice([1, 2]))

@@ -1,13 +1,12 @@
 """Whoever else is served: an answer is the one that the base model and its adapter give alone.
 
-COMPANY_REQUESTS, SOAK_REQUESTS and ADAPTER_LOADS make the long runs longer.
+BATCH_REQUESTS, SOAK_REQUESTS and ADAPTER_LOADS make the long runs longer.
 """
 
 import itertools
 import os
 import queue
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,27 +27,27 @@ import src.serving.engine.model_runner
 import src.serving.engine.scheduler
 from src.errors import UserError
 from src.serving.engine.engine import Engine
-from src.serving.engine.request import Event, Finished, Generation, Token
+from src.serving.engine.request import Event, Finished, Sequence, Token
 from src.serving.lora.weights import LoadedAdapter
-from src.serving.sampling.params import SamplingSettings
+from src.serving.sampling.params import SamplingParams
 
-GREEDY = SamplingSettings(max_new_tokens=64, temperature=0, repetition_penalty=1.0, top_p=1.0)
-NUM_COMPANY = int(os.environ.get("COMPANY_REQUESTS", "200"))
+GREEDY = SamplingParams(max_new_tokens=64, temperature=0, repetition_penalty=1.0, top_p=1.0)
+NUM_BATCH = int(os.environ.get("BATCH_REQUESTS", "200"))
 NUM_SOAK = int(os.environ.get("SOAK_REQUESTS", "400"))
 NUM_LOADS = int(os.environ.get("ADAPTER_LOADS", "200"))
 
 
-class Reader:
+class Client:
     """Somebody who asks and reads to the end."""
 
     def __init__(
-        self, engine: Engine, ids: Sequence[int], settings: SamplingSettings = GREEDY, **options
+        self, engine: Engine, ids: list[int], settings: SamplingParams = GREEDY, **options
     ) -> None:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.ids: list[int] = []
         self.engine = engine
-        self.generation = Generation(list(ids), settings, self.events.put, **options)
-        engine.submit(self.generation)
+        self.sequence = Sequence(list(ids), settings, self.events.put, **options)
+        engine.submit(self.sequence)
 
     def read(self, most: int | None = None) -> list[int]:
         while most is None or len(self.ids) < most:
@@ -80,7 +79,7 @@ class Reference:
             self.model.load_adapter(adapters[name], adapter_name=name)
 
     @torch.inference_mode()
-    def logits(self, adapter: str | None, ids: Sequence[int]) -> torch.Tensor:
+    def logits(self, adapter: str | None, ids: list[int]) -> torch.Tensor:
         batch = torch.tensor([list(ids)])
         if adapter is None:
             with self.model.disable_adapter():
@@ -101,28 +100,30 @@ def reference(base_dir: Path, adapters: dict[str, Path]) -> Reference:
 
 @pytest.mark.parametrize("is_overlapping", [False, True])
 def test_greedy_answers_in_mixed_company(engine, loaded, reference, monkeypatch, is_overlapping):
-    """Random prompts, lengths and adapters; cancels, refusals and other people's wishes between."""
+    """Random prompts, lengths and adapters; cancels and refusals, other sampling params between."""
     monkeypatch.setattr(engine._scheduler, "_can_overlap", is_overlapping)
     rng = random.Random(is_overlapping)
     names = [None, *loaded]
-    prompts = random_prompts(NUM_COMPANY, engine.vocab_size, seed=1 + is_overlapping)
-    readers, others = [], []
+    prompts = random_prompts(NUM_BATCH, engine.vocab_size, seed=1 + is_overlapping)
+    clients, others = [], []
     for number, prompt in enumerate(prompts):
         name = rng.choice(names)
         adapter = None if name is None else loaded[name]
-        readers.append((name, prompt, Reader(engine, prompt, adapter=adapter)))
+        clients.append((name, prompt, Client(engine, prompt, adapter=adapter)))
         if number % 3 == 0:
-            wishes = SamplingSettings(max_new_tokens=rng.randint(1, 40), seed=number)
-            others.append(Reader(engine, prompt[:9], wishes, adapter=loaded[rng.choice(names[1:])]))
+            sampling = SamplingParams(max_new_tokens=rng.randint(1, 40), seed=number)
+            others.append(
+                Client(engine, prompt[:9], sampling, adapter=loaded[rng.choice(names[1:])])
+            )
         if number % 7 == 0:
-            engine.cancel(rng.choice(others).generation)
+            engine.cancel(rng.choice(others).sequence)
         if number % 11 == 0:
             with pytest.raises(UserError, match="the base model's context; found"):
-                Reader(engine, [5] * 256)
+                Client(engine, [5] * 256)
     lengths = set()
-    for name, prompt, reader in readers:
-        answer = reader.read()
-        assert len(answer) == 64 or reader.end.reason == "end" or len(prompt) == 190
+    for name, prompt, client in clients:
+        answer = client.read()
+        assert len(answer) == 64 or client.end.reason == "end" or len(prompt) == 190
         reference.check_greedy(name, prompt, answer)
         lengths.add(len(answer))
     assert len(lengths) > 1
@@ -136,32 +137,32 @@ def soak(engine: Engine, loaded: dict[str, LoadedAdapter]) -> tuple[int, int]:
     """Return how many answers of mixed requests were read, and how many were wrong."""
     rng = random.Random(3)
     prompts = random_prompts(3, engine.vocab_size, seed=4)
-    wishes = [
+    sampling = [
         replace(GREEDY, max_new_tokens=24),
-        SamplingSettings(max_new_tokens=16, seed=11),
-        SamplingSettings(max_new_tokens=16, seed=0, temperature=1.4, top_k=12, top_p=0.8),
+        SamplingParams(max_new_tokens=16, seed=11),
+        SamplingParams(max_new_tokens=16, seed=0, temperature=1.4, top_k=12, top_p=0.8),
     ]
 
-    def ask(key: tuple[int, int, str | None]) -> Reader:
+    def ask(key: tuple[int, int, str | None]) -> Client:
         adapter = None if key[2] is None else loaded[key[2]]
-        return Reader(engine, prompts[key[0]][:100], wishes[key[1]], adapter=adapter)
+        return Client(engine, prompts[key[0]][:100], sampling[key[1]], adapter=adapter)
 
     keys = list(itertools.product(range(3), range(3), [None, *loaded]))
     expected = {key: ask(key).read() for key in keys}
-    running: list[tuple[tuple[int, int, str | None], Reader]] = []
+    running: list[tuple[tuple[int, int, str | None], Client]] = []
     num_read = num_wrong = 0
     for number in range(NUM_SOAK):
         key = rng.choice(keys)
-        reader = ask(key)
+        client = ask(key)
         if number % 9 == 0:
-            reader.read(rng.randint(0, 3))
-            engine.cancel(reader.generation)
+            client.read(rng.randint(0, 3))
+            engine.cancel(client.sequence)
         else:
-            running.append((key, reader))
+            running.append((key, client))
         while len(running) > 20:
-            done, reader = running.pop(0)
+            done, client = running.pop(0)
             num_read += 1
-            num_wrong += reader.read() != expected[done]
+            num_wrong += client.read() != expected[done]
     return num_read, num_wrong
 
 
@@ -182,7 +183,7 @@ def test_the_soak_notices_when_adapters_are_not_kept_apart(engine, loaded, monke
 def test_two_tokens_are_drawn_as_transformers_would(engine, loaded, reference):
     """Chi-square over the pairs of the first two tokens, against transformers' own warpers."""
     prompt, num_draws = [9, 30, 31, 32, 33, 34, 35, 36, 37, 38], 3000
-    wishes = {"temperature": 0.7, "top_k": 4, "top_p": 0.9, "repetition_penalty": 1.3}
+    sampling = {"temperature": 0.7, "top_k": 4, "top_p": 0.9, "repetition_penalty": 1.3}
 
     def probabilities(ids: list[int]) -> torch.Tensor:
         scores = reference.logits("all", ids)[-1:]
@@ -204,17 +205,17 @@ def test_two_tokens_are_drawn_as_transformers_would(engine, loaded, reference):
         for b in second.nonzero()[:, 0].tolist()
     }
     counts = dict.fromkeys(expected, 0)
-    readers = [
-        Reader(
+    clients = [
+        Client(
             engine,
             prompt,
-            SamplingSettings(max_new_tokens=2, seed=seed, **wishes),
+            SamplingParams(max_new_tokens=2, seed=seed, **sampling),
             adapter=loaded["all"],
         )
         for seed in range(num_draws)
     ]
-    for reader in readers:
-        counts[tuple(reader.read())] += 1
+    for client in clients:
+        counts[tuple(client.read())] += 1
     assert len(expected) >= 6
     chi_square = sum(
         (counts[k] - num_draws * p) ** 2 / (num_draws * p) for k, p in expected.items()
@@ -239,30 +240,30 @@ def test_an_error_in_one_request_fails_that_one_alone(engine, loaded):
         def push(self, token: int) -> None:
             pass
 
-    expected = Reader(engine, [5, 6, 7], adapter=loaded["all"]).read()
-    neighbour = Reader(engine, [5, 6, 7], adapter=loaded["all"])
+    expected = Client(engine, [5, 6, 7], adapter=loaded["all"]).read()
+    neighbour = Client(engine, [5, 6, 7], adapter=loaded["all"])
     for after in (0, 3):
-        broken = Reader(engine, [5, 6, 7], grammar=Broken(after))
+        broken = Client(engine, [5, 6, 7], grammar=Broken(after))
         assert len(broken.read()) == after
         assert broken.end.reason == "error"
         assert "broken" in str(broken.end.error)
     bad = LoadedAdapter("bad", {"model.layers.0.self_attn.q_proj": loaded["all"].modules[
         "model.layers.0.mlp.down_proj"
     ]})  # fmt: skip
-    reader = Reader(engine, [5, 6, 7], adapter=bad)
-    assert reader.read() == []
-    assert reader.end.reason == "error"
+    client = Client(engine, [5, 6, 7], adapter=bad)
+    assert client.read() == []
+    assert client.end.reason == "error"
     assert neighbour.read() == expected
 
 
 def test_an_adapter_that_the_device_has_no_room_for_is_refused(engine, loaded, monkeypatch):
     monkeypatch.setattr(engine._scheduler._forward._adapters, "_max_bytes", 1000)
     stranger = LoadedAdapter("stranger", loaded["rank-40"].modules)
-    reader = Reader(engine, [5, 6, 7], adapter=stranger)
-    assert reader.read() == []
-    assert "found rank 40" in str(reader.end.error)
+    client = Client(engine, [5, 6, 7], adapter=stranger)
+    assert client.read() == []
+    assert "found rank 40" in str(client.end.error)
     monkeypatch.undo()
-    assert Reader(engine, [5, 6, 7], adapter=stranger).read() != []
+    assert Client(engine, [5, 6, 7], adapter=stranger).read() != []
 
 
 @pytest.fixture
@@ -276,44 +277,44 @@ def huge(loaded) -> LoadedAdapter:
 
 
 def test_another_ones_overflow_stays_with_them(engine, loaded, huge):
-    expected = Reader(engine, [5, 6, 7], adapter=loaded["few"]).read()
-    neighbour = Reader(engine, [5, 6, 7], adapter=loaded["few"])
-    overflowing = Reader(engine, [5, 6, 7], adapter=huge)
+    expected = Client(engine, [5, 6, 7], adapter=loaded["few"]).read()
+    neighbour = Client(engine, [5, 6, 7], adapter=loaded["few"])
+    overflowing = Client(engine, [5, 6, 7], adapter=huge)
     assert neighbour.read() == expected
     overflowing.read()
-    assert Reader(engine, [5, 6, 7], adapter=loaded["few"]).read() == expected
+    assert Client(engine, [5, 6, 7], adapter=loaded["few"]).read() == expected
 
 
 def test_an_overflow_does_not_stay_in_a_slot(engine, loaded, huge):
     """The next ones in its slot are shorter than it was, and than their neighbour."""
     forget_all(engine)
     short, long = [5, 6, 7], random_prompts(1, engine.vocab_size, seed=5)[0] * 3 + [9] * 60
-    expected = [Reader(engine, ids, adapter=loaded["few"]).read() for ids in (short, long)]
+    expected = [Client(engine, ids, adapter=loaded["few"]).read() for ids in (short, long)]
     forget_all(engine)
-    Reader(engine, [8] * 100, adapter=huge).read()
-    readers = [Reader(engine, ids, adapter=loaded["few"]) for ids in (short, long)]
-    assert [reader.read() for reader in readers] == expected
+    Client(engine, [8] * 100, adapter=huge).read()
+    clients = [Client(engine, ids, adapter=loaded["few"]) for ids in (short, long)]
+    assert [client.read() for client in clients] == expected
 
 
 def test_a_waiting_request_takes_no_neighbours_tokens(engine, monkeypatch):
     """Its slot is among the rows of their steps while its prompt is read piece by piece."""
     monkeypatch.setattr(src.serving.engine.scheduler, "CHUNK_TOKENS", 8)
     for seed in range(4):
-        wishes = SamplingSettings(
+        sampling = SamplingParams(
             max_new_tokens=40, temperature=1.0, top_p=1.0, repetition_penalty=9.0, seed=seed
         )
         prompt = [3 + number % 17 for number in range(seed, seed + 150)]
         forget_all(engine)
-        alone = Reader(engine, prompt, wishes).read()
+        alone = Client(engine, prompt, sampling).read()
         forget_all(engine)
-        low, high = (Reader(engine, [n, 5], replace(wishes, max_new_tokens=250)) for n in (6, 7))
+        low, high = (Client(engine, [n, 5], replace(sampling, max_new_tokens=250)) for n in (6, 7))
         low.read(1), high.read(1)
-        engine.cancel(low.generation)
+        engine.cancel(low.sequence)
         low.read()
-        late = Reader(engine, prompt, wishes)
+        late = Client(engine, prompt, sampling)
         assert late.read() == alone
-        assert late.generation.slot < high.generation.slot
-        engine.cancel(high.generation)
+        assert late.sequence.slot < high.sequence.slot
+        engine.cancel(high.sequence)
         high.read()
 
 
@@ -328,16 +329,16 @@ def test_known_tokens_are_not_read_again_and_change_nothing(engine, loaded, refe
     conversation = [*prompt[0], *range(20, 60)][:100]
     for name in (None, "all"):
         adapter = None if name is None else loaded[name]
-        first = Reader(engine, conversation, adapter=adapter)
+        first = Client(engine, conversation, adapter=adapter)
         answer = first.read()
         longer = [*conversation, *answer, 44, 45]
-        second = Reader(engine, longer, adapter=adapter)
+        second = Client(engine, longer, adapter=adapter)
         reference.check_greedy(name, longer, second.read())
         # All but the last token of the answer, which nothing was generated after.
-        assert second.generation.num_reused >= len(conversation) + len(answer) - 1
-    stranger = Reader(engine, conversation, adapter=loaded["few"])
+        assert second.sequence.num_cached_tokens >= len(conversation) + len(answer) - 1
+    stranger = Client(engine, conversation, adapter=loaded["few"])
     reference.check_greedy("few", conversation, stranger.read())
-    assert stranger.generation.num_reused == 0
+    assert stranger.sequence.num_cached_tokens == 0
 
 
 def test_memory_is_flat_over_adapter_loads(engine, loaded):
@@ -347,7 +348,7 @@ def test_memory_is_flat_over_adapter_loads(engine, loaded):
     for number in range(NUM_LOADS):
         name = list(loaded)[number % len(loaded)]
         adapter = LoadedAdapter(f"{name}-{number}", loaded[name].modules)
-        Reader(engine, [7, 8], replace(GREEDY, max_new_tokens=2), adapter=adapter).read()
+        Client(engine, [7, 8], replace(GREEDY, max_new_tokens=2), adapter=adapter).read()
         if number == NUM_LOADS // 4:
             before = process.memory_info().rss
     assert process.memory_info().rss - before < 8e6
