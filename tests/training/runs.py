@@ -3,10 +3,15 @@
 import json
 from pathlib import Path
 
+CURVE = {"learning_rate": 3e-3, "train_batch_size": 8, "num_train_epochs": 4, "warmup_ratio": 0.1}
+
+
+def metrics(output: Path) -> list[dict[str, float]]:
+    """Return what a run recorded, without the speeds."""
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in records]
+
 
 def losses(output: Path) -> list[float]:
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [record["loss"] for record in records if "loss" in record]
-
-
-CURVE = {"learning_rate": 3e-3, "train_batch_size": 8, "num_train_epochs": 4, "warmup_ratio": 0.1}
+    """Return the loss of each step."""
+    return [record["loss"] for record in metrics(output) if "loss" in record]

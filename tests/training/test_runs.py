@@ -1,4 +1,4 @@
-"""Real runs on CPU processes through DeepSpeed's launcher: one curve, however it is arranged."""
+"""Real runs on CPU processes: one curve, however the work is arranged."""
 
 import json
 import os
@@ -12,32 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from src.errors import UserError
-from src.training.supervise.failure import TrainingError
-from src.training.supervise.supervisor import run_workers
 from tests.conftest import ROWS
 from tests.training.processes import session_processes
-from tests.training.runs import CURVE, losses
+from tests.training.ranks import RanksFailed
+from tests.training.runs import CURVE, losses, metrics
 
-pytestmark = pytest.mark.xdist_group("launched")  # not two runs at a time
-
-
-@pytest.fixture
-def train(tmp_path: Path, make_settings):
-    """Return a function that trains for real and returns the output folder."""
-    numbers = iter(range(100))
-
-    def run(*, num_processes: int = 1, on_metric=lambda record: None, rows=None, **values) -> Path:
-        run_dir = tmp_path / f"run-{next(numbers)}"
-        run_dir.mkdir()
-        return run_workers(
-            make_settings(rows, **values),
-            run_dir,
-            num_processes=num_processes,
-            on_gpus=False,
-            on_metric=on_metric,
-        )
-
-    return run
+pytestmark = pytest.mark.xdist_group("ranks")  # one fork server
 
 
 def test_the_arrangement_does_not_change_the_curve(train):
@@ -153,9 +133,8 @@ def test_every_validation_example_counts_once(train):
     validation = {"num_validation_samples": 7}
 
     def loss_before(**values) -> float:
-        records = []
-        train(on_metric=records.append, rows=ROWS * 2, **options, **validation, **values)
-        return next(r["eval_loss"] for r in records if "eval_loss" in r)
+        output = train(rows=ROWS * 2, **options, **validation, **values)
+        return next(record["eval_loss"] for record in metrics(output) if "eval_loss" in record)
 
     alone = loss_before()
     assert loss_before(num_processes=2, validation_batch_size=2) == pytest.approx(alone, abs=1e-5)
@@ -190,17 +169,19 @@ def test_other_loss_rules(train):
     assert curve[-1] < curve[0]
 
 
-def test_a_user_error_in_a_rank_is_one_sentence(train, capfd):
+@pytest.mark.xdist_group("launched")
+def test_a_user_error_in_a_rank_is_one_sentence(launch, capfd):
     with pytest.raises(UserError, match="lora_target_modules: expected all-linear or some of"):
-        train(lora_target_modules="q_proj,nope", num_processes=2)
+        launch(lora_target_modules="q_proj,nope")
     assert "Traceback" not in capfd.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(train):
-    with pytest.raises(TrainingError, match=r"step \d+: the \w+ is not finite"):
+    with pytest.raises(RanksFailed, match=r"FloatingPointError: step \d+: the \w+ is not finite"):
         train(**{**CURVE, "learning_rate": 1e30, "warmup_ratio": 0.0}, num_processes=2)
 
 
+@pytest.mark.xdist_group("launched")
 def test_the_death_of_the_supervisor_leaves_none(tmp_path: Path, make_settings):
     settings = make_settings(**{**CURVE, "num_train_epochs": 500})
     settings.save(tmp_path / "asked.json")
