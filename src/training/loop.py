@@ -14,7 +14,6 @@ from src.data.packing import one_by_one
 from src.data.steps import MicroBatch, StepPlan, split_micro_batches
 from src.settings import TrainSettings
 from src.training.checkpoint.checkpointer import Checkpointer, step_seed
-from src.training.fault import strike
 from src.training.learning_rate import learning_rate_multiplier
 from src.training.results.metrics import Progress
 from src.training.trainers import Trainer
@@ -72,11 +71,8 @@ def train(
             group["lr"] = learning_rate
         micro_batches = split_micro_batches(step.sequences, run.step_plan.plan)[run.rank]
         torch.manual_seed(step_seed(settings.seed, step.number, run.rank))
-        is_poisoned = strike(f"step{step.number}", run.rank)
         try:
-            loss_sum, weight_sum = trainer.step(
-                micro_batches, run.train_data, is_poisoned=is_poisoned
-            )
+            loss_sum, weight_sum = trainer.step(micro_batches, run.train_data)
         except FloatingPointError as error:
             raise FloatingPointError(f"step {step.number}: {error}") from None
         run.note_step(step.number)
@@ -100,7 +96,6 @@ def validate(trainer: Trainer, run: Run, progress: Progress, *, step: int, epoch
     if not run.settings.run_validation:
         return
     started = time.monotonic()
-    strike(f"validation{step}", run.rank)
     trainer.module.eval()
     loss: float | None = None
     if len(run.validation_data):

@@ -17,7 +17,6 @@ from src.training.checkpoint.checkpointer import StoppedEarly
 from src.training.checkpoint.resume import open_checkpointer, resume, where_it_is_kept
 from src.training.checkpoint.store import METRICS, replacing_folder
 from src.training.deepspeed_engine import join_ranks
-from src.training.fault import strike
 from src.training.loop import Run, train
 from src.training.lora_model import load_lora_model
 from src.training.plan.disk import check_disks
@@ -86,7 +85,6 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         say(f"resumed after step {done} of {step_plan.num_steps}")
 
     # Training.
-    strike("start", rank)
     try:
         train(trainer, run, progress, checkpointer, done=done)
     except StoppedEarly:

@@ -36,15 +36,10 @@ class Trainer(Protocol):
         ...
 
     def step(
-        self,
-        micro_batches: Sequence[MicroBatch],
-        dataset: TokenDataset,
-        *,
-        is_poisoned: bool = False,
+        self, micro_batches: Sequence[MicroBatch], dataset: TokenDataset
     ) -> tuple[float, float]:
         """Take one optimizer step and return the summed loss and weight over all ranks.
 
-        `is_poisoned` makes this rank's loss NaN, for tests.
         Raises FloatingPointError on every rank, before the weights change, if the loss or the
         gradient of any is not finite.
         """
@@ -72,11 +67,7 @@ class ReplicatedTrainer:
         return loss_sum, weight_sum
 
     def step(
-        self,
-        micro_batches: Sequence[MicroBatch],
-        dataset: TokenDataset,
-        *,
-        is_poisoned: bool = False,
+        self, micro_batches: Sequence[MicroBatch], dataset: TokenDataset
     ) -> tuple[float, float]:
         """See Trainer."""
         self._add_up(micro_batches, dataset)
@@ -84,8 +75,6 @@ class ReplicatedTrainer:
         gradients = self._sum.gradients or [
             torch.zeros_like(p, dtype=torch.float32) for p in parameters
         ]
-        if is_poisoned:
-            self._sum.loss = math.nan
         square = torch.stack([gradient.norm() for gradient in gradients]).square().sum()
         loss_sum, weight_sum, squares = _sum_over_ranks(
             [self._sum.loss, self._sum.weight, square], self.engine
@@ -142,11 +131,7 @@ class Zero3Trainer:
         return loss_sum, weight_sum
 
     def step(
-        self,
-        micro_batches: Sequence[MicroBatch],
-        dataset: TokenDataset,
-        *,
-        is_poisoned: bool = False,
+        self, micro_batches: Sequence[MicroBatch], dataset: TokenDataset
     ) -> tuple[float, float]:
         """See Trainer."""
         batches = [self._make_batch(micro_batch, dataset) for micro_batch in micro_batches]
@@ -166,8 +151,6 @@ class Zero3Trainer:
                 # All ranks are in the same layer at any time: none can try again alone.
                 raise UserError(_too_much(micro_batches[number], dataset)) from None
             local_loss += loss.detach()
-            if is_poisoned:
-                local_loss += math.nan
             if is_last:
                 (loss_sum,) = _sum_over_ranks([local_loss], self.engine)
                 _check_finite("loss", loss_sum)

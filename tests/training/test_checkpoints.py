@@ -44,6 +44,7 @@ from src.training.supervise.stop import ServerWatch
 from src.training.supervise.supervisor import run_workers
 from src.weights.adapter.manifest import read_manifest
 from tests.conftest import ROWS
+from tests.training import faults
 from tests.training.processes import session_processes
 from tests.training.runs import CURVE
 
@@ -68,6 +69,7 @@ def train(tmp_path: Path, make_settings):
             num_processes=num_processes,
             on_gpus=False,
             on_metric=on_metric,
+            worker=faults.MODULE,
         )
 
     return run

@@ -17,6 +17,7 @@ import pytest
 
 from src.training.supervise.failure import TrainingError
 from src.training.supervise.supervisor import run_workers
+from tests.training import faults
 from tests.training.processes import session_processes
 from tests.training.runs import CURVE
 
@@ -184,5 +185,6 @@ def test_a_rank_frozen_before_its_first_step_is_named(tmp_path: Path, make_setti
             num_processes=2,
             on_gpus=False,
             on_metric=lambda record: None,
+            worker=faults.MODULE,
         )
     assert session_processes(str(tmp_path)) == []

@@ -22,7 +22,6 @@ from src.training.checkpoint.store import (
     disk_full,
     replacing_folder,
 )
-from src.training.fault import strike
 from src.training.results.metrics import Progress
 from src.training.supervise.stop import STOP_FILE, STOPPED_FILE
 from src.training.trainers import Trainer
@@ -137,7 +136,6 @@ class Checkpointer:
     ) -> None:
         def write_files(folder: Path) -> None:
             save_file(tensors, folder / STATE)
-            strike(f"save{step}", self._rank)
             shutil.copyfile(self._run_dir / METRICS, folder / METRICS)
 
         try:

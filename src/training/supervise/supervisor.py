@@ -28,6 +28,7 @@ from src.training.switches import read_switches
 
 BEAT_SECONDS = 1.0
 """How often the first machine shows the others that a run is alive."""
+WORKER = "src.training.worker"
 
 
 def run_workers(
@@ -38,8 +39,11 @@ def run_workers(
     on_gpus: bool,
     on_metric: Callable[[dict[str, Any]], None],
     hosts: Hosts | None = None,
+    worker: str = WORKER,
 ) -> Path:
     """Train with one worker per device and return the folder of the finished adapter.
+
+    `worker` is the module that each rank runs.
 
     Raises UserError for what the user can change, TrainingError for every other failure; whatever
     happens, no process of the run is left on this machine when this returns.
@@ -49,7 +53,9 @@ def run_workers(
     port = _free_port()
     invitation = run_dir / "invitation.json"
     invitation.write_text(json.dumps({"port": port, "on_gpus": on_gpus}))
-    session = start_session(run_dir, port=port, num_local=num_local, on_gpus=on_gpus, hosts=hosts)
+    session = start_session(
+        run_dir, port=port, num_local=num_local, on_gpus=on_gpus, hosts=hosts, worker=worker
+    )
     patience = read_switches(os.environ).frozen_seconds
     ranks = RankWatch(run_dir / "ranks", num_local, session.spawned, patience=patience)
     metrics = MetricsTail(run_dir / "metrics.jsonl", on_metric)
@@ -111,7 +117,13 @@ def _stopped(run_dir: Path) -> TrainingError | None:
 
 
 def start_session(
-    run_dir: Path, *, port: int, num_local: int, on_gpus: bool, hosts: Hosts | None
+    run_dir: Path,
+    *,
+    port: int,
+    num_local: int,
+    on_gpus: bool,
+    hosts: Hosts | None,
+    worker: str = WORKER,
 ) -> Session:
     """Start this machine's workers; on all machines the workers of a run find each other."""
     if hosts is None:
@@ -123,7 +135,7 @@ def start_session(
         *(sys.executable, "-u", "-m", "deepspeed.launcher.launch"),
         *(f"--world_info={encode_world(world)}", f"--node_rank={node_rank}"),
         *(f"--master_addr={address}", f"--master_port={port}", "--no_local_rank"),
-        *("--module", "src.training.worker", str(run_dir / "settings.json")),
+        *("--module", worker, str(run_dir / "settings.json")),
     ]
     return Session(command, _environment(num_local, on_gpus=on_gpus))
 
