@@ -24,7 +24,7 @@ ONE_DOOR = {
     "peft": {"model/adapter.py"},
     "bitsandbytes": set(),
     "cog": {"cli/schema.py"},
-    "llguidance": {"serving/grammar/json_grammar.py"},
+    "llguidance": {"serving/grammar/json_grammar.py", "serving/grammar/trial.py"},
     "msgspec": {"data/plain_line.py"},
 }
 

@@ -1,29 +1,37 @@
 """Answers that are JSON of a given schema: which tokens may come next."""
 
 import json
+import math
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable
+from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
-from src.serving.grammar.bounds import check_bounds
+from src.serving.grammar import trial
 from src.serving.unicode_text import check_unicode
 
 MAX_CHARACTERS = 64_000
-MAX_DIGITS = 300
-LIMITS = LLParserLimits(
-    initial_lexer_fuel=300_000,
-    max_grammar_size=100_000,
-    max_lexer_states=50_000,
-    verbose_errors=False,
-)
-"""They bound most of the work and the memory, but not all: see `schema_bounds`."""
+MAX_MULTIPLE = 2**31
+"""llguidance computes with 32 bits, and follows another schema where those overflow."""
+NUM_REMEMBERED = 256
+TOO_MUCH: dict[int, str] = {
+    signal.SIGPROF: f"one that takes more than {trial.CPU_SECONDS} s to follow",
+    signal.SIGABRT: f"one that takes more than {trial.MEMORY_BYTES >> 20} MB to follow",
+    signal.SIGSEGV: "too many properties, or levels of nesting and references",
+}
+"""By the signal that ended the trial."""
 
 
 class JsonGrammars:
@@ -37,11 +45,10 @@ class JsonGrammars:
 
     def start(self, schema: str) -> "JsonGrammar":
         """Return the grammar of a JSON schema; raises UserError for one that cannot be followed."""
-        value = _parse(schema)
-        check_bounds(value)
-        # Written anew, so that what is followed is what was checked.
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(value))
-        matcher = LLMatcher(self._words(), grammar, log_level=0, limits=LIMITS)
+        _check_text(schema)
+        if found := _found_in_trial(schema):
+            raise UserError(f"json_schema: expected a smaller or simpler schema, found {found}")
+        matcher = trial.make_matcher(self._words(), schema)
         if matcher.is_error():
             raise UserError(
                 "json_schema: expected a schema that can be followed, "
@@ -86,29 +93,51 @@ class JsonGrammar:
             raise UserError(f"json_schema: could not be followed to the end: {reason}")
 
 
-def _parse(schema: str) -> dict[str, Any]:
+def _check_text(schema: str) -> None:
+    """Raise UserError for what is no JSON object, or too large to be looked at."""
     if len(schema) > MAX_CHARACTERS:
         raise UserError(
             f"json_schema: expected at most {MAX_CHARACTERS:,} characters, found {len(schema):,}"
         )
     check_unicode("json_schema", schema)
+    multiples: list[Any] = []
+
+    def read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        multiples.extend(value for key, value in pairs if key == "multipleOf")
+        return dict(pairs)
+
     try:
-        value = json.loads(schema, parse_int=_parse_int)
-    except UserError:
-        raise
+        value = json.loads(
+            schema, object_pairs_hook=read_object, parse_int=Decimal, parse_float=Decimal
+        )
     except (ValueError, RecursionError):
         raise UserError("json_schema: expected JSON, found text that is none") from None
     if not isinstance(value, dict):
         raise UserError("json_schema: expected a JSON object, found something else")
-    return value
-
-
-def _parse_int(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
+    if not _fit_together([number for number in multiples if isinstance(number, Decimal)]):
         raise UserError(
-            f"json_schema: expected numbers of at most {MAX_DIGITS} digits, found {len(digits):,}"
+            "json_schema: expected 'multipleOf' with a least common multiple of at most "
+            f"{MAX_MULTIPLE:,} (without the point), found a larger one"
         )
-    return int(digits)
+
+
+def _fit_together(multiples: list[Decimal]) -> bool:
+    numbers = [number.normalize() for number in multiples if number]
+    if any(abs(number.adjusted()) > 10 for number in numbers):
+        return False
+    places = max((-int(number.as_tuple().exponent) for number in numbers), default=0)
+    return math.lcm(*(int(number.scaleb(max(0, places))) for number in numbers)) <= MAX_MULTIPLE
+
+
+@lru_cache(NUM_REMEMBERED)
+def _found_in_trial(schema: str) -> str:
+    """Return what is too much in a schema; "" where nothing is."""
+    done = subprocess.run(
+        [sys.executable, "-I", trial.__file__], input=schema.encode(), capture_output=True
+    )
+    if done.returncode > 0:
+        raise RuntimeError(f"json_schema: the trial failed: {done.stderr.decode()[-300:]}")
+    return TOO_MUCH.get(-done.returncode, "one that ends its process") if done.returncode else ""
 
 
 def _reason(error: str) -> str:
@@ -116,4 +145,6 @@ def _reason(error: str) -> str:
         return "there is no text that goes on from here"
     if error.startswith("panic"):
         return "it is too large"
-    return " ".join(error.split("<non-verbose")[0].split())[:200]
+    # The place would be one in the text that llguidance makes of the schema.
+    error = re.sub(r" at line \d+ column \d+", "", error.split("<non-verbose")[0])
+    return " ".join(error.split())[:200]
