@@ -53,12 +53,12 @@ def continuous(prompts):
     return [list(output.generated_tokens) for _, output in by_id]
 
 
-def add(way, num_readers, num_adapters, run):
-    prompts = work.prompts(num_readers, PROMPT_TOKENS, seed=num_readers)
-    name = f"{num_readers} readers, {num_adapters} adapters"
+def add(way, num_clients, num_adapters, run):
+    prompts = work.prompts(num_clients, PROMPT_TOKENS, seed=num_clients)
+    name = f"{num_clients} clients, {num_adapters} adapters"
     try:
         record.setdefault(way, {})[name] = measure(
-            lambda: run(prompts), num_readers * work.num_tokens
+            lambda: run(prompts), num_clients * work.num_tokens
         )
     except Exception as error:
         print(f"{way}, {name}: {error}", file=sys.stderr)
@@ -66,9 +66,9 @@ def add(way, num_readers, num_adapters, run):
 
 add("transformers.generate", 1, 0, lambda prompts: one_by_one(model, prompts))
 add("transformers.generate", 8, 0, lambda prompts: one_by_one(model, prompts))
-for num_readers in (8, 32):
+for num_clients in (8, 32):
     add(
-        "transformers.generate, one batch", num_readers, 0, lambda prompts: generate(model, prompts)
+        "transformers.generate, one batch", num_clients, 0, lambda prompts: generate(model, prompts)
     )
 reciter = AutoModelForCausalLM.from_pretrained(work.reciter, dtype=torch.float32).eval()
 for way, options in (
@@ -88,8 +88,8 @@ for length in FIRST_TOKEN_LENGTHS:
         generate(model, [prompt], max_new_tokens=1, min_new_tokens=1)
         seconds.append(time.monotonic() - started)
     record["first token"][length] = seconds
-for num_readers in (1, 8, 32):
-    add("transformers, continuous batching", num_readers, 0, continuous)
+for num_clients in (1, 8, 32):
+    add("transformers, continuous batching", num_clients, 0, continuous)
 
 names = [f"adapter-{number}" for number in range(len(work.adapters))]
 model = AutoModelForCausalLM.from_pretrained(work.base_model, dtype=torch.float32).eval()
@@ -115,9 +115,9 @@ def each_its_own(prompts):
 
 
 add("PEFT", 8, 8, each_its_own)
-for num_readers in (8, 32):
+for num_clients in (8, 32):
     add(
-        "PEFT, mixed batch", num_readers, 8,
+        "PEFT, mixed batch", num_clients, 8,
         lambda prompts: generate(peft, prompts, adapter_names=(names * 4)[: len(prompts)]),
     )  # fmt: skip
 result.write_text(json.dumps(record))

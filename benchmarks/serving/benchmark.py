@@ -88,7 +88,7 @@ def _best(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the best speed of each way at each load, and whether its answers are the same."""
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for found in rounds:
-        ours: Speeds = {k: v for k, v in found["ours"].items() if "readers" in k}
+        ours: Speeds = {k: v for k, v in found["ours"].items() if "clients" in k}
         ways = {OURS: ours, f"{OURS}, not looking ahead": found["ours"]["not looking ahead"]} | {
             way: speeds
             for way, speeds in found["peers"].items()
@@ -110,10 +110,10 @@ def _best(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 speed_of = "tokens_per_cpu_second"
                 if known is None or row[speed_of] > known[speed_of]:
                     best[way, load] = row
-    return sorted(best.values(), key=lambda row: _readers(row["load"]))
+    return sorted(best.values(), key=lambda row: _clients(row["load"]))
 
 
-def _readers(load: str) -> tuple[int, ...]:
+def _clients(load: str) -> tuple[int, ...]:
     return tuple(int(word) for word in load.split() if word.isdigit())
 
 
@@ -150,7 +150,7 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
         f"answers of {record['work']['new_tokens']}. Quoting: that share of the answer stands in "
         "the prompt, whole or in pieces of 24 tokens.",
         "",
-        "| readers and adapters | | tokens / s | tokens / CPU s | same answers |",
+        "| clients and adapters | | tokens / s | tokens / CPU s | same answers |",
         "|---|---|---|---|---|",
         *(
             f"| {row['load']} | {row['way']} | {row['tokens_per_second']:,.0f} "
@@ -158,7 +158,7 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
             for row in record["speeds"]
         ),
         "",
-        f"Reading the weights once a token, this machine's memory limits one reader to "
+        f"Reading the weights once a token, this machine's memory limits one client to "
         f"{limit:,.0f} tokens/s ({record['memory_bytes_per_second'] / 1e9:.0f} GB/s, one thread).",
         "",
         "| first token after (ms, p50 / p95) | "
@@ -185,7 +185,7 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
     bars = {
         f"{row['way']}, {row['load'].split(',')[0]}": row["tokens_per_cpu_second"]
         for row in record["speeds"]
-        if row["load"] in ("1 readers, 0 adapters", "8 readers, 0 adapters")
+        if row["load"] in ("1 clients, 0 adapters", "8 clients, 0 adapters")
     }
     picture = draw_bars(bars, "tokens per CPU second, without an adapter")
     (folder / "serve-cpu.svg").write_text(picture)

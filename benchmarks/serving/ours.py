@@ -46,17 +46,17 @@ class OurWay:
         """Ask all at once and return the answers; every answer has as many tokens."""
         return ask_all(self._engine, prompts, adapters, num_tokens)
 
-    def speeds(self, num_readers: int, num_adapters: int, seed: int) -> dict[str, Any]:
-        """Return tokens per second and per CPU second of so many readers at once."""
+    def speeds(self, num_clients: int, num_adapters: int, seed: int) -> dict[str, Any]:
+        """Return tokens per second and per CPU second of so many clients at once."""
         work = self._work
-        prompts = work.prompts(num_readers, PROMPT_TOKENS, seed=seed)
+        prompts = work.prompts(num_clients, PROMPT_TOKENS, seed=seed)
         adapters = [
             self._adapters[number % num_adapters] if num_adapters else None
-            for number in range(num_readers)
+            for number in range(num_clients)
         ]
         return measure(
             lambda: self.answers(prompts, adapters, work.num_tokens),
-            num_readers * work.num_tokens,
+            num_clients * work.num_tokens,
         )
 
     def first_tokens(self, length: int) -> list[float]:
@@ -132,7 +132,7 @@ def ask_all(
 
 
 def quoting_speeds(work: ServeWork, *, looks_ahead: bool) -> dict[str, Any]:
-    """Return the speed of one reader whose answer quotes its prompt, and of one whose does not."""
+    """Return the speed of one client whose answer quotes its prompt, and of one whose does not."""
 
     def speed(base_model: str, prompt: list[int]) -> dict[str, Any]:
         engine = Engine(Path(base_model), looks_ahead=looks_ahead)
@@ -143,7 +143,7 @@ def quoting_speeds(work: ServeWork, *, looks_ahead: bool) -> dict[str, Any]:
     speeds = {load: speed(work.reciter, prompt) for load, prompt in work.quoting.items()}
     if not looks_ahead:
         (prompt,) = work.prompts(1, PROMPT_TOKENS, seed=1)
-        speeds["1 readers, 0 adapters"] = speed(work.base_model, prompt)
+        speeds["1 clients, 0 adapters"] = speed(work.base_model, prompt)
     return speeds
 
 
@@ -181,8 +181,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         way = OurWay(work, Path(folder))
         record: dict[str, Any] = {
-            f"{readers} readers, {adapters} adapters": way.speeds(readers, adapters, readers)
-            for readers, adapters in ((1, 0), (1, 1), (8, 0), (8, 8), (32, 0), (32, 8))
+            f"{clients} clients, {adapters} adapters": way.speeds(clients, adapters, clients)
+            for clients, adapters in ((1, 0), (1, 1), (8, 0), (8, 8), (32, 0), (32, 8))
         }
         record |= quoting_speeds(work, looks_ahead=True)
         record["not looking ahead"] = quoting_speeds(work, looks_ahead=False)

@@ -80,8 +80,8 @@ def make_work(folder: Path, num_tokens: int) -> ServeWork:
         adapters.append(str(adapter))
     order = make_reciter(base_model, folder / "reciter")
     quoting = {
-        "1 readers, quoting all": quoting_prompt(order, num_tokens, quote=num_tokens, own=0),
-        "1 readers, quoting three quarters": quoting_prompt(order, num_tokens, quote=24, own=8),
+        "1 clients, quoting all": quoting_prompt(order, num_tokens, quote=num_tokens, own=0),
+        "1 clients, quoting three quarters": quoting_prompt(order, num_tokens, quote=24, own=8),
     }
     return ServeWork(
         str(base_model),

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
 
 
 def _speed(result: Result) -> float:
-    return result.learned_tokens_per_cpu_second
+    return result.target_tokens_per_cpu_second
 
 
 def _write(folder: Path, results: list[Result], work: TrainWork, rounds: int) -> None:
@@ -72,7 +72,7 @@ def _write(folder: Path, results: list[Result], work: TrainWork, rounds: int) ->
             "examples": NUM_EXAMPLES,
             "longest": work.length,
             "tokens": work.tokens,
-            "learned_tokens": work.learned_tokens,
+            "target_tokens": work.target_tokens,
             "matmul_gflops_per_second": round(work.matmul_flops / 1e9, 1),
         },
         "results": [asdict(result) for result in results],
@@ -83,12 +83,12 @@ def _write(folder: Path, results: list[Result], work: TrainWork, rounds: int) ->
         f"model shape {work.shape_name}",
         f"`{record['command']}`",
         "",
-        "| | learned tokens / CPU s | tokens / CPU s | learned tokens / s | tokens / s "
+        "| | target tokens / CPU s | tokens / CPU s | target tokens / s | tokens / s "
         "| share of the limit | first step (s) | peak (GB) | planned (GB) |",
         "|---|---|---|---|---|---|---|---|---|",
         *(
-            f"| {r.name} | {r.learned_tokens_per_cpu_second:,.0f} | {r.tokens_per_cpu_second:,.0f} "
-            f"| {r.learned_tokens_per_second:,.0f} | {r.tokens_per_second:,.0f} "
+            f"| {r.name} | {r.target_tokens_per_cpu_second:,.0f} | {r.tokens_per_cpu_second:,.0f} "
+            f"| {r.target_tokens_per_second:,.0f} | {r.tokens_per_second:,.0f} "
             f"| {r.share_of_limit:.0%} | {r.seconds_to_first_step:.1f} "
             f"| {r.peak_memory_gb:.2f} | {r.planned_memory_gb or '-'} |"
             for r in results
@@ -100,11 +100,11 @@ def _write(folder: Path, results: list[Result], work: TrainWork, rounds: int) ->
     (folder / f"{work.file_name}.md").write_text(table)
     is_fair = [r for r in results if r.name.startswith(("cog-finetune", "TRL", "Transformers"))]
     if work.on_gpu:
-        bars = {r.name: r.learned_tokens_per_second for r in is_fair}
-        title = "learned tokens per second"
+        bars = {r.name: r.target_tokens_per_second for r in is_fair}
+        title = "target tokens per second"
     else:
-        bars = {r.name: r.learned_tokens_per_cpu_second for r in is_fair}
-        title = "learned tokens per CPU second"
-    bars["the limit"] = work.matmul_flops / work.flops_per_token * work.learned_tokens / work.tokens
+        bars = {r.name: r.target_tokens_per_cpu_second for r in is_fair}
+        title = "target tokens per CPU second"
+    bars["the limit"] = work.matmul_flops / work.flops_per_token * work.target_tokens / work.tokens
     (folder / f"{work.file_name}.svg").write_text(draw_bars(bars, title))
     print(table)

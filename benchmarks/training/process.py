@@ -25,9 +25,9 @@ class Result:
     """What one variant did; speeds are over the second half of its steps."""
 
     name: str
-    learned_tokens_per_cpu_second: float
+    target_tokens_per_cpu_second: float
     tokens_per_cpu_second: float
-    learned_tokens_per_second: float
+    target_tokens_per_second: float
     tokens_per_second: float
     share_of_limit: float
     """Of what the device's matrix products allow."""
@@ -60,9 +60,9 @@ def run_variant(variant: Variant, work: TrainWork, run_dir: Path) -> Result:
     seconds = wall if work.on_gpu else cpu
     return Result(
         variant.name,
-        round(work.learned_tokens * share / cpu, 1),
+        round(work.target_tokens * share / cpu, 1),
         round(work.tokens * share / cpu, 1),
-        round(work.learned_tokens * share / wall, 1),
+        round(work.target_tokens * share / wall, 1),
         round(work.tokens * share / wall, 1),
         round(work.tokens * share / seconds * work.flops_per_token / work.matmul_flops, 3),
         round(steps[0].wall - started, 2),

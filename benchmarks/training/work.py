@@ -34,7 +34,7 @@ class TrainWork:
     epochs: int
     on_gpu: bool
     tokens: int
-    learned_tokens: int
+    target_tokens: int
     max_seq_len: float
     """Mean length of the example that a token stands in."""
     matmul_flops: float
