@@ -10,7 +10,7 @@ import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 FLOORS = [
-    {"errors", "environment", "settings", "base_models", "process_tree"},
+    {"errors", "environment", "settings", "base_models", "process_tree", "host_memory"},
     {"files"},
     {"weights", "model"},
     {"chat"},

@@ -24,6 +24,7 @@ from src.cli.schema import write_schema
 from src.cli.server import ROOT
 from src.cli.server_http import RequestError
 from src.errors import UserError
+from src.files.atomic import replacing_file
 from src.training.run import plan_training
 
 
@@ -108,12 +109,11 @@ def _weights_source(name: str) -> str:
 
 def _write_output(url: str, output: Path) -> None:
     """Write the weights, whole or not at all."""
-    partial = output.with_name(f".{output.name}.partial")
-    if url.startswith("data:"):
-        partial.write_bytes(base64.b64decode(url.partition(",")[2]))
-    else:
-        partial.write_bytes(requests.get(url, timeout=600).content)
-    partial.rename(output)
+    with replacing_file(output) as partial:
+        if url.startswith("data:"):
+            partial.write_bytes(base64.b64decode(url.partition(",")[2]))
+        else:
+            partial.write_bytes(requests.get(url, timeout=600).content)
 
 
 def _predict(inputs: dict[str, Any], root: Path, *, verbose: bool) -> None:

@@ -1,9 +1,9 @@
 """A small Llama-shaped base model with a tokenizer of its own, made on the spot."""
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from src.files.atomic import replacing_folder
 from src.model.shape import ModelShape
 
 
@@ -31,8 +31,6 @@ def make_base_model(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -77,6 +75,6 @@ def make_base_model(
         model = LlamaForCausalLM._from_config(
             config, dtype=torch.bfloat16 if on_gpu else torch.float32
         )
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    partial.rename(folder)
+    with replacing_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import UserError
+from src.files.printable import show_bytes
 
 RUN_FOLDER = "the run's folder"
 
@@ -37,19 +38,15 @@ def _check_disk(needs: list[SpaceNeed]) -> str:
     size = sum(need.size for need in needs)
     free = shutil.disk_usage(_existing(needs[0].folder)).free
     places = " and ".join(dict.fromkeys(need.place for need in needs))
-    parts = ", ".join(f"{need.what} {_shown(need.size)}" for need in needs)
+    parts = ", ".join(f"{need.what} {show_bytes(need.size)}" for need in needs)
     if size > free:
         raise UserError(
-            f"the disk of {places} has {_shown(free)} free, and about {_shown(size)} are needed "
-            f"({parts}); expected more room"
+            f"the disk of {places} has {show_bytes(free)} free, and about {show_bytes(size)} are "
+            f"needed ({parts}); expected more room"
         )
-    return f"about {_shown(size)} of {_shown(free)} free in {places} ({parts})"
+    return f"about {show_bytes(size)} of {show_bytes(free)} free in {places} ({parts})"
 
 
 def _existing(folder: Path) -> Path:
     """Return the folder, or the nearest one above it that is there."""
     return next(path for path in (folder, *folder.parents) if path.is_dir())
-
-
-def _shown(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

@@ -1,85 +1,94 @@
-"""The text in a gzip file, a block at a time, however hard the file tries to have no end."""
+"""The data in a gzip file, a block at a time, however hard the file tries to have no end."""
 
+import gzip
+import io
 import zlib
-from io import RawIOBase
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from src.errors import UserError
 
-PACKED_BLOCK_BYTES = 64 << 10
-"""Small, because what is left of a block is copied with each read and each member."""
-FREE_UNPACKED_BYTES = 2**28
-MAX_RATIO = 100
-"""Text packs to about a quarter, and many times over only where it repeats itself."""
 FREE_PACKED_BYTES = 2**20
 MAX_GROWTH = 2
-"""Only short lines that were packed one by one take more room than before."""
+"""Only what is short and was packed piece by piece takes more room packed than unpacked."""
+_BLOCK_BYTES = 2**16
 
 
-class Gunzip(RawIOBase):
+@dataclass(frozen=True)
+class UnpackLimits:
+    """What packed data may unpack to; errors call them `name`."""
+
+    name: str
+    max_ratio: int
+    free_bytes: int
+    """So many may come from however few packed ones."""
+
+    def check_ratio(self, *, unpacked: int, packed: int) -> None:
+        """Refuse what unpacks to far more than such data do: it is there to fill a disk."""
+        if unpacked > self.free_bytes + self.max_ratio * packed:
+            raise UserError(
+                f"{self.name}: {packed:,} packed bytes unpack to {unpacked:,} or more, expected "
+                f"at most {self.max_ratio} times as many"
+            )
+
+    def check_growth(self, *, unpacked: int, packed: int) -> None:
+        """Refuse what is far smaller unpacked than packed: it is there to keep us busy."""
+        if packed > FREE_PACKED_BYTES + MAX_GROWTH * unpacked:
+            raise UserError(
+                f"{self.name}: {packed:,} packed bytes unpack to only {unpacked:,}, expected more "
+                "than half as many"
+            )
+
+
+class Gunzip(io.RawIOBase):
     """The unpacked bytes of one gzip member or of several; zeros behind them are padding."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file = file
-        self._name = name
-        self._packed = b""
-        self._num_packed = self._num_unpacked = 0
-        self._member = zlib.decompressobj(wbits=31)
+    def __init__(self, file: BinaryIO, limits: UnpackLimits) -> None:
+        self._limits = limits
+        self._packed = _PackedBytes(file, limits)
+        packed = io.BufferedReader(self._packed, _BLOCK_BYTES)
+        self._unpacker = gzip.GzipFile(fileobj=packed, mode="rb")
 
     def readable(self) -> bool:
         return True
 
     def close(self) -> None:
-        self._file.close()
+        self._packed.file.close()
         super().close()
 
     def readinto(self, buffer: Any) -> int:
-        """Fill at least a part of the buffer, and none only at the end; return how much."""
-        block = b""
-        while not block and (not self._member.eof or self._find_next_member()):
-            block = self._unpack(len(buffer))
+        """Fill at least a part of the buffer, and none only at the end; return how much.
+
+        Raises UserError for what is damaged, and for what unpacks to too much or too little.
+        """
+        try:
+            block = self._unpacker.read1(len(buffer))
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(
+                f"{self._limits.name}: the gzip data are damaged or cut off ({error}); "
+                "expected what gzip -t finds whole"
+            ) from None
         buffer[: len(block)] = block
+        self._packed.num_unpacked += len(block)
+        self._limits.check_ratio(unpacked=self._packed.num_unpacked, packed=self._packed.num_read)
         return len(block)
 
-    def _find_next_member(self) -> bool:
-        packed = self._member.unused_data.lstrip(b"\0")
-        while not packed:
-            block = self._file.read(PACKED_BLOCK_BYTES)
-            if not block:
-                return False
-            packed = block.lstrip(b"\0")
-        self._packed = packed
-        self._member = zlib.decompressobj(wbits=31)
+
+class _PackedBytes(io.RawIOBase):
+    """Checks what is read, also where the unpacker finds nothing in it for long."""
+
+    num_read = num_unpacked = 0
+
+    def __init__(self, file: BinaryIO, limits: UnpackLimits) -> None:
+        self.file = file
+        self._limits = limits
+
+    def readable(self) -> bool:
         return True
 
-    def _unpack(self, size: int) -> bytes:
-        packed = self._packed or self._file.read(PACKED_BLOCK_BYTES)
-        try:
-            block = self._member.decompress(packed, size)
-        except zlib.error as error:
-            raise self._damaged(str(error)) from None
-        if not packed and not block and not self._member.eof:
-            raise self._damaged("it ends too early")
-        self._packed = self._member.unconsumed_tail
-        self._num_packed += len(packed) - len(self._packed) - len(self._member.unused_data)
-        self._num_unpacked += len(block)
-        self._check_sizes()
-        return block
-
-    def _damaged(self, reason: str) -> UserError:
-        return UserError(
-            f"{self._name}: the gzip file is damaged or cut off ({reason}); "
-            "expected one that gzip -t finds whole"
-        )
-
-    def _check_sizes(self) -> None:
-        if self._num_unpacked > FREE_UNPACKED_BYTES + MAX_RATIO * self._num_packed:
-            raise UserError(
-                f"{self._name}: expected text that unpacks to at most {MAX_RATIO} times its "
-                "size, found more"
-            )
-        if self._num_packed > FREE_PACKED_BYTES + MAX_GROWTH * self._num_unpacked:
-            raise UserError(
-                f"{self._name}: expected packed text, found {self._num_packed:,} bytes of gzip "
-                f"that unpack to {self._num_unpacked:,}"
-            )
+    def readinto(self, buffer: Any) -> int:
+        self._limits.check_growth(unpacked=self.num_unpacked, packed=self.num_read)
+        block = self.file.read(len(buffer))
+        buffer[: len(block)] = block
+        self.num_read += len(block)
+        return len(block)

@@ -11,11 +11,12 @@ import torch.distributed as dist
 from src.chat.prompt_encoder import PromptEncoder, open_prompt_encoder
 from src.data.dataset import TokenDataset
 from src.data.prepare import build_step_plan, prepare_data
+from src.files.atomic import replacing_folder
 from src.model.base_model import training_dtype
 from src.settings import TrainSettings
 from src.training.checkpoint.checkpointer import StoppedEarly
 from src.training.checkpoint.resume import open_checkpointer, resume, where_it_is_kept
-from src.training.checkpoint.store import METRICS, replacing_folder
+from src.training.checkpoint.store import METRICS
 from src.training.deepspeed_engine import join_ranks
 from src.training.loop import Run, train
 from src.training.lora_model import load_lora_model

@@ -12,6 +12,8 @@ from src.data.examples import ExampleFile
 from src.data.steps import choose_batch_sizes
 from src.errors import UserError
 from src.files.printable import printable
+from src.files.scratch import LastFolder, remove_abandoned, scratch_folder
+from src.host_memory import free_memory
 from src.settings import TrainSettings
 from src.training.checkpoint.store import (
     CheckpointStore,
@@ -20,13 +22,12 @@ from src.training.checkpoint.store import (
     read_checkpoint,
     run_folder,
 )
-from src.training.plan.devices import count_devices, free_cpu_memory, free_gpu_memory
+from src.training.plan.devices import count_devices, free_gpu_memory
 from src.training.supervise.hosts import Hosts, find_hosts
 from src.training.supervise.supervisor import run_workers
 from src.training.switches import Switches, read_switches
 from src.weights.archive.archive import write_archive
 from src.weights.base_model.base_model import find_base_model
-from src.weights.cache.scratch import LastFolder, remove_abandoned, scratch_folder
 
 RUN_PREFIX = "training-"
 ARCHIVE_PREFIX = "weights-"
@@ -121,7 +122,7 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
         step_plan = build_step_plan(
             data, settings, max_seq_len=max_seq_len, num_devices=num_devices
         )
-        free = free_gpu_memory() if on_gpus else free_cpu_memory(num_local)
+        free = free_gpu_memory() if on_gpus else free_memory() / num_local
         limits = [size for size in (free, switches.device_memory) if size is not None]
         machine = Resources(
             on_gpus=on_gpus,

@@ -17,12 +17,12 @@ from src.data.packing import Span
 from src.data.steps import MicroBatch
 from src.data.tokenization import TokenizedExample
 from src.errors import UserError
+from src.host_memory import limit_process_memory
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
 from src.model.base_model import load_base_model
 from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
 from src.training.gradients import GradientSum, release_memory
-from src.training.plan.devices import limit_process_memory
 
 LENGTHS = (700, 40, 300, 500, 510, 20)
 NUM_LAYERS = 6

@@ -114,8 +114,8 @@ def test_a_measure_sees_what_is_costly_or_broken():
     [
         (b"<!DOCTYPE html><html>", "an HTML page"),
         (b'{"detail": "not found"}', "JSON text"),
-        (bz2.compress(b"x"), "bzip2 data"),
-        (lzma.compress(b"x"), "xz data"),
+        (bz2.compress(b"x"), "a bzip2 file"),
+        (lzma.compress(b"x"), "an xz file"),
         (HOSTILE["safetensors"], "a bare safetensors file"),
         (b"", "an empty file"),
     ],

@@ -4,6 +4,8 @@ import os
 
 import torch
 
+from src.host_memory import free_memory
+
 CACHE_SHARE, ADAPTER_SHARE = 0.7, 0.15
 
 
@@ -32,4 +34,4 @@ def device_bytes_in_use(device: torch.device) -> int:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free_memory()

@@ -14,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from src.files.atomic import replacing_file, replacing_folder
 from src.training.checkpoint.store import (
     METRICS,
     STATE,
     Checkpoint,
     CheckpointStore,
     disk_full,
-    replacing_folder,
 )
 from src.training.results.metrics import Progress
 from src.training.supervise.stop import STOP_FILE, STOPPED_FILE
@@ -126,9 +126,8 @@ class Checkpointer:
             with replacing_folder(folder) as partial:
                 self._write_adapter(partial, tensors, step)
             self._kept_step = step
-            temporary = self._run_dir / f".{STOPPED_FILE}"
-            temporary.write_text(json.dumps({"step": step, "folder": str(folder)}))
-            temporary.rename(self._run_dir / STOPPED_FILE)
+            with replacing_file(self._run_dir / STOPPED_FILE) as partial:
+                partial.write_text(json.dumps({"step": step, "folder": str(folder)}))
         return folder
 
     def _save(

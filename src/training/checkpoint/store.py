@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import UserError
+from src.files.atomic import replacing_folder
+from src.files.printable import show_bytes
 from src.settings import TrainSettings
 from src.weights.base_model.fingerprint import fingerprint_base_model
 
@@ -77,41 +78,6 @@ class CheckpointStore:
             except UserError as error:
                 print(f"warning: {error}", flush=True)
         return None
-
-
-class replacing_folder:
-    """Context of a folder that appears under its name when all is written, or not at all."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._partial = folder.with_name(f".{folder.name}.partial")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
-        return self._partial
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            return
-        try:
-            for path in (*self._partial.iterdir(), self._partial):
-                _sync(path)
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._partial.rename(self._folder)
-            _sync(self._folder.parent)
-        except OSError:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
@@ -188,4 +154,4 @@ def disk_full(error: Exception, folder: Path, needed: int) -> str | None:
     if not is_full:
         return None
     free = shutil.disk_usage(folder).free
-    return f"the disk is full: about {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB free"
+    return f"the disk is full: about {show_bytes(needed)} are needed, {show_bytes(free)} free"

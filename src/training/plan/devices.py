@@ -4,11 +4,8 @@ Standard library only: the supervisor asks without loading what the ranks need.
 """
 
 import os
-import re
-import resource
 import shutil
 import subprocess
-from pathlib import Path
 
 
 def count_devices(asked: int | None = None) -> tuple[int, bool]:
@@ -40,26 +37,3 @@ def free_gpu_memory() -> float | None:
     listed = subprocess.run(query, capture_output=True, text=True, check=False)
     found = [int(line) for line in listed.stdout.split() if line.isdigit()]
     return min(found) * 2**20 if found else None
-
-
-def free_cpu_memory(num_processes: int) -> float:
-    """Return the bytes of this machine's free memory that one of its processes may take."""
-    available = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
-    return available / num_processes
-
-
-def process_memory(*, peak: bool = False) -> float:
-    """Return the bytes of memory that this process holds, or held at most."""
-    return _kilobytes(Path("/proc/self/status"), "VmHWM" if peak else "VmRSS")
-
-
-def limit_process_memory(limit: float) -> None:
-    """Have the kernel refuse this process more than so many bytes on top of what it holds."""
-    held = _kilobytes(Path("/proc/self/status"), "VmData")
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (int(held + limit), hard))
-
-
-def _kilobytes(path: Path, name: str) -> float:
-    found = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else float("inf")

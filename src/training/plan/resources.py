@@ -5,12 +5,13 @@ import os
 import torch
 import torch.distributed as dist
 
-from src.model.base_model import training_dtype
-from src.training.plan.devices import (
-    free_cpu_memory,
+from src.host_memory import (
+    free_memory,
     limit_process_memory,
+    peak_process_memory,
     process_memory,
 )
+from src.model.base_model import training_dtype
 from src.training.plan.plan import LATER_LIBRARIES, Resources
 
 
@@ -23,7 +24,7 @@ def measure_machine(device: torch.device, limit: float | None) -> Resources:
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), device)
         libraries = 0.0
     else:
-        free = free_cpu_memory(int(os.environ["LOCAL_SIZE"]))
+        free = free_memory() / int(os.environ["LOCAL_SIZE"])
         if limit is not None:
             limit_process_memory(limit + LATER_LIBRARIES)
         libraries = process_memory() + LATER_LIBRARIES
@@ -41,4 +42,4 @@ def peak_memory(device: torch.device) -> float:
     """Return the bytes that this rank held at most."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return process_memory(peak=True)
+    return peak_process_memory()

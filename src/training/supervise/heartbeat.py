@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from src.errors import UserError
+from src.files.atomic import replacing_file
 
 BEAT_SECONDS = 1.0
 BUSY_SECONDS = 900.0
@@ -73,6 +74,5 @@ class RankStatus:
 
     def _write(self, name: str, record: dict[str, object]) -> None:
         """Write a file that is read while it is replaced."""
-        temporary = self._folder / f".{name}.{self.rank}"
-        temporary.write_text(json.dumps(record))
-        temporary.rename(self._folder / name)
+        with replacing_file(self._folder / name, is_durable=False) as partial:
+            partial.write_text(json.dumps(record))

@@ -1,30 +1,11 @@
 """How much may come out of an archive of weights."""
 
 from src.errors import UserError
+from src.files.gzip import UnpackLimits
 from src.weights.archive.tar import Read
 
-MAX_RATIO = 20
+LIMITS = UnpackLimits("weights archive", max_ratio=20, free_bytes=16 << 20)
 """Trained numbers hardly get smaller, reports and metrics up to ten times."""
-RATIO_FREE_BYTES = 16 << 20
-PACKED_FREE_BYTES = 1 << 20
-
-
-def check_ratio(num_bytes: int, packed_bytes: int) -> None:
-    """Refuse what unpacks to far more than numbers and text ever do: it is there to fill a disk."""
-    if num_bytes > RATIO_FREE_BYTES + MAX_RATIO * packed_bytes:
-        raise UserError(
-            f"weights archive: {packed_bytes:,} packed bytes unpack to {num_bytes:,} or more, "
-            f"expected at most {MAX_RATIO} times as many"
-        )
-
-
-def check_growth(num_bytes: int, packed_bytes: int) -> None:
-    """Refuse what is far smaller unpacked than packed: it is there to keep the reader busy."""
-    if packed_bytes > PACKED_FREE_BYTES + 2 * num_bytes:
-        raise UserError(
-            f"weights archive: {packed_bytes:,} packed bytes unpack to only {num_bytes:,}, "
-            "expected more than half as many"
-        )
 
 
 class Bounded:

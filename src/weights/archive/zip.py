@@ -11,7 +11,7 @@ from src.errors import UserError
 from src.files.printable import printable
 from src.weights.archive.member_name import member_parts
 from src.weights.archive.tar import Copy
-from src.weights.archive.unpacked_size import check_growth, check_ratio
+from src.weights.archive.unpacked_size import LIMITS
 
 MAX_ENTRIES = 64
 MAX_DIRECTORY_BYTES = 1 << 20
@@ -33,8 +33,8 @@ def read_zip(file: BinaryIO, copy: Copy, *, max_bytes: int) -> None:
                 left -= entry.file_size
                 if left < 0:
                     raise UserError(f"weights archive: it holds more than {max_bytes:,} bytes")
-                check_ratio(max_bytes - left, file_bytes)
-                check_growth(entry.file_size, entry.compress_size)
+                LIMITS.check_ratio(unpacked=max_bytes - left, packed=file_bytes)
+                LIMITS.check_growth(unpacked=entry.file_size, packed=entry.compress_size)
                 with archive.open(entry) as data:
                     # Some tools of Windows write their own separator.
                     copy(entry.filename.replace("\\", "/"), entry.file_size, data.read)

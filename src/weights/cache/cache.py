@@ -12,11 +12,11 @@ from pathlib import Path
 
 from src.errors import UserError
 from src.files.printable import printable
+from src.files.scratch import remove_abandoned, scratch_folder
 from src.weights.archive.archive import read_archive
 from src.weights.archive.members import MEMBERS, REQUIRED
 from src.weights.cache.cache_use import CacheUse
 from src.weights.cache.keyed_locks import KeyedLocks
-from src.weights.cache.scratch import remove_abandoned, scratch_folder
 from src.weights.download.deadline import CancelToken, always
 from src.weights.download.download import fetch
 from src.weights.download.url import printable_url

@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from src.files.scratch import LastFolder, remove_abandoned, scratch_folder
 from src.weights.cache.cache import WeightsCache
-from src.weights.cache.scratch import LastFolder, remove_abandoned, scratch_folder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from src.weights.cache.scratch import scratch_folder
+from src.files.scratch import scratch_folder
 with scratch_folder(sys.argv[1], Path(sys.argv[2])) as folder:
     (folder / "file").write_text("x")
     print(folder, flush=True)
