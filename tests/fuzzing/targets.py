@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import torch
+
 from src.data.examples import ExampleFile
 from src.errors import UserError
+from src.serving.lora.weights import load_adapter
 from src.weights.adapter.adapter import read_adapter
 from src.weights.archive.archive import read_archive
 from src.weights.archive.members import MEMBERS
@@ -93,14 +96,17 @@ def adapters(rng: Random, folder: Path) -> bool:
     (folder / "training.json").write_bytes(as_json(rng, manifest, [b"{}"]))
     try:
         adapter = read_adapter(folder, SHAPES)
+        loaded = load_adapter(adapter, dtype=torch.float32)
     except UserError:
         return False
     for name, module in adapter.modules.items():
         out_features, in_features = SHAPES[name]
-        assert module.lora_A.shape == (module.rank, in_features)
-        assert module.lora_B.shape == (out_features, module.rank)
+        lora_A, lora_B = loaded.modules[name].lora_A, loaded.modules[name].lora_B
+        assert lora_A.shape == (module.rank, in_features)
+        assert lora_B.shape == (out_features, module.rank)
+        assert lora_A.isfinite().all()
+        assert lora_B.isfinite().all()
         assert 0 < module.scale < 1e7
-        assert max(module.lora_A.end, module.lora_B.end) <= len(weights)
     return True
 
 

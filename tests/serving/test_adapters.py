@@ -9,7 +9,7 @@ import torch
 from src.errors import UserError
 from src.serving.lora.weights import load_adapter
 from src.weights.adapter.adapter import read_adapter
-from tests.weights.adapters import SHAPES, good_tensors, write
+from tests.weights.adapters import REFUSED_NUMBERS, SHAPES, good_tensors, write
 
 
 def load(folder: Path, factor: float, dtype: torch.dtype = torch.float32, **config):
@@ -28,10 +28,31 @@ def test_numbers_are_those_of_the_file_with_the_scale_in_b(tmp_path: Path, dtype
 
 @pytest.mark.parametrize(("factor", "alpha"), [(1e30, 8), (1e36, 1e6), (1, 1e6)])
 def test_numbers_that_overflow_are_refused(tmp_path: Path, factor: float, alpha: float):
-    with pytest.raises(UserError, match="expected numbers up to 65,504, scale included, found"):
+    with pytest.raises(
+        UserError, match="expected finite numbers up to 65,504, scale included, found"
+    ):
         load(tmp_path, factor, lora_alpha=alpha)
 
 
 def test_an_adapter_that_vanishes_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="no effect, all its updates are zero in "):
         load(tmp_path, 1e-43, lora_alpha=1e-4)
+
+
+@pytest.mark.parametrize("name", REFUSED_NUMBERS)
+def test_bad_numbers_are_refused(tmp_path: Path, name: str):
+    REFUSED_NUMBERS[name](tmp_path)
+    file = read_adapter(tmp_path, SHAPES)
+    with pytest.raises(UserError, match=r"expected finite numbers|the adapter has no effect"):
+        load_adapter(file, dtype=torch.float32)
+
+
+def test_what_was_loaded_no_longer_needs_its_file(tmp_path: Path):
+    """A tensor must not be a view of a file that the cache may remove or another may cut off."""
+    loaded = load(tmp_path, 1)
+    path = tmp_path / "adapter_model.safetensors"
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+    assert all(
+        m.lora_A.isfinite().all() and m.lora_B.isfinite().all() for m in loaded.modules.values()
+    )

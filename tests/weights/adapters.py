@@ -120,17 +120,6 @@ BAD_TENSORS = {
     "shape-empty": changed(value=np.ones((0, 16), np.float32)),
     "other-rank": good_tensors(rank=2),
     "int64": changed(value=np.ones((4, 16), np.int64)),
-    "nan": poisoned(float("nan")),
-    "inf": poisoned(float("inf")),
-    "minus-inf": poisoned(float("-inf")),
-    "no-effect": zero_b(),
-    "no-effect-minus-zero": {n: t * (1 if "lora_A" in n else -0.0) for n, t in zero_b().items()},
-    "no-effect-a": {n: t * np.float32("lora_B" in n) for n, t in good_tensors().items()},
-    "nan-half": as_dtype("float16", 0x7E01),
-    "inf-half": as_dtype("float16", 0xFC00),
-    "nan-bfloat16": as_dtype("uint16", 0x7F81),
-    "inf-bfloat16": as_dtype("uint16", 0xFF80),
-    "nan-last": changed(LAST, np.full((8, 4), np.nan, np.float32)),
     "float64": as_dtype("float64"),
     "int32": as_dtype("int32"),
     "uint8": as_dtype("uint8"),
@@ -146,6 +135,26 @@ BAD_TENSORS = {
     "long-name": changed("x" * 100_000, ONE),
     "many-empty": changed() | {f"e{i}": np.ones(0, np.float32) for i in range(20_000)},
 }
+
+
+BAD_NUMBERS = {
+    "nan": poisoned(float("nan")),
+    "inf": poisoned(float("inf")),
+    "minus-inf": poisoned(float("-inf")),
+    "no-effect": zero_b(),
+    "no-effect-minus-zero": {n: t * (1 if "lora_A" in n else -0.0) for n, t in zero_b().items()},
+    "no-effect-a": {n: t * np.float32("lora_B" in n) for n, t in good_tensors().items()},
+    "nan-half": as_dtype("float16", 0x7E01),
+    "inf-half": as_dtype("float16", 0xFC00),
+    "nan-bfloat16": as_dtype("uint16", 0x7F81),
+    "inf-bfloat16": as_dtype("uint16", 0xFF80),
+    "nan-last": changed(LAST, np.full((8, 4), np.nan, np.float32)),
+    "nan-negative": poisoned(-float("nan")),
+    "nan-signalling": as_dtype("uint16", 0x7F81),
+    "one-nan-in-lora-b": changed(LAST, np.where(np.arange(32).reshape(8, 4) == 31, np.nan, 1.0)
+        .astype(np.float32)),
+}  # fmt: skip
+"""What only one who reads the numbers can tell from a good adapter."""
 
 
 BAD_CONFIGS = {
@@ -240,7 +249,6 @@ BAD_HEADERS = {
     "shape-huge": entry(shape=[2**40, 2**40]),
     "hole": {"tail": b"\0" * 8},
     "utf-16": {"header": lambda e: json.dumps(e).encode("utf-16")},
-    "leading-space": {"header": lambda e: b" " + json.dumps(e).encode()},
     "nan": {"header": lambda e: json.dumps({**e, "a": float("nan")}).encode()},
     "long-number": entry(shape=[int("9" * 4000)]),
     "shape-true": entry(shape=[True, 64]),
@@ -249,7 +257,6 @@ BAD_HEADERS = {
     "offset-backwards": entry(data_offsets=[256, 0]),
     "dtype-list": entry(dtype=["F32"]),
     "dtype-half-byte": entry(dtype="F4"),
-    "field-more": entry(code="import os"),
     "entry-text": {"header": lambda e: json.dumps({**e, FIRST: "F32"}).encode()},
     "aliased": {"header": lambda e: json.dumps({**e, LAST: e[FIRST]}).encode()},
 }  # fmt: skip
@@ -297,10 +304,6 @@ BAD_MANIFESTS = {
     "long-number": '{"format_version": ' + "1" * 5000 + "}",
 }
 BAD_TENSORS |= {
-    "one-nan-in-lora-b": changed(LAST, np.where(np.arange(32).reshape(8, 4) == 31, np.nan, 1.0)
-        .astype(np.float32)),
-    "nan-negative": poisoned(-float("nan")),
-    "nan-signalling": as_dtype("uint16", 0x7F81),
     "extra-embedding": changed("base_model.model.model.embed_tokens.weight", ONE),
     "extra-lm-head-lora": changed("base_model.model.lm_head.lora_A.weight", ONE),
     "extra-modules-to-save": changed(f"{FIRST}.modules_to_save.weight", ONE),
@@ -381,6 +384,7 @@ BAD_HEADERS |= {
         f"e{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(200_000)
     }}).encode()},
     "padding-huge": {"header": lambda e: json.dumps(e).encode() + b" " * (16 << 20)},
+    "metadata-odd": {"header": lambda e: json.dumps({**e, "__metadata__": [None]}).encode()},
     "metadata-huge": {"header": lambda e: json.dumps(
         {**e, "__metadata__": {"a": "x" * (16 << 20)}}).encode()},
     # As large as headers may be.
@@ -442,7 +446,7 @@ def pickled_only(folder: Path) -> None:
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Payload()))
 
 
-REFUSED: dict[str, Callable[[Path], object]] = {
+REFUSED_UNREAD: dict[str, Callable[[Path], object]] = {
     **{f"tensors-{n}": partial(write, tensors=t) for n, t in BAD_TENSORS.items()},
     **{f"config-{n}": partial(write, tensors=good_tensors(), config=c)
        for n, c in BAD_CONFIGS.items()},
@@ -464,6 +468,11 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "weights-link-to-itself": instead(WEIGHTS, lambda path: path.symlink_to(path)),
     "nothing": lambda folder: None,
 }  # fmt: skip
+"""Refused before a number is read."""
+REFUSED_NUMBERS: dict[str, Callable[[Path], object]] = {
+    name: partial(write, tensors=tensors) for name, tensors in BAD_NUMBERS.items()
+}
+REFUSED = REFUSED_UNREAD | REFUSED_NUMBERS
 
 
 def beside(name: str, data: bytes) -> Callable[[Path], None]:
@@ -519,8 +528,9 @@ HARMLESS: dict[str, Callable[[Path], object]] = {
     }.items()},
     "metadata": partial(write, tensors=good_tensors(), header=lambda e: json.dumps(
         {**e, "__metadata__": {"format": "pt", "code": "import os"}}).encode()),
-    "metadata-odd": partial(write, tensors=good_tensors(), header=lambda e: json.dumps(
-        {**e, "__metadata__": [None]}).encode()),
+    "header-leading-space": partial(
+        write, tensors=good_tensors(), header=lambda e: b" " + json.dumps(e).encode()),
+    "header-field-more": partial(write, tensors=good_tensors(), **entry(code="import os")),
     "header-padded": partial(
         write, tensors=good_tensors(), header=lambda e: json.dumps(e).encode() + b" " * 1000),
     "header-shuffled": partial(write, tensors=good_tensors(), header=lambda e: json.dumps(

@@ -95,8 +95,8 @@ DAMAGES = {
     "pickle": (
         {"model.safetensors": None, "pytorch_model.bin": b"\x80"}, r"found pytorch_model\.bin only",
     ),
-    "cut": ({"model.safetensors": safetensors(1, 2, 3)[:-4]}, r"found \d+ bytes, expected \d+"),
-    "longer": ({"model.safetensors": safetensors(1) + b"x"}, r"found \d+ bytes, expected \d+"),
+    "cut": ({"model.safetensors": safetensors(1, 2, 3)[:-4]}, "that are damaged or cut off"),
+    "longer": ({"model.safetensors": safetensors(1) + b"x"}, "that are damaged or cut off"),
     "cut-header": ({"model.safetensors": safetensors(1)[:20]}, "damaged or cut off"),
     "empty": ({"model.safetensors": b""}, "damaged or cut off"),
     "html": ({"model.safetensors": b"<html>Not found</html>"}, "damaged or cut off"),
@@ -152,11 +152,11 @@ def test_a_missing_or_cut_shard_is_named(sharded: Path):
     size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(
-        UserError, match=f"{shard.name} is cut off .*: found {size - 1} bytes, expec"
+        UserError, match=f"{shard.name}: expected a complete .*, found {size - 1} bytes that"
     ):
         check_complete(sharded)
     shard.unlink()
-    with pytest.raises(UserError, match=f"{shard.name} is missing"):
+    with pytest.raises(UserError, match=f"{shard.name}: the file is missing"):
         check_complete(sharded)
 
 

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from safetensors import safe_open
 
 from src.errors import UserError
 from src.settings import MAX_RANK
 from src.weights.adapter.adapter import AdapterFile
-from src.weights.adapter.safetensors_header import TensorSlice
 
 MAX_NUMBER = 65_504.0
 """The largest of float16; trained numbers are hardly over one, and far larger ones overflow."""
-
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,33 +47,30 @@ class LoadedAdapter:
 def load_adapter(file: AdapterFile, *, dtype: torch.dtype, key: str | None = None) -> LoadedAdapter:
     """Read the tensors of a checked adapter file, whose content has this key if it is known.
 
-    Raises UserError for an adapter that does nothing, or too much, in numbers of this dtype.
+    Raises UserError for numbers that are not finite, and for an adapter that does nothing, or too
+    much, in numbers of this dtype.
     """
-    data = file.path.read_bytes()
     if key is None:
         scales = [(name, module.scale) for name, module in sorted(file.modules.items())]
-        key = hashlib.sha256(data + repr(scales).encode()).hexdigest()
+        key = hashlib.sha256(file.path.read_bytes() + repr(scales).encode()).hexdigest()
 
-    def tensor(name: str, part: TensorSlice, scale: float = 1) -> torch.Tensor:
-        buffer = bytearray(data[part.start : part.end])
-        values = torch.frombuffer(buffer, dtype=_DTYPES[part.dtype]).reshape(part.shape)
+    def load(name: str, scale: float = 1) -> torch.Tensor:
+        values = tensors.get_tensor(name)
         if scale != 1:
             values = values.float() * scale
         low, high = (float(end) for end in torch.aminmax(values))
-        if max(-low, high) > MAX_NUMBER:
+        if not max(-low, high) <= MAX_NUMBER:  # neither is a NaN
             raise UserError(
-                f"{file.path.name}: {name}: expected numbers up to {MAX_NUMBER:,.0f}, "
+                f"{file.path.name}: {name}: expected finite numbers up to {MAX_NUMBER:,.0f}, "
                 f"scale included, found {max(-low, high):.3g}"
             )
-        return values.to(dtype)
+        return values.to(dtype, copy=True)  # the tensor of the file is a view of it
 
-    modules = {
-        name: LoadedModule(
-            tensor(f"{name}.lora_A", module.lora_A),
-            tensor(f"{name}.lora_B", module.lora_B, module.scale),
-        )
-        for name, module in file.modules.items()
-    }
+    with safe_open(file.path, framework="pt") as tensors:
+        modules = {
+            name: LoadedModule(load(module.lora_A), load(module.lora_B, module.scale))
+            for name, module in file.modules.items()
+        }
     if not any(module.lora_A.any() and module.lora_B.any() for module in modules.values()):
         raise UserError(
             f"{file.path.name}: the adapter has no effect, all its updates are zero in {dtype}"

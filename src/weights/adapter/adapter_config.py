@@ -3,9 +3,11 @@
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
 
 from src.errors import UserError
 from src.files.printable import printable
@@ -14,19 +16,8 @@ from src.weights.adapter.json_object import read_json_object
 
 NAME = "adapter_config.json"
 MAX_BYTES = 1 << 20
-MIN_ALPHA, MAX_ALPHA = 1e-6, 1e6
 MAX_NAMES = 1000
 
-TAKEN = {
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "use_rslora",
-    "target_modules",
-    "rank_pattern",
-    "alpha_pattern",
-    "init_lora_weights",
-}
 SELECTING = {"exclude_modules", "layers_to_transform", "layers_pattern"}
 """They leave modules out; which, the adapter's tensors tell as well."""
 HARMLESS_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
@@ -45,73 +36,98 @@ IGNORED = {
     "qalora_group_size",
 }
 
+Rank = Annotated[int, Meta(ge=1, le=MAX_RANK)]
+Alpha = Annotated[float, Meta(ge=1e-6, le=1e6)]
+# PEFT takes regular expressions for names; a hostile one runs for years.
+ModuleName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.]{1,200}\Z")]
+ModuleNames = Annotated[list[ModuleName], Meta(min_length=1, max_length=MAX_NAMES)]
 
-@dataclass(frozen=True)
-class LoraSettings:
+
+_NAMES = "plain module names (letters, digits, _ and .)"
+_RANK, _ALPHA = f"a whole number from 1 to {MAX_RANK:,}", "a number from 0.000001 to 1,000,000"
+EXPECTED = {
+    "peft_type": "LORA",
+    "r": _RANK,
+    "lora_alpha": _ALPHA,
+    "use_rslora": "true or false",
+    "target_modules": f"'all-linear' or a list of 1 to {MAX_NAMES:,} {_NAMES}",
+    "rank_pattern": f"an object of at most {MAX_NAMES:,} {_NAMES}, each with {_RANK}",
+    "alpha_pattern": f"an object of at most {MAX_NAMES:,} {_NAMES}, each with {_ALPHA}",
+    "init_lora_weights": f"one of {', '.join(map(str, HARMLESS_INITS))}",
+}
+
+
+class AdapterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which modules an adapter changes, and how strongly."""
 
-    lora_rank: int
-    lora_alpha: float
-    use_rslora: bool
-    target_modules: frozenset[str] | None
-    """None stands for all linear modules but the output layer."""
-    tensors_tell_targets: bool
-    """They are selected by a pattern, which is a stranger's program and is never run."""
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, float]
+    peft_type: Literal["LORA"]
+    r: Rank
+    lora_alpha: Alpha
+    use_rslora: bool = False
+    target_modules: Annotated[str, Meta(min_length=1)] | ModuleNames
+    """A text is a pattern, but for "all-linear": all linear modules but the output layer."""
+    rank_pattern: Annotated[dict[ModuleName, Rank], Meta(max_length=MAX_NAMES)] | None = None
+    alpha_pattern: Annotated[dict[ModuleName, Alpha], Meta(max_length=MAX_NAMES)] | None = None
+    init_lora_weights: bool | str | None = None
+    exclude_modules: Any = None
+    layers_to_transform: Any = None
+    layers_pattern: Any = None
+
+    @property
+    def tensors_tell_targets(self) -> bool:
+        """Whether modules are selected by patterns, which are a stranger's and never run."""
+        is_pattern = isinstance(self.target_modules, str) and self.target_modules != "all-linear"
+        return is_pattern or any(not _is_empty(getattr(self, name)) for name in SELECTING)
 
     def targets(self, module: str) -> bool:
         """Tell whether the adapter changes this linear module."""
-        if self.target_modules is None:
+        if isinstance(self.target_modules, str):
             return module.rsplit(".", 1)[-1] != "lm_head"
         return any(suffix in self.target_modules for suffix in _suffixes(module))
 
     def rank_of(self, module: str) -> int:
         """Return the rank of the module's matrices."""
-        key = _matching_key(self.rank_pattern, module)
-        return self.lora_rank if key is None else self.rank_pattern[key]
+        return _first_match(self.rank_pattern or {}, module) or self.r
 
     def scale_of(self, module: str) -> float:
         """Return the factor of the module's update."""
-        key = _matching_key(self.alpha_pattern, module)
-        alpha = self.lora_alpha if key is None else self.alpha_pattern[key]
+        alpha = _first_match(self.alpha_pattern or {}, module) or self.lora_alpha
         rank = self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def read_adapter_config(folder: Path) -> LoraSettings:
-    """Return the settings of a plain LoRA adapter."""
-    config = read_json_object(folder / NAME, max_bytes=MAX_BYTES)
-    if config.get("peft_type") != "LORA":
-        raise UserError(
-            f"{NAME}: expected peft_type LORA, found {printable(config.get('peft_type'), 40)}"
-        )
-    for key, value in config.items():
-        if key not in TAKEN | SELECTING | IGNORED and not (
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """Return the settings of a plain LoRA adapter; raises UserError that names what is not one."""
+    fields = read_json_object(folder / NAME, max_bytes=MAX_BYTES)
+    try:
+        config = msgspec.convert(fields, AdapterConfig)
+    except msgspec.ValidationError as error:
+        raise UserError(_explain(str(error), fields)) from None
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise UserError(f"{NAME}: a value is not valid Unicode text") from None
+    for key, value in fields.items():
+        if key not in {*AdapterConfig.__struct_fields__, *IGNORED} and not (
             _is_empty(value) or (key, value) == ("bias", "none")
         ):
             raise UserError(
                 f"{NAME}: {printable(key, 40)} is not supported, expected a plain LoRA adapter "
                 f"without it, found {printable(value, 40)}"
             )
-    _check_init(config.get("init_lora_weights"))
-    targets = config.get("target_modules")
-    is_pattern = isinstance(targets, str) and targets not in ("", "all-linear")
-    return LoraSettings(
-        lora_rank=_rank(config.get("r"), "r"),
-        lora_alpha=_alpha(config.get("lora_alpha"), "lora_alpha"),
-        use_rslora=_flag(config.get("use_rslora", False), "use_rslora"),
-        target_modules=None if is_pattern else _target_modules(targets),
-        tensors_tell_targets=is_pattern or any(not _is_empty(config.get(k)) for k in SELECTING),
-        rank_pattern={
-            key: _rank(value, "rank_pattern")
-            for key, value in _pattern(config.get("rank_pattern"), "rank_pattern").items()
-        },
-        alpha_pattern={
-            key: _alpha(value, "alpha_pattern")
-            for key, value in _pattern(config.get("alpha_pattern"), "alpha_pattern").items()
-        },
-    )
+    if config.init_lora_weights not in HARMLESS_INITS:
+        raise UserError(
+            f"{NAME}: init_lora_weights {printable(config.init_lora_weights, 40)!r} changed the "
+            "base model that this adapter was trained on, expected an adapter converted to plain "
+            "LoRA (in PEFT: save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    return config
+
+
+def _explain(problem: str, fields: dict[str, Any]) -> str:
+    """Return a sentence for what msgspec found, such as: Expected `int` >= 1 - at `$.r`."""
+    match = re.search(r"(?:\$\.|missing required field `)(\w+)", problem)
+    assert match is not None
+    name = match[1]
+    return f"{NAME}: {name} must be {EXPECTED[name]}, found {printable(fields.get(name), 60)}"
 
 
 def _suffixes(module: str) -> Iterable[str]:
@@ -120,9 +136,9 @@ def _suffixes(module: str) -> Iterable[str]:
     return (".".join(parts[i:]) for i in range(len(parts)))
 
 
-def _matching_key(pattern: dict[str, Any], module: str) -> str | None:
+def _first_match(pattern: dict[str, Any], module: str) -> Any:
     # As PEFT does: the first key in the file's order wins, not the longest.
-    return next((key for key in pattern if _matches(key, module)), None)
+    return next((value for key, value in pattern.items() if _matches(key, module)), None)
 
 
 def _matches(key: str, module: str) -> bool:
@@ -136,74 +152,3 @@ def _matches(key: str, module: str) -> bool:
 def _is_empty(value: Any) -> bool:
     # 0 is not empty: it can be the number of a layer.
     return value is None or value is False or (isinstance(value, str | list | dict) and not value)
-
-
-def _check_init(value: Any) -> None:
-    if not isinstance(value, bool | str | None) or value not in HARMLESS_INITS:
-        raise UserError(
-            f"{NAME}: init_lora_weights {printable(value, 40)!r} changed the base model that this "
-            "adapter was trained on, expected an adapter converted to plain LoRA (in PEFT: "
-            "save_pretrained with path_initial_model_for_weight_conversion)"
-        )
-
-
-def _rank(value: Any, key: str) -> int:
-    if type(value) is not int or not 1 <= value <= MAX_RANK:
-        raise UserError(
-            f"{NAME}: {key} must be a whole number from 1 to {MAX_RANK}, "
-            f"found {printable(_short(value), 40)}"
-        )
-    return value
-
-
-def _alpha(value: Any, key: str) -> float:
-    if type(value) not in (int, float) or not MIN_ALPHA <= value <= MAX_ALPHA:
-        raise UserError(
-            f"{NAME}: {key} must be a number from {MIN_ALPHA} to {MAX_ALPHA:,.0f}, "
-            f"found {printable(_short(value), 40)}"
-        )
-    return float(value)
-
-
-def _short(value: Any) -> object:
-    """Return a value whose text is cheap: Python refuses to print a very long number."""
-    return "a huge number" if type(value) is int and abs(value) > 1 << 64 else value
-
-
-def _flag(value: Any, key: str) -> bool:
-    if not isinstance(value, bool):
-        raise UserError(f"{NAME}: {key} must be true or false, found {printable(value, 40)}")
-    return value
-
-
-def _target_modules(value: Any) -> frozenset[str] | None:
-    if value == "all-linear":
-        return None
-    if not isinstance(value, list) or not 1 <= len(value) <= MAX_NAMES:
-        raise UserError(
-            f"{NAME}: target_modules must be a list of 1 to {MAX_NAMES} module names "
-            f"or 'all-linear', found {printable(_outline(value), 40)}"
-        )
-    return frozenset(_plain_name(name, "target_modules") for name in value)
-
-
-def _outline(value: Any) -> object:
-    return f"a list of {len(value)}" if isinstance(value, list) else value
-
-
-def _pattern(value: Any, key: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or len(value) > MAX_NAMES:
-        raise UserError(f"{NAME}: {key} must be an object of at most {MAX_NAMES} module names")
-    return {_plain_name(name, key): entry for name, entry in value.items()}
-
-
-def _plain_name(name: Any, key: str) -> str:
-    # PEFT takes regular expressions here; a hostile one runs for years.
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.]{1,200}", name):
-        raise UserError(
-            f"{NAME}: {key} must hold plain module names (letters, digits, _ and .), "
-            f"found {printable(name, 40)!r}"
-        )
-    return name

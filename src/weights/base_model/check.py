@@ -6,6 +6,7 @@ from pathlib import Path
 
 from src.errors import UserError
 from src.files.printable import printable
+from src.files.tensor_file import read_tensor_infos
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -26,7 +27,10 @@ def check_complete(folder: Path) -> None:
             f"base model {folder.name}: expected weights in model.safetensors, found {found}"
         )
     for name in names:
-        _check_size(folder / name)
+        try:
+            read_tensor_infos(folder / name)
+        except UserError as error:
+            raise UserError(f"base model {folder.name}: {error}") from None
 
 
 def check_readable(folder: Path) -> None:
@@ -63,26 +67,3 @@ def list_shards(folder: Path) -> list[str]:
                 "which is no safetensors file"
             )
     return names
-
-
-def _check_size(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"base model {path.parent.name}: {path.name} is missing")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        try:
-            if header_size > min(size, 100 << 20):
-                raise ValueError
-            header = json.loads(file.read(header_size))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
-            expected = 8 + header_size + max(ends, default=0)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise UserError(
-                f"base model {path.parent.name}: {path.name} is damaged or cut off"
-            ) from None
-    if size != expected:
-        raise UserError(
-            f"base model {path.parent.name}: {path.name} is cut off or damaged: "
-            f"found {size:,} bytes, expected {expected:,}"
-        )
