@@ -4,9 +4,8 @@ import re
 from dataclasses import replace
 
 from src.chat.conversation import Conversation, Turn
-from src.chat.segments import PromptFormat
 
-# Begins only where white space begins and never gives any back: a prompt of blanks takes no longer.
+# Begins only where white space begins and never gives any back: a prompt of spaces takes no longer.
 _TURN_START = re.compile(r"(?<!\s)\s*+(?:</s>\s*+)?(?:<s>\s*+)?\[INST\]")
 
 
@@ -27,19 +26,3 @@ def read_inst_prompt(prompt: str) -> Conversation | None:
         begun = prompt.rpartition("[/INST]")[2].removeprefix(" ")
         return Conversation([*finished, replace(last, answer=begun)], is_open=True)
     return Conversation([*finished, replace(last, answer=None)])
-
-
-def conversation_of_prompt(
-    prompt: str, *, prompt_format: PromptFormat, system_prompt: str | None, default_system: str
-) -> Conversation:
-    """Return the conversation that a prompt stands for: one turn, or those of an [INST] prompt.
-
-    An [INST] prompt is taken as it is: of system prompts only one that was asked for is added.
-    """
-    if prompt_format.uses_inst_tags:
-        conversation = read_inst_prompt(prompt)
-        if conversation is not None:
-            has_own = "<<SYS>>" in conversation.turns[0].user
-            return replace(conversation, system="" if has_own else system_prompt or "")
-    system = default_system if system_prompt is None else system_prompt
-    return Conversation([Turn(prompt.removeprefix("<s>"))], system=system)

@@ -35,7 +35,7 @@ class PromptEncoder:
 
 
 def open_prompt_encoder(settings: TrainSettings) -> PromptEncoder:
-    """Return the reader of a run's base model.
+    """Return the prompt encoder of a run.
 
     Raises UserError for a validation prompt that leaves no room for a reply.
     """

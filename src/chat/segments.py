@@ -1,9 +1,6 @@
-"""The segments of text that a model reads, and what makes them of a conversation."""
+"""The segments of text that a model reads."""
 
 from dataclasses import dataclass
-from typing import Protocol
-
-from src.chat.conversation import Conversation
 
 BOS = "<bos>"
 EOS = "<eos>"
@@ -29,21 +26,3 @@ class Text:
 
 
 Segment = Control | Text
-
-
-class PromptFormat(Protocol):
-    """The way one base model is spoken to."""
-
-    @property
-    def answer_prefix(self) -> str:
-        """What stands between prompt and answer and belongs to neither."""
-        ...
-
-    @property
-    def uses_inst_tags(self) -> bool:
-        """Whether a prompt may hold a conversation in [INST] tags."""
-        ...
-
-    def segments(self, conversation: Conversation, *, num_target_turns: int = 0) -> list[Segment]:
-        """Return the conversation as segments; the last `num_target_turns` answers are targets."""
-        ...

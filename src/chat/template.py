@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 
 from src.chat.conversation import Conversation
-from src.chat.segments import BOS, EOS, Control, PromptFormat, Segment, Text
+from src.chat.segments import BOS, EOS, Control, Segment, Text
 from src.errors import UserError
 
 FREE_CHARACTERS = 10_000
@@ -33,6 +33,7 @@ class TagFormat:
     system_block: str = "{system_prompt}\n\n"
     """Goes before the first user text where the template itself has no place for it."""
     answer_prefix: str = ""
+    """Stands between prompt and answer and belongs to neither."""
     answer_suffix: str = ""
     """Stands between a finished answer and the end of its turn."""
     bos_each_turn: bool = False
@@ -40,9 +41,11 @@ class TagFormat:
 
     @property
     def uses_inst_tags(self) -> bool:
+        """Whether a prompt may hold a conversation in [INST] tags."""
         return "[INST]" in self.template
 
     def segments(self, conversation: Conversation, *, num_target_turns: int = 0) -> list[Segment]:
+        """Return the conversation as segments; the last `num_target_turns` answers are targets."""
         segments: list[Segment] = []
         for number, turn in enumerate(conversation.turns):
             if number == 0 or self.bos_each_turn:
@@ -52,21 +55,13 @@ class TagFormat:
             )
             if turn.answer is None:
                 continue
-            is_unfinished = conversation.is_open and number == len(conversation.turns) - 1
+            is_begun = conversation.is_open and number == len(conversation.turns) - 1
             is_target = number >= len(conversation.turns) - num_target_turns
-            if is_target or is_unfinished or not self.is_stripped:
-                answer = turn.answer
-            else:
-                answer = turn.answer.strip()
-            segments.append(
-                Text(
-                    self.answer_prefix + answer,
-                    is_target=is_target,
-                    continues=True,
-                    ends=not is_unfinished,
-                )
-            )
-            if not is_unfinished:
+            is_context = not (is_target or is_begun)
+            answer = turn.answer.strip() if is_context and self.is_stripped else turn.answer
+            text = self.answer_prefix + answer
+            segments.append(Text(text, is_target=is_target, continues=True, ends=not is_begun))
+            if not is_begun:
                 if self.answer_suffix:
                     segments.append(Text(self.answer_suffix, continues=True))
                 segments.append(Control(EOS))
@@ -99,7 +94,7 @@ MISTRAL = TagFormat("[INST] {prompt} [/INST]", answer_prefix=" ")
 FORMATS = {"plain": PLAIN, "llama-2": LLAMA_2, "mistral": MISTRAL}
 
 
-def with_template(base: PromptFormat, template: str) -> TagFormat:
+def with_template(base: object, template: str) -> TagFormat:
     """Return a format that uses the user's own template in place of the base model's.
 
     A leading <s> is left out: the beginning-of-sequence token stands before every prompt anyway.

@@ -1,5 +1,6 @@
 """The base model's tokenizer, with text and control tokens kept apart."""
 
+import itertools
 import json
 from collections.abc import Iterable
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from src.chat.chat_template import ChatTemplateFormat
 from src.chat.control_tokens import find_control_tokens
 from src.chat.segments import BOS, EOS, Control, Segment, Text
 from src.errors import UserError
@@ -17,14 +19,14 @@ _ANCHOR = "\n"
 
 
 class Tokenizer:
-    """Encodes pieces to token ids; what people wrote is never read as a control token."""
+    """Encodes segments to token ids; what people wrote is never read as a control token."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = _load(folder)
         if self.tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer in {folder.name} names no end-of-sequence token")
         if (folder / "tokenizer.json").is_file():
-            # The file itself: some tokenizer classes rebuild it with another blank before a text.
+            # The file itself: some tokenizer classes rebuild it with another space before a text.
             self._backend = Backend.from_file(str(folder / "tokenizer.json"))
         else:
             # A copy: Transformers changes the settings of its own with every call.
@@ -82,21 +84,15 @@ class Tokenizer:
 
     def control_id(self, token: str) -> int | None:
         """Return the id of a control token; None where the tokenizer has no such token."""
-        if token == EOS:
-            return self.eos_id
-        if token == BOS:
-            return self.bos_id
-        return self._backend.token_to_id(token)
+        known = {BOS: self.bos_id, EOS: self.eos_id}
+        return known[token] if token in known else self._backend.token_to_id(token)
 
     def encode_segments(self, segments: Iterable[Segment]) -> list[int]:
         """Return the ids of a whole prompt."""
-        ids: list[int] = []
-        for segment in segments:
-            ids += self.encode_piece(segment)
-        return ids
+        return [token for segment in segments for token in self.encode_segment(segment)]
 
-    def encode_piece(self, segment: Segment) -> list[int]:
-        """Return the ids of one piece."""
+    def encode_segment(self, segment: Segment) -> list[int]:
+        """Return the ids of one segment."""
         if isinstance(segment, Text):
             return self.encode(segment.text, continues=segment.continues)
         control_id = self.control_id(segment.token)
@@ -104,11 +100,8 @@ class Tokenizer:
 
     def end_id(self, following: Segment | None) -> int:
         """Return what ends an answer: the control token after it, else end-of-sequence."""
-        if isinstance(following, Control):
-            control_id = self.control_id(following.token)
-            if control_id is not None:
-                return control_id
-        return self.eos_id
+        control_id = self.control_id(following.token) if isinstance(following, Control) else None
+        return self.eos_id if control_id is None else control_id
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids; control tokens have none."""
@@ -130,18 +123,20 @@ class Tokenizer:
                 for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
                 if token in self._control_ids and stop - start > 1
             }
-        places = sorted(place for place in cuts if 0 < place < len(text))
-        return [text[i:j] for i, j in zip([0, *places], [*places, len(text)], strict=True)]
+        ends = [*sorted(cut for cut in cuts if 0 < cut < len(text)), len(text)]
+        return [text[start:end] for start, end in itertools.pairwise([0, *ends])]
 
     @cached_property
     def _adds_prefix(self) -> bool:
-        """SentencePiece tokenizers put a blank before every text."""
+        """SentencePiece tokenizers put a space before every text."""
         return self._backend.encode("a", add_special_tokens=False).tokens[0].startswith("▁")
 
-    @property
-    def chat_template(self) -> str | None:
-        template = self.tokenizer.chat_template
-        return template if isinstance(template, str) else None
+    @cached_property
+    def chat_format(self) -> ChatTemplateFormat | None:
+        """The base model's own chat template, where it has one."""
+        if not isinstance(self.tokenizer.chat_template, str):
+            return None
+        return ChatTemplateFormat(self.render_chat, self.special_tokens)
 
     def render_chat(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         """Render messages with the base model's own chat template."""
@@ -168,7 +163,7 @@ def _load(folder: Path) -> Any:
 def _load_sentencepiece(folder: Path) -> Any:
     """Read a bare tokenizer.model so that its ids are SentencePiece's own.
 
-    The generic reader ignores the scores of the pieces and the blank before a text.
+    The generic reader ignores the scores of the pieces and the space before a text.
     """
     from sentencepiece import SentencePieceProcessor
     from tokenizers import normalizers

@@ -61,7 +61,7 @@ def _assemble(segments: list[Segment], tokenizer: Tokenizer) -> TokenizedExample
 
     for segment, following in zip(segments, _controls_after(segments), strict=True):
         is_target = isinstance(segment, Text) and segment.is_target
-        for token in tokenizer.encode_piece(segment):
+        for token in tokenizer.encode_segment(segment):
             add_label(token, is_target)
             input_ids.append(token)
         if isinstance(segment, Text) and segment.is_target and segment.ends:

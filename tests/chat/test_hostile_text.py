@@ -158,4 +158,4 @@ def test_long_prompts_take_no_long_time(tokenizer: Tokenizer, text: str):
     for whole in (f"{prompt}x", f"[INST]{prompt}x", f"[INST] a [/INST] b{prompt}[INST"):
         started = time.thread_time()
         chat_format.prompt_format.segments(chat_format.of_prompt(whole))
-        assert time.thread_time() - started < 0.1
+        assert time.thread_time() - started < 1

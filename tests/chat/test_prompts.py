@@ -241,3 +241,36 @@ def test_a_long_conversation_is_rendered_no_more_often_than_a_short_one():
         Control("<|end|>"),
     ]
     assert len(segments) == 50 * 6
+
+
+def test_a_chat_template_is_learned_once(chat_tokenizer: Tokenizer, monkeypatch):
+    """Each further request renders its own conversation and nothing else."""
+    renders = []
+    own = chat_tokenizer.tokenizer.apply_chat_template
+    monkeypatch.setattr(
+        chat_tokenizer.tokenizer,
+        "apply_chat_template",
+        lambda messages, **options: renders.append(messages) or own(messages, **options),
+    )
+    counts = []
+    for _ in range(3):
+        before = len(renders)
+        chat_format = build_chat_format("chat", chat_tokenizer)
+        conversation = chat_format.of_prompt("What?", "Be kind.")
+        assert chat_format.prompt_format.answer_prefix == ""
+        chat_format.prompt_format.segments(conversation)
+        counts.append(len(renders) - before)
+    assert counts[0] > 1
+    assert counts[1:] == [1, 1]
+
+
+def test_a_template_without_system_messages_gets_them_with_the_first_prompt():
+    def render(messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        if messages[0]["role"] == "system":
+            raise TypeError("no system messages")
+        return "".join(f"<|{m['role']}|>{m['content']}<|end|>" for m in messages)
+
+    chat = ChatTemplateFormat(render, ["<|user|>", "<|end|>"])
+    segments = chat.segments(Conversation([Turn("a")], system="b"))
+    text = "".join(p.text if isinstance(p, Text) else p.token for p in segments)
+    assert text == "<|user|>b\n\na<|end|>"
