@@ -77,9 +77,21 @@ def _save_point(_source: Path, target: Path) -> str:
     return f"save{int(name[6:14])}" if is_partial else ""
 
 
-if __name__ == "__main__":
-    from src.training.worker import main
+def _main(settings_path: Path) -> None:
+    from src.training import worker
 
-    if asked := os.environ.get("FAULT"):
-        install(asked)
-    main(Path(sys.argv[1]))
+    asked, make_status = os.environ.get("FAULT"), worker.RankStatus
+
+    def make_status_and_install(*arguments: Any, **options: Any) -> Any:
+        # What is wrapped takes seconds to import: the rank shows first that it is alive.
+        status = make_status(*arguments, **options)
+        if asked:
+            install(asked)
+        return status
+
+    worker.RankStatus = make_status_and_install
+    worker.main(settings_path)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

@@ -44,12 +44,12 @@ def run_ranks(
     run_dir: Path,
     *,
     num_processes: int = 1,
-    fault: Callable[[], None] | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> Path:
     """Train with forked ranks and return the folder of the finished adapter.
 
-    `fault` is called in each rank before it begins. When a rank fails, the others are killed, as a
-    launcher does, and RanksFailed is raised.
+    `prepare` is called in each rank before it begins. When a rank fails, the others are killed, as
+    a launcher does, and RanksFailed is raised.
     """
     settings.save(run_dir / "settings.json")
     log = run_dir / "log"
@@ -62,7 +62,7 @@ def run_ranks(
                 {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 log,
                 run_dir / "settings.json",
-                fault,
+                prepare,
             ),
         )
         for rank in range(num_processes)
@@ -105,7 +105,7 @@ def _do_nothing() -> None:
 
 
 def _run_rank(
-    environment: dict[str, str], log: Path, settings: Path, fault: Callable[[], None] | None
+    environment: dict[str, str], log: Path, settings: Path, prepare: Callable[[], None] | None
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
@@ -114,8 +114,8 @@ def _run_rank(
     os.dup2(file, 2)
     from src.training.worker import main
 
-    if fault is not None:
-        fault()
+    if prepare is not None:
+        prepare()
     main(settings)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -41,12 +42,11 @@ from src.training.run import run_training
 from src.training.supervise.failure import TrainingError
 from src.training.supervise.session import Session
 from src.training.supervise.stop import ServerWatch
-from src.training.supervise.supervisor import run_workers
 from src.weights.adapter.manifest import read_manifest
 from tests.conftest import ROWS
-from tests.training import faults
 from tests.training.processes import session_processes
-from tests.training.runs import CURVE
+from tests.training.ranks import RanksFailed
+from tests.training.runs import CURVE, metrics
 
 pytestmark = pytest.mark.xdist_group("launched")  # not two runs at a time
 
@@ -54,39 +54,25 @@ OPTIONS = {**CURVE, "lora_dropout": 0.1, "num_validation_samples": 4, "checkpoin
 
 
 @pytest.fixture
-def train(tmp_path: Path, make_settings):
-    """Return a function that trains with checkpoints after every step."""
-    numbers = iter(range(100))
+def options(tmp_path: Path) -> dict[str, object]:
+    """Two ranks, and a checkpoint after every step."""
+    folder = str(tmp_path / "checkpoints" / "run")
+    return {**OPTIONS, "checkpoint_folder": folder, "num_processes": 2}
 
-    def run(*, num_processes: int = 2, on_metric=lambda record: None, **values) -> Path:
-        run_dir = tmp_path / f"run-{next(numbers)}"
-        run_dir.mkdir()
-        settings = make_settings(**{**OPTIONS, **values})
-        folder = str(tmp_path / "checkpoints" / "run")
-        return run_workers(
-            replace(settings, checkpoint_folder=folder),
-            run_dir,
-            num_processes=num_processes,
-            on_gpus=False,
-            on_metric=on_metric,
-            worker=faults.MODULE,
-        )
 
-    return run
+@pytest.fixture
+def train(train, options):
+    return lambda **values: train(**{**options, **values})
+
+
+@pytest.fixture
+def launch(launch, options):
+    return lambda **values: launch(**{**options, **values})
 
 
 def checkpoints(tmp_path: Path) -> list[str]:
     folder = tmp_path / "checkpoints" / "run"
     return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-
-
-def records(output: Path) -> list[dict[str, object]]:
-    """Return the metrics without the speeds."""
-    lines = (output / "metrics.jsonl").read_text().splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if key != "tokens_per_second"}
-        for line in lines
-    ]
 
 
 def final_losses(output: Path) -> list[float]:
@@ -110,21 +96,19 @@ def test_a_killed_run_goes_on_to_the_bit(
     shutil.rmtree(tmp_path / "checkpoints")
     newest = None
     for fault, left in faults:
-        os.environ["FAULT"] = fault
-        with pytest.raises(TrainingError):
-            train(resume_from=newest)
-        store = CheckpointStore(tmp_path / "checkpoints" / "run", {})
-        checkpoint = store.newest()
+        with pytest.raises(RanksFailed) as error:
+            train(resume_from=newest, fault=fault)
+        assert (-signal.SIGKILL if "kill" in fault else 3) in error.value.exit_codes
+        checkpoint = CheckpointStore(tmp_path / "checkpoints" / "run", {}).newest()
         assert checkpoint is not None
         assert checkpoint.step == left
         newest = str(checkpoint.folder)
-    del os.environ["FAULT"]
     outputs = [train(resume_from=newest)]
     if is_over:
         last = tmp_path / "checkpoints" / "run" / "step-00000012"
         outputs.append(train(resume_from=str(last)))
     for output in outputs:
-        assert records(output) == records(whole)
+        assert metrics(output) == metrics(whole)
         assert final_losses(output) == final_losses(whole)
         assert read_manifest(output).base_model == "tiny-llama"
         expected, found = (load_file(o / "adapter_model.safetensors") for o in (whole, output))
@@ -134,9 +118,8 @@ def test_a_killed_run_goes_on_to_the_bit(
 
 
 def test_not_a_number_on_one_rank_stops_all_before_it_is_learned(train, tmp_path: Path):
-    os.environ["FAULT"] = "1:step4:nan"
-    with pytest.raises(TrainingError, match="step 4: the loss is not finite") as error:
-        train()
+    with pytest.raises(RanksFailed, match="step 4: the loss is not finite") as error:
+        train(fault="1:step4:nan")
     assert "the adapter before it is in run/stopped-step-00000003" in str(error.value)
     kept = tmp_path / "checkpoints" / "run" / "stopped-step-00000003"
     assert json.loads((kept / "training.json").read_text())["stopped_early"] is True
@@ -144,16 +127,16 @@ def test_not_a_number_on_one_rank_stops_all_before_it_is_learned(train, tmp_path
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
-def test_a_frozen_rank_is_named(train, tmp_path: Path):
-    os.environ |= {"FAULT": "1:step4:stop", "FROZEN_SECONDS": "4"}
+def test_a_frozen_rank_is_named(launch, tmp_path: Path):
+    os.environ |= {"FAULT": "1:step4:stop", "FROZEN_SECONDS": "10"}
     started = time.monotonic()
     with pytest.raises(TrainingError, match=r"rank 1 is frozen after step 3: no sign of it for"):
-        train()
+        launch()
     assert time.monotonic() - started < 60
     assert session_processes(str(tmp_path)) == []
 
 
-def test_a_server_that_ends_leaves_the_adapter(train, tmp_path: Path):
+def test_a_server_that_ends_leaves_the_adapter(launch, tmp_path: Path):
     """Cog's server tells a training nothing: its port is closed, and ten seconds are left."""
     server = socket.create_server(("127.0.0.1", 0))
     os.environ["PORT"] = str(server.getsockname()[1])
@@ -166,7 +149,7 @@ def test_a_server_that_ends_leaves_the_adapter(train, tmp_path: Path):
             server.close()
 
     with pytest.raises(TrainingError, match=r"stopped early after step \d+: the adapter is in"):
-        train(num_train_epochs=2000, on_metric=end_at_step_3)
+        launch(num_train_epochs=2000, on_metric=end_at_step_3)
     assert time.monotonic() - ended[0] < 10
     check_stopped(tmp_path)
 
@@ -178,7 +161,7 @@ def test_a_server_without_a_port_of_its_own_is_seen():
 
 
 @pytest.mark.parametrize("is_port_closed", [True, False])
-def test_a_server_that_ends_takes_no_metrics(train, tmp_path: Path, is_port_closed: bool):
+def test_a_server_that_ends_takes_no_metrics(launch, tmp_path: Path, is_port_closed: bool):
     server = socket.create_server(("127.0.0.1", 0))
     os.environ["PORT"] = str(server.getsockname()[1])
 
@@ -189,7 +172,7 @@ def test_a_server_that_ends_takes_no_metrics(train, tmp_path: Path, is_port_clos
             raise BrokenPipeError
 
     with server, pytest.raises(BrokenPipeError):
-        train(num_train_epochs=2000, on_metric=end_at_step_3)
+        launch(num_train_epochs=2000, on_metric=end_at_step_3)
     check_stopped(tmp_path)
 
 
@@ -211,7 +194,7 @@ def test_a_server_that_ends_takes_no_lines(monkeypatch, tmp_path: Path):
     assert told.read_text() == "all"
 
 
-def test_a_server_that_ends_with_the_run_leaves_the_adapter(train, tmp_path: Path):
+def test_a_server_that_ends_with_the_run_leaves_the_adapter(launch, tmp_path: Path):
     """A finished run's archive is lost with the server that was to hand it on."""
     server = socket.create_server(("127.0.0.1", 0))
     os.environ["PORT"] = str(server.getsockname()[1])
@@ -220,7 +203,7 @@ def test_a_server_that_ends_with_the_run_leaves_the_adapter(train, tmp_path: Pat
         if record["step"] == 12:
             server.close()
 
-    output = train(on_metric=end_at_last_step)
+    output = launch(on_metric=end_at_last_step)
     (name,) = (name for name in checkpoints(tmp_path) if name.startswith("finished"))
     kept = tmp_path / "checkpoints" / "run" / name
     assert name == "finished-step-00000012"
@@ -245,7 +228,7 @@ class Cancel(BaseException):
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
-def test_cancel_keeps_what_is_there_if_asked(train, tmp_path: Path, is_kept: bool):
+def test_cancel_keeps_what_is_there_if_asked(launch, tmp_path: Path, is_kept: bool):
     canceled: list[float] = []
 
     def cancel_at_step_3(record: dict[str, object]) -> None:
@@ -254,7 +237,7 @@ def test_cancel_keeps_what_is_there_if_asked(train, tmp_path: Path, is_kept: boo
             raise Cancel
 
     with pytest.raises(Cancel):
-        train(num_train_epochs=2000, on_metric=cancel_at_step_3, save_on_cancel=is_kept)
+        launch(num_train_epochs=2000, on_metric=cancel_at_step_3, save_on_cancel=is_kept)
     assert time.monotonic() - canceled[0] < 5
     assert any("stopped" in name for name in checkpoints(tmp_path)) == is_kept
     if is_kept:
