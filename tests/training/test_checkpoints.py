@@ -272,7 +272,7 @@ def test_a_stop_while_a_checkpoint_is_put_back_keeps_what_is_there(make_settings
 
     run: Any = SimpleNamespace(
         settings=settings, rank=0, train_data=None, note_step=lambda step: None,
-        schedule=SimpleNamespace(longest_micro_batch=lambda rank: ()),
+        step_plan=SimpleNamespace(longest_micro_batch=lambda rank: ()),
     )  # fmt: skip
     trainer: Any = StubTrainer()
     checkpointer = Checkpointer(
