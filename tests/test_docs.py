@@ -42,3 +42,8 @@ def test_links_lead_somewhere(page: Path):
 
 def test_the_readme_is_a_start():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 80
+
+
+def test_the_security_page_is_short():
+    text = re.sub(r"^#.*$", "", (ROOT / "SECURITY.md").read_text(), flags=re.M)
+    assert len(re.findall(r"[.!?](?:\s|$)", text)) <= 25
