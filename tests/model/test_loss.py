@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from src.model import loss
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
@@ -48,13 +48,33 @@ def test_isolated_attention_is_transformers_own(base_dir: Path):
     assert float(run(module, batch).detach()) == pytest.approx(plain, rel=1e-5)
 
 
-def test_other_architectures_are_kept_apart_by_position_ids(base_dir: Path):
-    module = build_model(base_dir)
+SIZES = {
+    "vocab_size": 400, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "initializer_range": 0.1,
+}  # fmt: skip
+OTHER_TYPES = {
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 16},
+    "gpt_neox": {"initializer_range": 0.5},
+    "granite": {"num_key_value_heads": 2},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
+    "olmo2": {"num_key_value_heads": 2},
+    "phi3": {"num_key_value_heads": 2, "pad_token_id": 0},
+}
+
+
+@pytest.mark.parametrize("model_type", OTHER_TYPES)
+def test_other_architectures_are_kept_apart_by_position_ids(tmp_path: Path, model_type: str):
+    """Those that our own attention does not serve: transformers' masks see where examples begin."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **{**SIZES, **OTHER_TYPES[model_type]})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / model_type)
+    module = build_model(tmp_path / model_type)
+    assert not module.is_isolated
     batch = make_batch(7, 12, 30)
     own = gradients(module, [batch])
-    module.model.set_attn_implementation("sdpa")
-    module.is_isolated = False
-    assert_same(own, gradients(module, [batch]))
+    assert_same(own, gradients(module, cut(batch)))
+    one_example = replace(batch, position_ids=torch.arange(49)[None])
+    assert gradients(module, [one_example])[0] != pytest.approx(own[0], rel=1e-4)
 
 
 def test_a_sliding_window_is_kept(tmp_path: Path):
