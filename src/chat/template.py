@@ -94,15 +94,20 @@ MISTRAL = TagFormat("[INST] {prompt} [/INST]", answer_prefix=" ")
 FORMATS = {"plain": PLAIN, "llama-2": LLAMA_2, "mistral": MISTRAL}
 
 
+def check_template(template: str) -> None:
+    """Raise UserError for a template that has no place for the prompt."""
+    if "{prompt}" not in template:
+        raise UserError(
+            f"prompt_template: expected a text that holds {{prompt}}, got {template[:80]!r}"
+        )
+
+
 def with_template(base: object, template: str) -> TagFormat:
     """Return a format that uses the user's own template in place of the base model's.
 
     A leading <s> is left out: the beginning-of-sequence token stands before every prompt anyway.
     """
-    if "{prompt}" not in template:
-        raise UserError(
-            f"prompt_template: expected a text that holds {{prompt}}, got {template[:80]!r}"
-        )
+    check_template(template)
     template = template.removeprefix("<s>")
     is_tagged = template.endswith("[/INST]")
     own = TagFormat(template, answer_prefix=" " if is_tagged else "")

@@ -146,6 +146,14 @@ class Tokenizer:
         return text
 
 
+def check_unicode(where: str, text: str) -> None:
+    """Raise UserError for text that holds half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: expected Unicode text, found half of a surrogate pair") from None
+
+
 def _load(folder: Path) -> Any:
     from transformers import AutoTokenizer
 

@@ -1,20 +1,21 @@
 """A conversation as a JSON list of messages, the form that OpenAI's clients send."""
 
+import itertools
 import json
 from typing import Any
 
 from src.chat.conversation import Conversation, Turn
+from src.chat.tokenizer import check_unicode
 from src.errors import UserError
 from src.files.printable import printable
-from src.serving.unicode_text import check_unicode
 
 MAX_MESSAGES = 1000
 NOT_SERVED = ("tool_calls", "function_call", "audio")
 """What OpenAI's messages may carry beside their content; null or empty where there is none."""
 
 
-def parse_messages(text: str, *, default_system: str) -> Conversation:
-    """Read an optional system message, then user and assistant in turn.
+def parse_messages(text: str) -> tuple[str | None, Conversation]:
+    """Return an optional system message, and the turns of user and assistant after it.
 
     Where the last message is the assistant's, the model goes on with it. Raises UserError for
     anything else.
@@ -30,26 +31,24 @@ def parse_messages(text: str, *, default_system: str) -> Conversation:
         raise UserError(
             f"messages: expected a JSON list of 1 to {MAX_MESSAGES:,} messages, found {found}"
         )
-    roles, contents = zip(
-        *(_message(n, message) for n, message in enumerate(messages)), strict=True
-    )
-    system = default_system
-    if roles[0] == "system":
-        system, roles, contents = contents[0], roles[1:], contents[1:]
-    for number, role in enumerate(roles):
+    said = [_message(number, message) for number, message in enumerate(messages, 1)]
+    system = said.pop(0)[1] if said[0][0] == "system" else None
+    for number, (role, _) in enumerate(said):
         expected = "assistant" if number % 2 else "user"
         if role != expected:
-            place = number + 1 + len(messages) - len(roles)
+            place = number + 1 + len(messages) - len(said)
             raise UserError(f"messages: message {place}: expected role {expected}, found {role}")
-    if not roles:
+    if not said:
         raise UserError("messages: expected a message of the user, found a system message alone")
-    answers = [*contents[1::2], *([] if len(contents) % 2 == 0 else [None])]
-    turns = [Turn(user, answer) for user, answer in zip(contents[::2], answers, strict=True)]
-    return Conversation(turns, system=system, is_open=turns[-1].answer is not None)
+    contents = [content for _, content in said]
+    turns = [
+        Turn(user, answer) for user, answer in itertools.zip_longest(contents[::2], contents[1::2])
+    ]
+    return system, Conversation(turns, is_open=turns[-1].answer is not None)
 
 
 def _message(number: int, message: Any) -> tuple[str, str]:
-    where = f"messages: message {number + 1}"
+    where = f"messages: message {number}"
     if not isinstance(message, dict):
         raise UserError(
             f"{where}: expected an object with role and content, found {_describe(message)}"
@@ -63,7 +62,7 @@ def _message(number: int, message: Any) -> tuple[str, str]:
         if message.get(name):
             raise UserError(f"{where}: expected role and content alone, found {name}")
     if isinstance(content, list):
-        content = "".join(_part(f"{where}: part {n + 1}", part) for n, part in enumerate(content))
+        content = "".join(_part(f"{where}: part {n}", part) for n, part in enumerate(content, 1))
     if not isinstance(content, str):
         raise UserError(f"{where}: expected content that is text, found {_describe(content)}")
     check_unicode(where, content)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from src.chat.prompt_length import check_prompt_length
 from src.environment import read_flag
 from src.errors import UserError
 from src.serving.engine.engine import Engine
-from src.serving.engine.request import Event
+from src.serving.engine.request import Event, Grammar
 from src.serving.grammar.json_grammar import JsonGrammars
-from src.serving.inputs import RequestInputs, check_inputs
+from src.serving.inputs import RequestInputs, parse_inputs
 from src.serving.lora.host_cache import BARE, Adapter, AdapterStore
 from src.serving.lora.weights import adapter_bytes_limit
-from src.serving.messages import MAX_MESSAGES, parse_messages
+from src.serving.messages import MAX_MESSAGES
 from src.serving.metrics import ProcessMetrics
-from src.serving.output.request_state import Prediction
+from src.serving.output.request_state import RequestState
 from src.serving.warm_up import warm_up
 from src.weights.adapter.adapter import read_adapter
 from src.weights.base_model.base_model import find_base_model
@@ -87,21 +88,21 @@ class TextPredictor:
         Raises UserError for a request that cannot be answered.
         """
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
-        prediction = None
+        state = None
         try:
             with self._process.request():
-                prediction = self._prepare(request)
-                prediction.submit(lambda *event: events.put(event))
-                while not prediction.is_over:
+                state = self._prepare(request)
+                state.submit(lambda *event: events.put(event))
+                while not state.is_over:
                     try:
-                        text = prediction.push(*events.get(timeout=WAIT_SECONDS))
+                        event = events.get(timeout=WAIT_SECONDS)
                     except queue.Empty:
                         self._engine.check_alive()
                         continue
-                    if text:
+                    if text := state.push(*event):
                         yield text
         finally:
-            self._end(prediction, record_metric)
+            self._end(state, record_metric)
 
     async def stream_async(
         self, request: Mapping[str, Any], *, record_metric: RecordMetric
@@ -109,20 +110,31 @@ class TextPredictor:
         """Like `stream`, with others answered at the same time."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        prediction = None
+        state = None
         try:
             with self._process.request():
-                prediction = await self._prepare_aside(request)
-                prediction.submit(
-                    lambda *event: loop.call_soon_threadsafe(events.put_nowait, event)
-                )
-                while not prediction.is_over:
-                    if text := prediction.push(*await events.get()):
+                state = await self._prepare_aside(request)
+                state.submit(lambda *event: loop.call_soon_threadsafe(events.put_nowait, event))
+                while not state.is_over:
+                    try:
+                        async with asyncio.timeout(WAIT_SECONDS):
+                            event = await events.get()
+                    except TimeoutError:
+                        self._engine.check_alive()
+                        continue
+                    if text := state.push(*event):
                         yield text
         finally:
-            self._end(prediction, record_metric)
+            self._end(state, record_metric)
 
-    async def _prepare_aside(self, request: Mapping[str, Any]) -> Prediction:
+    def close(self) -> None:
+        """End all requests, and the threads that serve them."""
+        self._engine.close()
+        for pool in (self._preparing, self._fetching):
+            pool.shutdown(wait=False, cancel_futures=True)
+        gc.unfreeze()
+
+    async def _prepare_aside(self, request: Mapping[str, Any]) -> RequestState:
         canceled = threading.Event()
         pool = self._fetching if request["replicate_weights"] else self._preparing
         preparing = pool.submit(self._prepare, request, lambda: not canceled.is_set())
@@ -133,28 +145,28 @@ class TextPredictor:
             preparing.add_done_callback(self._abandon)
             raise
 
-    def _end(self, prediction: Prediction | None, record_metric: RecordMetric) -> None:
-        if prediction is None:
+    def _end(self, state: RequestState | None, record_metric: RecordMetric) -> None:
+        if state is None:
             return
-        prediction.cancel()
-        self._release(prediction.adapter)
-        for name, value in prediction.metrics().items():
+        state.cancel()
+        self._release(state.adapter)
+        for name, value in state.metrics().items():
             record_metric(name, value)
         record_metric("process", self._process.now())
-        if prediction.inputs.debug:
-            prediction.log_costs()
+        if state.inputs.debug:
+            state.log_costs()
 
-    def _abandon(self, preparing: "Future[Prediction]") -> None:
+    def _abandon(self, preparing: "Future[RequestState]") -> None:
         if not preparing.cancelled() and preparing.exception() is None:
             self._release(preparing.result().adapter)
 
-    def _prepare(self, request: Mapping[str, Any], is_wanted: CancelToken = always) -> Prediction:
+    def _prepare(self, request: Mapping[str, Any], is_wanted: CancelToken = always) -> RequestState:
         received_at = time.monotonic()
-        inputs = check_inputs(request, max_seq_len=self._engine.max_seq_len)
-        grammars = None
+        inputs = parse_inputs(request, max_seq_len=self._engine.max_seq_len)
+        grammars: list[Grammar | None] = [None] * inputs.num_outputs
         if inputs.json_schema is not None:
             grammar = self._grammars.start(inputs.json_schema)
-            grammars = [grammar, *(grammar.copy() for _ in range(inputs.num_outputs - 1))]
+            grammars = [grammar, *(grammar.copy() for _ in grammars[1:])]
         adapter = self._requested(inputs.replicate_weights, is_wanted)
         try:
             chat_format = self._chat_format(inputs, adapter)
@@ -162,7 +174,7 @@ class TextPredictor:
             if inputs.debug:
                 text = self._engine.tokenizer.tokenizer.decode(prompt_ids)
                 print(f"prompt, {len(prompt_ids)} tokens: {text!r}", flush=True)
-            return Prediction(
+            return RequestState(
                 self._engine,
                 inputs,
                 adapter,
@@ -207,7 +219,7 @@ class TextPredictor:
         )
 
     def _prompt_ids(self, inputs: RequestInputs, chat_format: ChatFormat) -> list[int]:
-        if inputs.messages is None:
+        if inputs.conversation is None:
             conversation = chat_format.of_prompt(inputs.prompt, inputs.system_prompt)
             if len(conversation.turns) > MAX_MESSAGES:
                 raise UserError(
@@ -216,10 +228,8 @@ class TextPredictor:
                 )
         else:
             asked = inputs.system_prompt
-            conversation = parse_messages(
-                inputs.messages,
-                default_system=chat_format.system_prompt if asked is None else asked,
-            )
+            system = chat_format.system_prompt if asked is None else asked
+            conversation = replace(inputs.conversation, system=system)
         segments = chat_format.prompt_format.segments(conversation)
         check_prompt_length(segments, self._engine.tokenizer, max_seq_len=self._engine.max_seq_len)
         ids = self._engine.tokenizer.encode_segments(segments)

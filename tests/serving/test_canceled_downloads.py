@@ -18,11 +18,15 @@ NUM_THREADS = 2
 
 
 @pytest.fixture
-def predictor(base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextPredictor:
+def predictor(
+    base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TextPredictor]:
     monkeypatch.setattr("src.serving.predictor.MAX_PREPARING", NUM_THREADS)
     monkeypatch.setenv("BASE_MODEL", str(base_dir))
     monkeypatch.setenv("WEIGHTS_CACHE", str(tmp_path / "cache"))
-    return TextPredictor(None)
+    predictor = TextPredictor(None)
+    yield predictor
+    predictor.close()
 
 
 @pytest.fixture

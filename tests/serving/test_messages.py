@@ -22,21 +22,18 @@ TEXT_PART = {"type": "text", "text": "a"}
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [
-        ([USER], Conversation([Turn("u")], system="default")),
-        ([SYSTEM, USER], Conversation([Turn("u")], system="s")),
-        ([message("system", ""), USER], Conversation([Turn("u")], system="")),
-        ([USER, ASSISTANT, USER], Conversation([Turn("u", "a"), Turn("u")], system="default")),
-        ([USER, ASSISTANT], Conversation([Turn("u", "a")], system="default", is_open=True)),
-        ([{**USER, "tool_calls": None}], Conversation([Turn("u")], system="default")),
-        ([{**USER, "tool_calls": []}], Conversation([Turn("u")], system="default")),
-        (
-            [message("user", [TEXT_PART, {"text": "b"}])],
-            Conversation([Turn("ab")], system="default"),
-        ),
+        ([USER], (None, Conversation([Turn("u")]))),
+        ([SYSTEM, USER], ("s", Conversation([Turn("u")]))),
+        ([message("system", ""), USER], ("", Conversation([Turn("u")]))),
+        ([USER, ASSISTANT, USER], (None, Conversation([Turn("u", "a"), Turn("u")]))),
+        ([USER, ASSISTANT], (None, Conversation([Turn("u", "a")], is_open=True))),
+        ([{**USER, "tool_calls": None}], (None, Conversation([Turn("u")]))),
+        ([{**USER, "tool_calls": []}], (None, Conversation([Turn("u")]))),
+        ([message("user", [TEXT_PART, {"text": "b"}])], (None, Conversation([Turn("ab")]))),
     ],
 )
-def test_messages_become_turns(messages: list, expected: Conversation):
-    assert parse_messages(json.dumps(messages), default_system="default") == expected
+def test_messages_become_turns(messages: list, expected: tuple[str | None, Conversation]):
+    assert parse_messages(json.dumps(messages)) == expected
 
 
 @pytest.mark.parametrize(
@@ -84,4 +81,4 @@ def test_messages_become_turns(messages: list, expected: Conversation):
 )
 def test_anything_else_is_refused(text: str, sentence: str):
     with pytest.raises(UserError, match=sentence):
-        parse_messages(text, default_system="")
+        parse_messages(text)

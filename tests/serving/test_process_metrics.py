@@ -1,7 +1,8 @@
 """The process's own counts are the sums of what its requests were told."""
 
 import asyncio
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ def predictor(base_dir: Path, adapters: dict[str, Path], tmp_path: Path) -> Iter
         patch.setenv("BASE_MODEL", str(base_dir))
         patch.setenv("WEIGHTS_DIR", str(adapters["all"].parent))
         patch.setenv("WEIGHTS_CACHE", str(tmp_path / "cache"))
-        yield TextPredictor(None)
+        predictor = TextPredictor(None)
+        yield predictor
+        predictor.close()
 
 
 def ask(predictor: TextPredictor, **inputs: Any) -> dict[str, Any]:
@@ -93,3 +96,43 @@ def test_the_speed_is_that_of_the_last_minute(monkeypatch):
     assert totals.num_output_tokens == 10 * WINDOW_SECONDS
     clock[0] += WINDOW_SECONDS
     assert totals.tokens_per_second() == 0
+
+
+def test_a_closed_predictor_leaves_no_thread(base_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    def own_threads() -> set[threading.Thread]:
+        names = ("engine", "prepare", "fetch")
+        return {thread for thread in threading.enumerate() if thread.name.startswith(names)}
+
+    before = own_threads()
+    monkeypatch.setenv("BASE_MODEL", str(base_dir))
+    predictor = TextPredictor(None)
+    asyncio.run(ask_async(predictor))
+    started = own_threads() - before
+    assert len(started) >= 2
+    predictor.close()
+    for thread in started:
+        thread.join(timeout=10)
+    assert not started & own_threads()
+
+
+async def ask_async(predictor: TextPredictor) -> str:
+    stream = predictor.stream_async(dict(REQUEST), record_metric=lambda *_: None)
+    return "".join([text async for text in stream])
+
+
+@pytest.mark.parametrize(
+    "ask_once",
+    [ask, lambda predictor: asyncio.run(asyncio.wait_for(ask_async(predictor), 30))],
+    ids=["stream", "stream_async"],
+)
+def test_a_client_of_an_engine_that_has_stopped_waits_for_nothing(
+    predictor: TextPredictor,
+    monkeypatch: pytest.MonkeyPatch,
+    ask_once: Callable[[TextPredictor], Any],
+):
+    """As where its thread ends between a request and the answer to it."""
+    engine = predictor._engine
+    monkeypatch.setattr(engine, "submit", lambda request: request)
+    engine.close()
+    with pytest.raises(RuntimeError, match="the engine has stopped"):
+        ask_once(predictor)

@@ -292,5 +292,6 @@ def test_grammars_are_made_where_nobody_waits(base: Path, monkeypatch: pytest.Mo
             pass
 
     asyncio.run(ask())
+    predictor.close()
     assert len(makers) == 3
     assert threading.current_thread() not in makers

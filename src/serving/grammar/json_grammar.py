@@ -17,10 +17,9 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 
-from src.chat.tokenizer import Tokenizer
+from src.chat.tokenizer import Tokenizer, check_unicode
 from src.errors import UserError
 from src.serving.grammar import trial
-from src.serving.unicode_text import check_unicode
 
 MAX_CHARACTERS = 64_000
 MAX_MULTIPLE = 2**31

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from src.chat.tokenizer import Tokenizer
-from src.serving.engine.request import Event, Finished, Token
+from src.serving.engine.request import Event, Token
 from src.serving.output.detokenizer import Detokenizer
 from src.serving.output.stopping import StopBuffer
 
@@ -34,17 +34,27 @@ class Answer:
         """Return the text that an event makes sure; raises the error of a failed answer."""
         if self.is_over:
             return ""
-        if isinstance(event, Finished):
-            return self._finish(event)
-        self.num_tokens += 1
-        if event.scores is not None:
-            self.logprobs.append(self._told(event))
-        if event.id in self._tokenizer.end_ids:
-            return ""
-        text = self._detokenizer.push(event.id)
-        return self._shown(text, can_stop=self.num_tokens > self._min_new_tokens)
+        if isinstance(event, Token):
+            return self._push_token(event)
+        text = self._settled(self._detokenizer.flush(), can_stop=True)
+        if self.is_over:
+            return text
+        self.is_over, self.finish_reason = True, event.reason
+        if event.error is not None:
+            raise event.error
+        return text + self._stop.flush()
 
-    def _shown(self, text: str, *, can_stop: bool) -> str:
+    def _push_token(self, token: Token) -> str:
+        self.num_tokens += 1
+        if token.scores is not None:
+            best = [self._logprob(*scored) for scored in token.scores.best]
+            self.logprobs.append({**self._logprob(token.id, token.scores.own), "top": best})
+        if token.id in self._tokenizer.end_ids:
+            return ""
+        text = self._detokenizer.push(token.id)
+        return self._settled(text, can_stop=self.num_tokens > self._min_new_tokens)
+
+    def _settled(self, text: str, *, can_stop: bool) -> str:
         if self._prefix and text:
             # What the format puts before an answer is no part of it.
             text, self._prefix = text.removeprefix(self._prefix), ""
@@ -54,28 +64,9 @@ class Answer:
                 self.is_over, self.finish_reason = True, "stop"
         return text
 
-    def _finish(self, event: Finished) -> str:
-        text = self._shown(self._detokenizer.flush(), can_stop=True)
-        if self.is_over:
-            return text
-        self.is_over, self.finish_reason = True, event.reason
-        if event.error is not None:
-            raise event.error
-        return text + self._stop.flush()
-
-    def _told(self, token: Token) -> dict[str, Any]:
-        assert token.scores is not None
-        return {
-            "token": self._text(token.id),
-            "logprob": round(token.scores.own, 6),
-            "top": [
-                {"token": self._text(id_), "logprob": round(value, 6)}
-                for id_, value in token.scores.best
-            ],
-        }
-
-    def _text(self, token: int) -> str:
-        return self._tokenizer.tokenizer.decode([token])
+    def _logprob(self, token: int, value: float) -> dict[str, Any]:
+        text = self._tokenizer.tokenizer.decode([token])
+        return {"token": text, "logprob": round(value, 6)}
 
 
 class Output:

@@ -1,8 +1,8 @@
-"""One request while it runs: its answers, and what is told of it."""
+"""One request while it runs: its answers, and what is reported of it."""
 
 import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from src.serving.lora.host_cache import Adapter
 from src.serving.output.answer import Answer, Output
 
 
-class Prediction:
+class RequestState:
     """As many answers as were asked for, generated side by side; each has a seed of its own."""
 
     def __init__(
@@ -25,20 +25,19 @@ class Prediction:
         prompt_ids: list[int],
         *,
         prefix: str,
-        grammars: Iterable[Grammar] | None,
+        grammars: list[Grammar | None],
         received_at: float,
     ) -> None:
         self.inputs, self.adapter = inputs, adapter
-        self._engine, self._prompt_ids = engine, prompt_ids
+        self._engine, self._prompt_ids, self._grammars = engine, prompt_ids, grammars
         self._received_at = received_at
-        self._grammars = None if grammars is None else list(grammars)
         self._answers = [
             Answer(
                 engine.tokenizer,
                 prompt_ids,
                 stop_sequences=inputs.stop_sequences,
                 prefix=prefix,
-                min_new_tokens=inputs.settings.min_new_tokens,
+                min_new_tokens=inputs.sampling.min_new_tokens,
             )
             for _ in range(inputs.num_outputs)
         ]
@@ -47,14 +46,14 @@ class Prediction:
 
     def submit(self, on_output: Callable[[int, Event], Any]) -> None:
         """Ask the engine; raises UserError for a prompt that fills the context."""
-        settings = self.inputs.settings
-        for number in range(self.inputs.num_outputs):
+        sampling = self.inputs.sampling
+        for number, grammar in enumerate(self._grammars):
             sequence = Sequence(
                 self._prompt_ids,
-                replace(settings, seed=settings.seed + number),
+                replace(sampling, seed=sampling.seed + number),
                 partial(on_output, number),
                 adapter=self.adapter.loaded,
-                grammar=None if self._grammars is None else self._grammars[number],
+                grammar=grammar,
                 num_logprobs=self.inputs.num_logprobs,
             )
             self._engine.submit(sequence)
@@ -78,25 +77,23 @@ class Prediction:
             self._engine.cancel(sequence)
 
     def metrics(self) -> dict[str, Any]:
-        """Return what is told of the request."""
+        """Return what is reported of the request."""
         now = time.monotonic()
-        seconds = now - self._received_at
         num_tokens = sum(answer.num_tokens for answer in self._answers)
-        started = [s.started_at for s in self._sequences if s.started_at is not None]
-        first = [s.first_token_at for s in self._sequences if s.first_token_at is not None]
+        stats = self._sequences
+        started = [s.started_at for s in stats if s.started_at is not None]
+        first = [s.first_token_at for s in stats if s.first_token_at is not None]
         metrics = {
             "input_token_count": len(self._prompt_ids),
-            "cached_input_token_count": max(
-                (s.num_cached_tokens for s in self._sequences), default=0
-            ),
+            "cached_input_token_count": max((s.num_cached_tokens for s in stats), default=0),
             "output_token_count": num_tokens,
-            "proposed_token_count": sum(s.num_proposed for s in self._sequences),
-            "accepted_token_count": sum(s.num_accepted for s in self._sequences),
+            "proposed_token_count": sum(s.num_proposed for s in stats),
+            "accepted_token_count": sum(s.num_accepted for s in stats),
             "queue_seconds": round(min(started, default=now) - self._received_at, 4),
             "time_to_first_token": round(min(first, default=now) - self._received_at, 4),
-            "tokens_per_second": round(num_tokens / max(seconds, 1e-9), 2),
+            "tokens_per_second": round(num_tokens / max(now - self._received_at, 1e-9), 2),
             "finish_reason": self._answers[0].finish_reason,
-            "seed": self.inputs.settings.seed,
+            "seed": self.inputs.sampling.seed,
         }
         if self.adapter.loaded is not None:
             metrics["adapter_was_loaded"] = self.adapter.was_loaded
