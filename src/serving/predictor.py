@@ -31,7 +31,7 @@ from src.serving.warm_up import warm_up
 from src.weights.adapter.adapter import read_adapter
 from src.weights.base_model.base_model import find_base_model
 from src.weights.cache.cache import Weights, WeightsCache
-from src.weights.download.deadline import CancelToken, always
+from src.weights.download.deadline import CancelToken, never
 
 RecordMetric = Callable[..., None]
 MAX_PREPARING = 64
@@ -137,7 +137,7 @@ class TextPredictor:
     async def _prepare_aside(self, request: Mapping[str, Any]) -> RequestState:
         canceled = threading.Event()
         pool = self._fetching if request["replicate_weights"] else self._preparing
-        preparing = pool.submit(self._prepare, request, lambda: not canceled.is_set())
+        preparing = pool.submit(self._prepare, request, canceled.is_set)
         try:
             return await asyncio.wrap_future(preparing)
         except asyncio.CancelledError:
@@ -160,14 +160,16 @@ class TextPredictor:
         if not preparing.cancelled() and preparing.exception() is None:
             self._release(preparing.result().adapter)
 
-    def _prepare(self, request: Mapping[str, Any], is_wanted: CancelToken = always) -> RequestState:
+    def _prepare(
+        self, request: Mapping[str, Any], is_canceled: CancelToken = never
+    ) -> RequestState:
         received_at = time.monotonic()
         inputs = parse_inputs(request, max_seq_len=self._engine.max_seq_len)
         grammars: list[Grammar | None] = [None] * inputs.num_outputs
         if inputs.json_schema is not None:
             grammar = self._grammars.start(inputs.json_schema)
             grammars = [grammar, *(grammar.copy() for _ in grammars[1:])]
-        adapter = self._requested(inputs.replicate_weights, is_wanted)
+        adapter = self._requested(inputs.replicate_weights, is_canceled)
         try:
             chat_format = self._chat_format(inputs, adapter)
             prompt_ids = self._prompt_ids(inputs, chat_format)
@@ -191,7 +193,7 @@ class TextPredictor:
         file = read_adapter(weights.folder, self._engine.linear_shapes)
         return Adapter(self._engine.load_adapter(file, key=weights.key), file.manifest)
 
-    def _requested(self, source: str | None, is_wanted: CancelToken) -> Adapter:
+    def _requested(self, source: str | None, is_canceled: CancelToken) -> Adapter:
         if not source:
             return self._own
         is_path = source[:5].lower() != "data:" and "://" not in source
@@ -200,7 +202,7 @@ class TextPredictor:
                 "replicate_weights: expected an http(s) or data: URL; paths are served from "
                 "WEIGHTS_DIR, which is not set here"
             )
-        return self._store.acquire(source, local_root=self._weights_dir, is_wanted=is_wanted)
+        return self._store.acquire(source, local_root=self._weights_dir, is_canceled=is_canceled)
 
     def _release(self, adapter: Adapter) -> None:
         # The container's own weights stay for good.

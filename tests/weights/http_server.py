@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def serving(routes: dict) -> Iterator[str]:
+def serving(routes: dict, encryption: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serve a dictionary of path -> bytes or function(handler) on loopback."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -26,7 +27,7 @@ def serving(routes: dict) -> Iterator[str]:
             else:
                 self.reply(200, route)
 
-        do_HEAD = do_GET
+        do_HEAD = do_CONNECT = do_GET
 
         def reply(self, status: int, body: bytes, **headers: str):
             self.send_response(status)
@@ -42,6 +43,8 @@ def serving(routes: dict) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if encryption is not None:
+        server.socket = encryption.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -228,7 +228,7 @@ class Asker:
 
     def _ask(self, cache: WeightsCache, url: str) -> None:
         try:
-            with cache.hold(url, is_wanted=lambda: self.is_interested) as weights:
+            with cache.hold(url, is_canceled=lambda: not self.is_interested) as weights:
                 self.outcome = weights
         except UserError as error:
             self.outcome = str(error)

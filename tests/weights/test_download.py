@@ -81,14 +81,17 @@ BAD = {
     "/said-too-large": (stating(5000), "larger than 2,000 bytes"),
     "/is-too-large": (chunked(CHUNK * 5, b"0\r\n\r\n"), "larger than 2,000 bytes"),
     "/gzip": (gzipped, "Content-Encoding"),
-    "/transfer-gzip": (transferred(b"gzip, chunked"), "found Transfer-Encoding gzip, chunked"),
+    "/transfer-gzip": (transferred(b"gzip, chunked"), "found a Transfer-Encoding"),
     "/noise": (raw(b"\0\1\2\3\r\n\r\n"), "expected an answer in HTTP/1.1"),
     "/html": (raw(b"<html>hello</html>"), "expected an answer in HTTP/1.1"),
     "/http-2": (raw(b"HTTP/2 200 OK\r\n\r\nhello"), "expected an answer in HTTP/1.1"),
     "/silence": (raw(b""), "ended before an answer had arrived"),
-    "/headers": (raw(b"HTTP/1.1 200 OK\r\n" + b"X: x\r\n" * 200 + b"\r\n"), "too many or too lo"),
+    "/headers": (
+        raw(b"HTTP/1.1 200 OK\r\n" + b"X: x\r\n" * 60_000 + b"\r\n"),
+        "too many or too lo",
+    ),
     "/header": (
-        raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000 + b"\r\n\r\n"),
+        raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 150_000 + b"\r\n\r\n"),
         "too many or too long",
     ),
     "/loop": (redirect("/loop"), "more than 10 redirects"),
@@ -97,7 +100,7 @@ BAD = {
     "/to-password": (redirect("http://me:hunter2@127.0.0.1/"), "user name or password"),
     "/to-port-zero": (redirect("http://127.0.0.1:0/"), "not a valid URL"),
     "/to-bracket": (redirect("http://[::1"), "which redirects elsewhere: not a valid URL"),
-    "/to-space": (redirect("http://127.0.0.1 .example.org/"), "which redirects elsewhere: not a"),
+    "/to-space": (redirect("http://127.0.0.1 .example.org/"), "not a valid URL: .*HOST/PATH"),
     "/to-backslash": (redirect("\\\\127.0.0.1\\x"), "which redirects elsewhere: .* backslashes"),
     "/to-long": (redirect("/" + "a" * 9000), "which redirects elsewhere: .* at most 8,192"),
     "/to-star": (redirect("http://*/"), "not a valid URL"),
@@ -301,17 +304,15 @@ def test_an_archive_that_is_called_gzip_stays_as_it_is(tmp_path: Path, name: str
             fetch(f"{address}/w.tar.gz", tmp_path / "other", max_bytes=2000)
 
 
-@pytest.mark.parametrize(
-    ("proxy", "found"),
-    [("socks5h://me:hunter2@127.0.0.1:9", "socks5h"), ("http://", "http"), ("http://[::1", "http")],
-)
-def test_a_proxy_that_is_not_taken_is_named(tmp_path: Path, monkeypatch, proxy: str, found: str):
+@pytest.mark.parametrize("proxy", ["http://", "http://[::1", "http://me:hunter2@[/"])
+def test_a_proxy_that_is_none_is_named(tmp_path: Path, monkeypatch, proxy: str):
     monkeypatch.setenv("http_proxy", proxy)
-    with pytest.raises(UserError, match=f"expected http://HOST:PORT, found {found}://"):
+    with pytest.raises(UserError, match=r"expected http_proxy.*http://HOST:PORT") as caught:
         fetch("http://host.invalid/", tmp_path / "file", max_bytes=5, timeout_seconds=2)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_certificates_that_are_not_there_are_named(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none"))
-    with pytest.raises(UserError, match="REQUESTS_CA_BUNDLE"):
-        fetch("https://127.0.0.1:9/", tmp_path / "file", max_bytes=5, timeout_seconds=2)
+    with serving({}) as address, pytest.raises(UserError, match="REQUESTS_CA_BUNDLE"):
+        fetch(address.replace("http", "https"), tmp_path / "file", max_bytes=5, timeout_seconds=5)

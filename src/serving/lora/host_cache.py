@@ -11,7 +11,7 @@ from src.weights.adapter.manifest import Manifest
 from src.weights.cache.cache import Weights, WeightsCache
 from src.weights.cache.cache_use import CacheUse
 from src.weights.cache.keyed_locks import KeyedLocks
-from src.weights.download.deadline import CancelToken, always
+from src.weights.download.deadline import CancelToken, never
 
 MAX_BYTES = 4 * 2**30
 
@@ -47,7 +47,7 @@ class AdapterStore:
         self._loading = KeyedLocks()
 
     def acquire(
-        self, source: str, *, local_root: Path | None, is_wanted: CancelToken = always
+        self, source: str, *, local_root: Path | None, is_canceled: CancelToken = never
     ) -> Adapter:
         """Return the weights a source names, kept until they are released.
 
@@ -55,7 +55,7 @@ class AdapterStore:
         there yet; nothing of them is kept.
         """
         with (
-            self._cache.hold(source, local_root=local_root, is_wanted=is_wanted) as weights,
+            self._cache.hold(source, local_root=local_root, is_canceled=is_canceled) as weights,
             self._loading.hold(weights.key),
         ):
             known = self._taken(weights.key)

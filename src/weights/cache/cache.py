@@ -17,7 +17,7 @@ from src.weights.archive.archive import read_archive
 from src.weights.archive.members import MEMBERS, REQUIRED
 from src.weights.cache.cache_use import CacheUse
 from src.weights.cache.keyed_locks import KeyedLocks
-from src.weights.download.deadline import CancelToken, always
+from src.weights.download.deadline import CancelToken, never
 from src.weights.download.download import fetch
 from src.weights.download.url import printable_url
 
@@ -68,7 +68,7 @@ class WeightsCache:
 
     @contextmanager
     def hold(
-        self, source: str, *, local_root: Path | None = None, is_wanted: CancelToken = always
+        self, source: str, *, local_root: Path | None = None, is_canceled: CancelToken = never
     ) -> Iterator[Weights]:
         """Like `get`; the weights stay on disk until the block ends.
 
@@ -76,8 +76,8 @@ class WeightsCache:
         """
         is_url = source[:5].lower() == "data:" or "://" in source
         path = None if is_url else find_local(source, local_root)
-        with self._sources.hold(path or source, is_wanted) as anybody_wants:
-            weights = self._of_path(path) if path else self._of_url(source, anybody_wants)
+        with self._sources.hold(path or source, is_canceled) as are_all_canceled:
+            weights = self._of_path(path) if path else self._of_url(source, are_all_canceled)
         try:
             yield weights
         finally:
@@ -85,11 +85,11 @@ class WeightsCache:
                 self._num_users[weights.key] -= 1
                 self._num_users += Counter()  # drops those without users
 
-    def _of_url(self, url: str, is_wanted: CancelToken) -> Weights:
+    def _of_url(self, url: str, is_canceled: CancelToken) -> Weights:
         if url[:5].lower() == "data:":  # it is its own content
-            return self._fetched(url, is_wanted)
+            return self._fetched(url, is_canceled)
         name = hashlib.sha256(url.encode("utf-8", "surrogatepass")).digest()
-        known = self._use(self._key_of_url.get(name)) or self._fetched(url, is_wanted)
+        known = self._use(self._key_of_url.get(name)) or self._fetched(url, is_canceled)
         with self._lock:
             self._key_of_url[name] = known.key
             self._key_of_url.move_to_end(name)
@@ -97,7 +97,7 @@ class WeightsCache:
                 self._key_of_url.popitem(last=False)
         return known
 
-    def _fetched(self, url: str, is_wanted: CancelToken) -> Weights:
+    def _fetched(self, url: str, is_canceled: CancelToken) -> Weights:
         with scratch_folder(DOWNLOAD, self._folder) as folder:
             archive = folder / "weights"
             # The container's own weights are named by the operator, who may keep them at home.
@@ -106,7 +106,7 @@ class WeightsCache:
                 url,
                 archive,
                 max_bytes=self._max_archive_bytes,
-                is_wanted=is_wanted,
+                is_canceled=is_canceled,
                 any_address=is_own,
                 is_archive=True,
             )

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
 from src.errors import UserError
-from src.weights.download.deadline import LOOK_SECONDS, CancelToken, always
+from src.weights.download.deadline import LOOK_SECONDS, CancelToken, never
 
 
 class KeyedLocks:
@@ -16,24 +16,24 @@ class KeyedLocks:
         self._locks: dict[Hashable, tuple[threading.Lock, list[CancelToken]]] = {}
 
     @contextmanager
-    def hold(self, name: Hashable, is_wanted: CancelToken = always) -> Iterator[CancelToken]:
-        """Be the only one with this name; yields whether this one or one who waits wants it still.
+    def hold(self, name: Hashable, is_canceled: CancelToken = never) -> Iterator[CancelToken]:
+        """Be the only one with this name; yields a token of this one and all who wait together.
 
-        Raises UserError for one who waits and no longer wants it.
+        Raises UserError for one who is canceled while waiting.
         """
         with self._guard:
-            lock, wishes = self._locks.setdefault(name, (threading.Lock(), []))
-            wishes.append(is_wanted)
+            lock, tokens = self._locks.setdefault(name, (threading.Lock(), []))
+            tokens.append(is_canceled)
         try:
             while not lock.acquire(timeout=LOOK_SECONDS):
-                if not is_wanted():
+                if is_canceled():
                     raise UserError("the request was canceled")
             try:
-                yield lambda: any(wish() for wish in list(wishes))
+                yield lambda: all(token() for token in list(tokens))
             finally:
                 lock.release()
         finally:
             with self._guard:
-                wishes.remove(is_wanted)
-                if not wishes:
+                tokens.remove(is_canceled)
+                if not tokens:
                     del self._locks[name]

@@ -1,30 +1,51 @@
-"""Fetch one URL into a file: whole and bounded, or not at all."""
+"""Fetch one URL into a file: complete and bounded, or not at all."""
 
 import contextlib
 import os
-import re
 import secrets
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote, urljoin, urlsplit
 
+import pycurl
 import requests
-from urllib3.exceptions import HTTPError, LocationValueError
 
 from src.errors import UserError
 from src.files.printable import printable
 from src.weights.download.data_url import decode_data_url
-from src.weights.download.deadline import CancelToken, Deadline, always
-from src.weights.download.guarded_session import GuardedSession
+from src.weights.download.deadline import CancelToken, Deadline, never
 from src.weights.download.public_address import private_urls_allowed
-from src.weights.download.reason import reason
+from src.weights.download.transfer import TOO_LARGE, Response, TransferError, get
 from src.weights.download.url import check_url, not_valid, printable_url
 
 MAX_REDIRECTS = 10
-CONNECT_SECONDS = 15
-READ_SECONDS = 30
-BLOCK_BYTES = 1 << 20
+REDIRECTS = (301, 302, 303, 307, 308)
+NO_CONNECTION = "no connection to the server"
+INSECURE = "no secure connection"
+BROKEN_OFF = "the connection ended before the whole file had arrived"
+NO_HTTP = "expected an answer in HTTP/1.1, found something else"
+REASONS = {
+    pycurl.E_COULDNT_RESOLVE_HOST: NO_CONNECTION,
+    pycurl.E_COULDNT_CONNECT: NO_CONNECTION,
+    pycurl.E_COULDNT_RESOLVE_PROXY: "expected http_proxy, https_proxy or all_proxy in the "
+    "server's environment to be http://HOST:PORT, found no such host",
+    pycurl.E_SSL_CACERT_BADFILE: "expected REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE in the server's "
+    "environment to name a file or folder of certificates, found none there",
+    pycurl.E_SSL_CONNECT_ERROR: INSECURE,
+    pycurl.E_PEER_FAILED_VERIFICATION: INSECURE,
+    pycurl.E_OPERATION_TIMEDOUT: "the server did not answer in time",
+    pycurl.E_GOT_NOTHING: "the connection ended before an answer had arrived",
+    pycurl.E_PARTIAL_FILE: BROKEN_OFF,
+    pycurl.E_RECV_ERROR: BROKEN_OFF,
+    pycurl.E_UNSUPPORTED_PROTOCOL: NO_HTTP,
+    pycurl.E_FTP_WEIRD_SERVER_REPLY: NO_HTTP,
+    pycurl.E_BAD_CONTENT_ENCODING: "expected the file as it is, found a Transfer-Encoding",
+    pycurl.E_FILESIZE_EXCEEDED: "it is larger than {max_bytes:,} bytes",
+    TOO_LARGE: "the headers of the answer are too many or too long",
+}
+"""By libcurl's code. Its own words may repeat the URL's query."""
 
 
 class HttpError(UserError):
@@ -41,17 +62,17 @@ def fetch(
     *,
     max_bytes: int,
     timeout_seconds: float = 600,
-    is_wanted: CancelToken = always,
-    headers: dict[str, str] | None = None,
+    is_canceled: CancelToken = never,
+    headers: Mapping[str, str] | None = None,
     any_address: bool = False,
     is_archive: bool = False,
 ) -> None:
-    """Put what an http(s) or data URL names into a file, which appears only when it is whole.
+    """Put what an http(s) or data URL names into a file, which appears only when it is complete.
 
-    The download ends soon after it is no longer wanted. Without `any_address`, only public
-    addresses are asked, unless ALLOW_PRIVATE_URLS is 1. Only an archive may be gzip.
+    The download ends soon after it is canceled. Without `any_address`, only public addresses are
+    asked, unless ALLOW_PRIVATE_URLS is 1. Only an archive may be gzip. Raises UserError.
     """
-    patience = Deadline(timeout_seconds, is_wanted)
+    deadline = Deadline(timeout_seconds, is_canceled)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("xb") as file:
@@ -59,13 +80,10 @@ def fetch(
                 file.write(decode_data_url(url, max_bytes))
             else:
                 check_url(url)
-                with GuardedSession(
-                    patience=patience, any_address=any_address or private_urls_allowed()
-                ) as session:
-                    _fetch_http(
-                        session, url, file, max_bytes, patience, headers or {},
-                        is_archive=is_archive,
-                    )  # fmt: skip
+                _fetch_http(
+                    url, file, headers or {}, max_bytes, deadline,
+                    any_address=any_address or private_urls_allowed(), is_archive=is_archive,
+                )  # fmt: skip
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -74,60 +92,61 @@ def fetch(
 
 
 def _fetch_http(
-    session: requests.Session,
     url: str,
     file: BinaryIO,
+    headers: Mapping[str, str],
     max_bytes: int,
-    patience: Deadline,
-    headers: dict[str, str],
+    deadline: Deadline,
     *,
+    any_address: bool,
     is_archive: bool,
 ) -> None:
+    """Write what the URL, or the last of its redirects, leads to."""
     name = printable_url(url)
-    try:
-        with contextlib.closing(_open(session, url, headers, patience)) as response:
-            _check_form(response, name, is_archive=is_archive)
-            _copy_body(response, file, name, max_bytes, patience)
-    except UserError:
-        if patience.end():
-            raise _ended(patience, name) from None
-        raise
-    except (requests.RequestException, HTTPError, ValueError) as error:
-        # When the patience ends the connection is shut, which looks like any other end of it.
-        if patience.end():
-            raise _ended(patience, name) from None
-        raise UserError(f"could not download {name}: {reason(error)}") from None
-
-
-def _open(
-    session: requests.Session, url: str, headers: dict[str, str], patience: Deadline
-) -> requests.Response:
-    """Return the first answer that is not a redirect."""
     origin = urlsplit(url)[:2]
-    name = printable_url(url)
+
+    def wants_body(response: Response) -> bool:
+        if "location" in response.headers and response.status in REDIRECTS:
+            return False
+        _check_form(response, name, is_archive=is_archive)
+        return True
+
     for _ in range(MAX_REDIRECTS + 1):
-        seconds = _seconds_left(patience, name)
         # Headers may hold a token: it is for the host that the caller named.
         own = headers if urlsplit(url)[:2] == origin else {}
         try:
-            response = session.get(
-                url,
+            response = get(
+                _in_ascii(url),
+                file,
                 headers={**own, "Accept-Encoding": "identity"},
-                stream=True,
-                allow_redirects=False,
-                timeout=(min(CONNECT_SECONDS, seconds), min(READ_SECONDS, seconds)),
+                max_bytes=max_bytes,
+                deadline=deadline,
+                any_address=any_address,
+                wants_body=wants_body,
             )
-        except (requests.exceptions.InvalidURL, LocationValueError):
-            raise not_valid(url) from None
-        if not response.is_redirect:
-            return response
-        response.close()
-        url = _target(url, response.headers["Location"], name)
+        except TransferError as error:
+            if error.code == pycurl.E_URL_MALFORMAT:
+                raise not_valid(url) from None
+            reason = REASONS.get(error.code, f"the answer could not be read ({error.code})")
+            reason = reason.format(max_bytes=max_bytes)
+            raise UserError(f"could not download {name}: {deadline.end() or reason}") from None
+        if response.status not in REDIRECTS:
+            return
+        url = _redirect_target(url, response.headers["location"], name)
+        file.seek(0)
+        file.truncate()
     raise UserError(f"could not download {name}: more than {MAX_REDIRECTS} redirects")
 
 
-def _target(url: str, location: str, name: str) -> str:
-    """Return where a redirect leads."""
+def _in_ascii(url: str) -> str:
+    """Return the URL as it is sent: its host in IDNA, bytes that no URL has escaped."""
+    try:
+        return requests.Request("GET", url).prepare().url or url
+    except requests.exceptions.InvalidURL:
+        raise not_valid(url) from None
+
+
+def _redirect_target(url: str, location: str, name: str) -> str:
     # Bytes that no URL has are escaped, as browsers do it; they were read as Latin-1.
     target = quote(location.encode("latin-1"), safe=string.punctuation)
     with contextlib.suppress(ValueError):  # check_url says it better
@@ -139,52 +158,15 @@ def _target(url: str, location: str, name: str) -> str:
     return target
 
 
-def _check_form(response: requests.Response, name: str, *, is_archive: bool) -> None:
+def _check_form(response: Response, name: str, *, is_archive: bool) -> None:
     """Refuse what is not the file as it is."""
-    if response.status_code != 200:
-        raise HttpError(name, response.status_code)
+    if response.status != 200:
+        raise HttpError(name, response.status)
     # What a server calls the encoding of a .tar.gz is often its own form. Nothing is decoded here.
     own_forms = ("gzip", "x-gzip") if is_archive else ()
-    for header, taken in {
-        "Content-Encoding": ("", "identity", *own_forms),
-        "Transfer-Encoding": ("", "identity", "chunked"),
-    }.items():
-        found = response.headers.get(header, "").strip().lower()
-        if found not in taken:
-            raise UserError(
-                f"could not download {name}: expected the file as it is, "
-                f"found {header} {printable(found, 20)}"
-            )
-
-
-def _copy_body(
-    response: requests.Response, file: BinaryIO, name: str, max_bytes: int, patience: Deadline
-) -> None:
-    stated = response.headers.get("Content-Length", "")
-    expected = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
-    received = 0
-    while max(received, expected or 0) <= max_bytes:
-        _seconds_left(patience, name)
-        # One read of the socket: to wait for a full block would let a slow drip pass the deadline.
-        block = response.raw.read1(BLOCK_BYTES)
-        if not block:
-            break
-        received += len(block)
-        file.write(block)
-    _seconds_left(patience, name)
-    if max(received, expected or 0) > max_bytes:
-        raise UserError(f"could not download {name}: it is larger than {max_bytes:,} bytes")
-    if expected is not None and received != expected:
+    found = response.headers.get("content-encoding", "").strip().lower()
+    if found not in ("", "identity", *own_forms):
         raise UserError(
-            f"could not download {name}: expected {expected:,} bytes, found {received:,}"
+            f"could not download {name}: expected the file as it is, "
+            f"found Content-Encoding {printable(found, 20)}"
         )
-
-
-def _seconds_left(patience: Deadline, name: str) -> float:
-    if patience.end():
-        raise _ended(patience, name)
-    return patience.seconds_left
-
-
-def _ended(patience: Deadline, name: str) -> UserError:
-    return UserError(f"could not download {name}: {patience.end()}")

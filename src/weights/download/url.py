@@ -1,8 +1,6 @@
 """Which URLs are taken, and what of one may be shown."""
 
-import ipaddress
 import re
-import unicodedata
 from urllib.parse import urlsplit
 
 from src.errors import UserError
@@ -22,7 +20,7 @@ def check_url(url: str) -> None:
             f"found {len(url):,}"
         )
     name = printable_url(url)
-    # Blanks, control characters and backslashes are where two URL parsers disagree about the host.
+    # Where two URL parsers disagree about the host.
     if re.search(r"[\x00-\x20\x7f\\]", url):
         raise UserError(
             f"not a valid URL: {name}: expected no blanks, control characters or backslashes"
@@ -37,7 +35,7 @@ def check_url(url: str) -> None:
             f"cannot download {name}: expected an http or https URL, "
             f"found {printable(parts.scheme, 20) or 'no'} scheme"
         )
-    if not host or port == 0 or not _is_plain_host(host):
+    if not host or port == 0:
         raise not_valid(url)
     if "@" in parts.netloc:
         raise UserError(f"cannot download {name}: a URL with a user name or password is not taken")
@@ -49,19 +47,6 @@ def not_valid(url: str) -> UserError:
         f"not a valid URL: {printable_url(url)}: expected http(s)://HOST/PATH or "
         "http(s)://HOST:PORT/PATH, with a plain host name or address"
     )
-
-
-def _is_plain_host(host: str) -> bool:
-    """Tell whether all readers of the host see the same: no 0177.1, no 2130706433, no %31."""
-    plain = unicodedata.normalize("NFKC", host).replace("。", ".").rstrip(".")
-    if "%" in host or ":" in host:
-        return "%" not in host
-    if re.fullmatch("0x[0-9a-f]*|[0-9]+", plain.rpartition(".")[2].lower()) is None:
-        return True
-    try:
-        return str(ipaddress.IPv4Address(plain)) == host
-    except ValueError:
-        return False
 
 
 def printable_url(text: str) -> str:
