@@ -25,7 +25,7 @@ ONE_DOOR = {
     "bitsandbytes": set(),
     "cog": {"cli/schema.py"},
     "llguidance": {"serving/grammar/json_grammar.py", "serving/grammar/trial.py"},
-    "msgspec": {"data/plain_line.py", "weights/adapter/adapter_config.py"},
+    "msgspec": {"weights/adapter/adapter_config.py"},
 }
 
 

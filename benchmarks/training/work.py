@@ -11,8 +11,7 @@ from src.chat.chat_format import build_train_format
 from src.chat.tokenizer import Tokenizer
 from src.cli.demo import collect_functions
 from src.cli.tiny_model import make_base_model
-from src.data.dataset import TokenDataset
-from src.data.prepare import prepare_data
+from src.data.prepare import open_datasets, prepare_data
 from src.model.shape import ModelShape
 from src.settings import TrainSettings
 
@@ -78,9 +77,9 @@ def make_work(folder: Path, arguments: argparse.Namespace, *, on_gpu: bool) -> T
         build_train_format(settings.base_model, tokenizer),
         max_seq_len=length,
         folder=folder / "prepared",
-        say=print,
+        log=print,
     )
-    prepared = TokenDataset(folder / "prepared" / "train")
+    prepared, _ = open_datasets(folder / "prepared")
     return TrainWork(
         base_model,
         data,

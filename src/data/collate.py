@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from src.data.dataset import TokenDataset
 from src.data.packing import Span
 from src.data.steps import MicroBatch
+from src.data.token_file import TokenDataset
 from src.data.tokenization import IGNORE_INDEX
 
 

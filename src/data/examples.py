@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from src.chat.conversation import Turn
-from src.data.large_line import LARGE_LINE_BYTES, MAX_OTHER_BYTES, is_mostly_text
 from src.data.lines import read_lines
-from src.data.plain_line import is_plainly_good
 from src.errors import UserError
 
 MAX_LISTED_ERRORS = 10
@@ -78,8 +76,7 @@ class ExampleFile:
         listed: list[str] = []
         for number, line in read_lines(self.path, self.name):
             try:
-                if not is_plainly_good(line):
-                    self._read(line)
+                self._read(line)
                 num_examples += 1
             except _BadLineError as error:
                 num_bad += 1
@@ -170,11 +167,6 @@ def _kinds(keys: Iterable[str]) -> set[str]:
 
 
 def _parse(line: bytes) -> Any:
-    if not is_mostly_text(line):
-        raise _BadLineError(
-            f"expected mostly text in a line of over {LARGE_LINE_BYTES:,} bytes, found more than "
-            f"{MAX_OTHER_BYTES:,} bytes of brackets, numbers and commas"
-        )
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:

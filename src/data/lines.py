@@ -9,7 +9,8 @@ from src.errors import UserError
 from src.files.gzip import Gunzip, UnpackLimits
 from src.files.kind import START_BYTES, is_gzip, other_kind
 
-MAX_LINE_BYTES = 8 * 2**20
+MAX_LINE_BYTES = 2 * 2**20
+"""Brackets take up to fifty times their size when they are parsed."""
 FREE_BLANK_LINES = 100_000
 BLANK_LINES_PER_LINE = 10
 """A few megabytes of gzip can hold billions."""
@@ -55,7 +56,7 @@ def _bounded_lines(file: io.BufferedReader, name: str) -> Iterator[tuple[int, by
         if len(line) > MAX_LINE_BYTES:
             raise UserError(
                 f"{name}, line {number}: the line is longer than {MAX_LINE_BYTES:,} bytes; "
-                "expected one example a line"
+                "expected one example a line, a longer text in several"
             )
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")

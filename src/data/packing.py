@@ -1,8 +1,10 @@
 """Examples as sequences: each alone, several packed into one, or the stream cut into chunks."""
 
 from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from heapq import heappop, heappush
 
 import numpy as np
 
@@ -21,46 +23,81 @@ class Span:
 PackedSequence = tuple[Span, ...]
 
 
+@dataclass(frozen=True)
+class PackedSequences:
+    """The sequences of a data set, held as arrays: there may be millions.
+
+    Sequence i is the spans `first_spans[i]` to `first_spans[i + 1]`.
+    """
+
+    starts: np.ndarray  # (spans,)
+    stops: np.ndarray  # (spans,)
+    first_spans: np.ndarray  # (sequences + 1,)
+
+    def __len__(self) -> int:
+        return len(self.first_spans) - 1
+
+    def __getitem__(self, number: int) -> PackedSequence:
+        spans = slice(self.first_spans[number], self.first_spans[number + 1])
+        bounds = zip(self.starts[spans].tolist(), self.stops[spans].tolist(), strict=True)
+        return tuple(Span(start, stop) for start, stop in bounds)
+
+    def __iter__(self) -> Iterator[PackedSequence]:
+        return map(self.__getitem__, range(len(self)))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence."""
+        return np.add.reduceat(self.stops - self.starts, self.first_spans[:-1])
+
+
 def count_tokens(sequence: PackedSequence) -> int:
     """Return the tokens of a sequence."""
     return sum(map(len, sequence))
 
 
-def one_by_one(offsets: np.ndarray) -> list[PackedSequence]:
+def one_by_one(offsets: np.ndarray) -> PackedSequences:
     """Return each example as a sequence of its own."""
-    bounds = offsets.tolist()
-    return [(Span(a, b),) for a, b in pairwise(bounds)]
+    return PackedSequences(offsets[:-1], offsets[1:], np.arange(len(offsets)))
 
 
-def pack(offsets: np.ndarray, *, chunk_size: int) -> list[PackedSequence]:
+def pack(offsets: np.ndarray, *, chunk_size: int) -> PackedSequences:
     """Pack examples into sequences of at most `chunk_size` tokens, longest first, tightest fit.
 
     Best-fit decreasing bin packing; an example of more than `chunk_size` tokens stays alone.
     """
-    spans = [span for (span,) in one_by_one(offsets)]
-    packs: list[list[Span]] = []
-    free: list[tuple[int, int]] = []  # (free tokens, number of the pack), sorted
-    for span in sorted(spans, key=len, reverse=True):
-        place = bisect_left(free, (len(span), -1))
-        if place == len(free):
-            packs.append([span])
-            room, number = chunk_size - len(span), len(packs) - 1
+    lengths = np.diff(offsets)
+    longest_first = np.argsort(-lengths, kind="stable")
+    packs = np.empty(len(lengths), np.int64)  # of the examples, longest first
+    num_packs = 0
+    rooms: list[int] = []  # sorted; so many tokens are free in some packs
+    packs_with = defaultdict[int, list[int]](list)  # heaps of packs by their room
+    for i, length in enumerate(lengths[longest_first].tolist()):
+        tightest = bisect_left(rooms, length)
+        if tightest == len(rooms):
+            pack, room = num_packs, chunk_size
+            num_packs += 1
         else:
-            room, number = free.pop(place)
-            packs[number].append(span)
-            room -= len(span)
+            room = rooms[tightest]
+            pack = heappop(packs_with[room])
+            if not packs_with[room]:
+                del rooms[tightest]
+        packs[i] = pack
+        room -= length
         if room > 0:
-            insort(free, (room, number))
-    return [tuple(spans) for spans in packs]
+            if not packs_with[room]:
+                insort(rooms, room)
+            heappush(packs_with[room], pack)
+    examples = longest_first[np.argsort(packs, kind="stable")]
+    sizes = np.bincount(packs, minlength=num_packs)
+    return PackedSequences(
+        offsets[examples], offsets[examples + 1], np.concatenate([[0], np.cumsum(sizes)])
+    )
 
 
-def wrap(offsets: np.ndarray, *, chunk_size: int) -> list[PackedSequence]:
+def wrap(offsets: np.ndarray, *, chunk_size: int) -> PackedSequences:
     """Cut the stream of all tokens into chunks of exactly `chunk_size`; the last may be shorter."""
-    bounds = offsets.tolist()
-    num_tokens = bounds[-1]
-    cuts = sorted({*bounds, *range(0, num_tokens, chunk_size)})
-    spans = [Span(a, b) for a, b in pairwise(cuts)]
-    chunks: list[list[Span]] = [[] for _ in range(-(-num_tokens // chunk_size))]
-    for span in spans:
-        chunks[span.start // chunk_size].append(span)
-    return [tuple(chunk) for chunk in chunks]
+    chunk_starts = np.arange(0, offsets[-1], chunk_size)
+    cuts = np.union1d(offsets, chunk_starts)
+    first_spans = np.searchsorted(cuts, [*chunk_starts, offsets[-1]])
+    return PackedSequences(cuts[:-1], cuts[1:], first_spans)

@@ -1,18 +1,32 @@
 """From the user's files to the data sets that the ranks read, and the steps over them."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from src.chat.chat_format import ChatFormat
 from src.chat.tokenizer import Tokenizer
-from src.data.dataset import DataCounts, TokenDataset
-from src.data.dataset_writer import keep_first, split_dataset, write_dataset
 from src.data.examples import ExampleFile
 from src.data.packing import one_by_one, pack, wrap
 from src.data.steps import StepPlan, choose_batch_sizes
-from src.data.tokenization import TokenizedExample, cut, tokenize
+from src.data.token_file import TokenDataset, write_tokens
+from src.data.tokenization import TokenizedExample, begins_with_bos, cut, tokenize
 from src.errors import UserError
 from src.settings import TrainSettings
+
+DEFAULT_CHUNK_SIZE = TrainSettings.chunk_size
+NO_LIMIT = 2**62
+_PARTS = "parts.json"
+
+
+class _Part(NamedTuple):
+    """Some examples of one token file; `name` is the user's file."""
+
+    file: str
+    name: str
+    first: int
+    last: int
 
 
 def num_held_out(num_examples: int, settings: TrainSettings) -> int:
@@ -29,63 +43,90 @@ def prepare_data(
     *,
     max_seq_len: int,
     folder: Path,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
-    """Tokenize the files into `folder/train` and `folder/validation`, and say what was decided."""
-    limit = max_seq_len
-    if settings.pack_sequences:
-        limit = min(settings.chunk_size, max_seq_len)
-        if limit < settings.chunk_size:
-            say(
-                f"warning: chunk_size {settings.chunk_size} is over the base model's context; "
-                f"it is taken as {limit}"
-            )
-        if settings.wrap_packed_sequences:
-            limit = 2**62  # the stream is cut later
-    elif settings.wrap_packed_sequences or settings.chunk_size != 2048:
-        say("warning: wrap_packed_sequences and chunk_size have no effect without pack_sequences")
+    """Tokenize the files into `folder`, for `open_datasets`, and log what was decided."""
+    folder.mkdir(exist_ok=True)
 
-    def read(path: str, name: str | None, part: str, max_length: int) -> DataCounts:
+    def write(path: str, name: str, part: str, max_length: int) -> TokenDataset:
         file = ExampleFile(Path(path), name)
+        num_own_bos = 0
 
         def tokenized() -> Iterator[tuple[int, TokenizedExample]]:
+            nonlocal num_own_bos
             for line_number, example in file:
-                whole = tokenize(example, tokenizer, chat_format)
-                yield line_number, cut(whole, max_length=max_length, eos_id=tokenizer.eos_id)
+                num_own_bos += begins_with_bos(example)
+                complete = tokenize(example, tokenizer, chat_format)
+                yield line_number, cut(complete, max_length=max_length, eos_id=tokenizer.eos_id)
 
-        counts = write_dataset(tokenized(), folder / part, name=file.name)
+        write_tokens(tokenized(), folder / part)
+        dataset = TokenDataset(folder / part, name=name)
         for key, count in file.unknown_keys.most_common(10):
-            say(f"warning: {file.name}: the key {key[:40]!r} is not used ({count:,} times)")
-        if counts.cut_examples:
-            say(
-                f"warning: {file.name}: {counts.cut_examples:,} examples were cut to "
+            log(f"warning: {name}: the key {key[:40]!r} is not used ({count:,} times)")
+        if num_own_bos:
+            log(
+                f"warning: {name}: {num_own_bos:,} examples begin with <s>, which is left out: "
+                "every example is given its beginning"
+            )
+        if counts := dataset.counts if dataset.counts.cut_examples else None:
+            log(
+                f"warning: {name}: {counts.cut_examples:,} examples were cut to "
                 f"{max_length:,} tokens, {counts.cut_tokens:,} tokens are left out"
             )
-        return counts
+        return dataset
 
-    train = read(settings.train_data, settings.train_data_name, "train", limit)
+    limit = _longest_example(settings, max_seq_len, log)
+    train = write(settings.train_data, settings.train_data_name, "train", limit)
+    num_train = len(train)
     if settings.run_validation and settings.validation_data is not None:
-        name = settings.validation_data_name
-        validation = read(settings.validation_data, name, "validation", max_seq_len)
-        num_validation = min(settings.num_validation_samples, validation.examples)
-        say(
-            f"validation: the first {num_validation:,} of {validation.examples:,} "
-            f"examples of {name}"
-        )
-        keep_first(folder / "validation", num_validation)
+        name = settings.validation_data_name or Path(settings.validation_data).name
+        validation = write(settings.validation_data, name, "validation", max_seq_len)
+        num_validation = min(settings.num_validation_samples, len(validation))
+        log(f"validation: the first {num_validation:,} of {len(validation):,} examples of {name}")
+        held_out = _Part("validation", name, 0, num_validation)
     else:
-        num_validation = num_held_out(train.examples, settings)
+        num_validation = num_held_out(num_train, settings)
         if settings.run_validation:
             asked = settings.num_validation_samples
             note = "" if num_validation == asked else f" ({asked:,} asked for, at most a fifth)"
-            say(f"validation: the last {num_validation:,} of {train.examples:,} examples{note}")
-        num_train = train.examples - num_validation
-        split_dataset(folder / "train", num_train, folder / "validation")
-    if TokenDataset(folder / "train").counts.learned_tokens == 0:
+            log(f"validation: the last {num_validation:,} of {len(train):,} examples{note}")
+        num_train -= num_validation
+        held_out = _Part("train", train.name, num_train, len(train))
+    kept = _Part("train", train.name, 0, num_train)
+    (folder / _PARTS).write_text(json.dumps([kept, held_out]))
+    if open_datasets(folder)[0].counts.learned_tokens == 0:
         raise UserError(
-            f"{settings.train_data_name}: nothing is left to learn after cutting the examples to "
+            f"{train.name}: nothing is left to learn after cutting the examples to "
             f"{limit:,} tokens; expected a larger chunk_size or shorter prompts"
         )
+
+
+def open_datasets(folder: Path) -> tuple[TokenDataset, TokenDataset]:
+    """Return the data for training and for validation, which `prepare_data` wrote."""
+    parts = [_Part(*part) for part in json.loads((folder / _PARTS).read_text())]
+    train, validation = (
+        TokenDataset(folder / part.file, name=part.name, first=part.first, last=part.last)
+        for part in parts
+    )
+    return train, validation
+
+
+def _longest_example(settings: TrainSettings, max_seq_len: int, log: Callable[[str], None]) -> int:
+    """Return the tokens that a training example is cut to."""
+    if not settings.pack_sequences:
+        if settings.wrap_packed_sequences or settings.chunk_size != DEFAULT_CHUNK_SIZE:
+            log(
+                "warning: wrap_packed_sequences and chunk_size have no effect without "
+                "pack_sequences"
+            )
+        return max_seq_len
+    limit = min(settings.chunk_size, max_seq_len)
+    if limit < settings.chunk_size:
+        log(
+            f"warning: chunk_size {settings.chunk_size} is over the base model's context; "
+            f"it is taken as {limit}"
+        )
+    return NO_LIMIT if settings.wrap_packed_sequences else limit
 
 
 def build_step_plan(
@@ -99,9 +140,11 @@ def build_step_plan(
         sequences = wrap(dataset.offsets, chunk_size=chunk_size)
     else:
         sequences = pack(dataset.offsets, chunk_size=chunk_size)
-    plan = choose_batch_sizes(
+    batch_sizes = choose_batch_sizes(
         train_batch_size=settings.train_batch_size,
         micro_batch_size=settings.micro_batch_size,
         num_devices=num_devices,
     )
-    return StepPlan(sequences, plan, settings.num_train_epochs, settings.seed, settings.max_steps)
+    return StepPlan(
+        sequences, batch_sizes, settings.num_train_epochs, settings.seed, settings.max_steps
+    )

@@ -1,13 +1,12 @@
-"""Which sequences make each optimizer step, and how these spread over devices and micro-batches."""
+"""Which sequences make each optimizer step, and how these spread over ranks and micro-batches."""
 
-import heapq
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from src.data.packing import PackedSequence, count_tokens
+from src.data.packing import PackedSequence, PackedSequences, count_tokens
 
 MicroBatch = tuple[PackedSequence, ...]
 
@@ -39,36 +38,52 @@ def _largest_divisor(number: int, limit: int) -> int:
     return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)
 
 
-def shuffle_epoch(
-    sequences: list[PackedSequence], *, seed: int, epoch: int
-) -> list[PackedSequence]:
-    """Return the sequences in the order of one epoch, the same for every rank."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(sequences))
-    return [sequences[i] for i in order]
+def shuffle_epoch(num_sequences: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Return the numbers of the sequences in the order of one epoch, the same for every rank."""
+    return np.random.default_rng([seed, epoch]).permutation(num_sequences)
 
 
-def split_steps(
-    sequences: list[PackedSequence], global_batch_size: int
-) -> Iterator[list[PackedSequence]]:
-    """Yield the sequences of each optimizer step; the last may be fewer, none is dropped."""
-    for start in range(0, len(sequences), global_batch_size):
-        yield sequences[start : start + global_batch_size]
+class _Spread(NamedTuple):
+    """Which micro-batch each sequence goes to; micro-batch m is of rank m % world_size."""
+
+    longest_first: np.ndarray  # (steps, sequences)
+    micro_batches: np.ndarray  # (steps, sequences), of the longest sequence first
+    tokens: np.ndarray  # (steps, micro-batches)
 
 
-def split_micro_batches(step: list[PackedSequence], plan: BatchSizes) -> list[list[MicroBatch]]:
-    """Spread the sequences of one step over [rank][micro step], the longest ones apart.
+def spread(lengths: np.ndarray, sizes: BatchSizes) -> _Spread:
+    """Spread the sequences of each step over its micro-batches, the longest ones apart.
+
+    The longest first, each goes to the lightest micro-batch with room, the first of equals. All
+    steps have the same number of sequences: lengths (steps, sequences).
+    """
+    num_steps, num_sequences = lengths.shape
+    num_micro_steps = -(-num_sequences // (sizes.world_size * sizes.micro_batch_size))
+    tokens = np.zeros((num_steps, num_micro_steps * sizes.world_size), np.int64)
+    filled = np.zeros_like(tokens)
+    longest_first = np.argsort(-lengths, axis=1, kind="stable")
+    micro_batches = np.empty_like(longest_first)
+    steps = np.arange(num_steps)
+    full = np.iinfo(np.int64).max
+    for i, sequence in enumerate(longest_first.T):
+        lightest = np.where(filled < sizes.micro_batch_size, tokens, full).argmin(axis=1)
+        micro_batches[:, i] = lightest
+        tokens[steps, lightest] += lengths[steps, sequence]
+        filled[steps, lightest] += 1
+    return _Spread(longest_first, micro_batches, tokens)
+
+
+def split_micro_batches(step: list[PackedSequence], sizes: BatchSizes) -> list[list[MicroBatch]]:
+    """Return the sequences of one step as micro-batches [rank][micro step]; see `spread`.
 
     Every rank gets the same number of micro-batches; in a short step some are empty.
     """
-    num_micro_steps = -(-len(step) // (plan.world_size * plan.micro_batch_size))
-    slots: list[list[PackedSequence]] = [[] for _ in range(plan.world_size * num_micro_steps)]
-    lightest = [(0, i) for i in range(len(slots))]  # a heap
-    for sequence in sorted(step, key=count_tokens, reverse=True):
-        tokens, i = heapq.heappop(lightest)
-        slots[i].append(sequence)
-        if len(slots[i]) < plan.micro_batch_size:
-            heapq.heappush(lightest, (tokens + count_tokens(sequence), i))
-    return [[tuple(slot) for slot in slots[r :: plan.world_size]] for r in range(plan.world_size)]
+    lengths = np.array([[count_tokens(sequence) for sequence in step]])
+    placed = spread(lengths, sizes)
+    found: list[list[PackedSequence]] = [[] for _ in placed.tokens[0]]
+    for sequence, m in zip(placed.longest_first[0], placed.micro_batches[0], strict=True):
+        found[m].append(step[sequence])
+    return [[tuple(m) for m in found[r :: sizes.world_size]] for r in range(sizes.world_size)]
 
 
 @dataclass(frozen=True)
@@ -89,17 +104,17 @@ class Step:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """All steps of a run, the same on every rank."""
+    """All steps of a run, the same on every rank; the last of an epoch may be short."""
 
-    sequences: list[PackedSequence]
-    plan: BatchSizes
+    sequences: PackedSequences
+    batch_sizes: BatchSizes
     num_epochs: int
     seed: int
     max_steps: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.sequences) / self.plan.global_batch_size)
+        return -(-len(self.sequences) // self.batch_sizes.global_batch_size)
 
     @property
     def num_steps(self) -> int:
@@ -107,29 +122,43 @@ class StepPlan:
         return min(num_steps, self.max_steps or num_steps)
 
     def __iter__(self) -> Iterator[Step]:
+        size, steps_per_epoch = self.batch_sizes.global_batch_size, self.steps_per_epoch
         number = 0
-        for epoch in range(self.num_epochs):
-            sequences = shuffle_epoch(self.sequences, seed=self.seed, epoch=epoch)
-            batches = split_steps(sequences, self.plan.global_batch_size)
-            for number_in_epoch, batch in enumerate(batches, 1):
+        for order in self._epochs():
+            for start in range(0, len(order), size):
                 number += 1
                 yield Step(
                     number,
-                    epoch + number_in_epoch / self.steps_per_epoch,
-                    number_in_epoch == self.steps_per_epoch,
-                    batch,
+                    number / steps_per_epoch,
+                    number % steps_per_epoch == 0,
+                    [self.sequences[i] for i in order[start : start + size].tolist()],
                 )
-                if number == self.num_steps:
-                    return
 
     def longest_micro_batch(self, rank: int | None = None) -> MicroBatch:
         """Return the micro-batch with the most tokens, of one rank or of all."""
-        ranks = range(self.plan.world_size) if rank is None else (rank,)
-        micro_batches = (
-            micro_batch
-            for step in self
-            for spread in (split_micro_batches(step.sequences, self.plan),)
-            for rank in ranks
-            for micro_batch in spread[rank]
-        )
+        sizes, lengths = self.batch_sizes, self.sequences.lengths
+        of_rank = slice(rank, None, None if rank is None else sizes.world_size)
+        no_more = np.sort(lengths)[-sizes.micro_batch_size :].sum()
+        most, longest_step = -1, np.empty(0, np.int64)
+        for order in self._epochs():
+            # All steps at once, but for a short one at the end.
+            num_full = len(order) // sizes.global_batch_size * sizes.global_batch_size
+            full_steps = order[:num_full].reshape(-1, sizes.global_batch_size)
+            for steps in (full_steps, order[None, num_full:]):
+                if steps.size == 0:
+                    continue
+                most_tokens = spread(lengths[steps], sizes).tokens[:, of_rank].max(axis=1)
+                if most_tokens.max() > most:
+                    most, longest_step = most_tokens.max(), steps[most_tokens.argmax()]
+            if most == no_more:
+                break
+        ranks = split_micro_batches([self.sequences[i] for i in longest_step.tolist()], sizes)
+        micro_batches = ranks[rank] if rank is not None else [m for micro in ranks for m in micro]
         return max(micro_batches, key=lambda batch: sum(map(count_tokens, batch)))
+
+    def _epochs(self) -> Iterator[np.ndarray]:
+        """Yield the sequences' numbers in the order of each epoch, up to the last step."""
+        for first_step in range(0, self.num_steps, self.steps_per_epoch):
+            epoch = first_step // self.steps_per_epoch
+            order = shuffle_epoch(len(self.sequences), seed=self.seed, epoch=epoch)
+            yield order[: (self.num_steps - first_step) * self.batch_sizes.global_batch_size]

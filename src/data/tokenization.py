@@ -9,13 +9,14 @@ from src.chat.tokenizer import Tokenizer
 from src.data.examples import ChatExample, CompletionExample, Example, TextExample
 
 IGNORE_INDEX = -100
+_OWN_BOS = "<s>"
 
 
 @dataclass(frozen=True)
 class TokenizedExample:
     input_ids: list[int]
     labels: list[int]
-    """The token that comes after each position; IGNORE_INDEX where nothing is learned."""
+    """The token that comes after each position; IGNORE_INDEX where none is predicted."""
     loss_mask: list[bool]
     """True where the label belongs to a completion, and to no prompt."""
     num_cut: int = 0
@@ -26,8 +27,8 @@ def tokenize(example: Example, tokenizer: Tokenizer, chat_format: ChatFormat) ->
     """Return an example as token ids; prompt and completion are encoded apart."""
     match example:
         case TextExample(text):
-            whole = Text(text.removeprefix("<s>"), is_target=True, ends=True)
-            segments = [Control(BOS), whole, Control(EOS)]
+            target = Text(text.removeprefix(_OWN_BOS), is_target=True, ends=True)
+            segments = [Control(BOS), target, Control(EOS)]
         case CompletionExample(prompt, completion):
             segments = _completion_segments(chat_format, chat_format.of_prompt(prompt), completion)
         case ChatExample(turns, system):
@@ -36,6 +37,15 @@ def tokenize(example: Example, tokenizer: Tokenizer, chat_format: ChatFormat) ->
                 Conversation(turns, own), num_target_turns=len(turns)
             )
     return _assemble(segments, tokenizer)
+
+
+def begins_with_bos(example: Example) -> bool:
+    """Tell whether the user wrote a beginning of sequence, which is left out of the text."""
+    match example:
+        case TextExample(text) | CompletionExample(prompt=text):
+            return text.startswith(_OWN_BOS)
+        case ChatExample():
+            return False
 
 
 def _completion_segments(
@@ -72,7 +82,7 @@ def _assemble(segments: list[Segment], tokenizer: Tokenizer) -> TokenizedExample
 
 
 def _controls_after(segments: list[Segment]) -> list[Control | None]:
-    """Return the first control token behind each piece."""
+    """Return the first control token behind each segment."""
     controls: list[Control | None] = []
     following = None
     for segment in reversed(segments):
@@ -85,7 +95,7 @@ def _controls_after(segments: list[Segment]) -> list[Control | None]:
 def cut(example: TokenizedExample, *, max_length: int, eos_id: int) -> TokenizedExample:
     """Cut an example to `max_length` tokens; it keeps something to learn and its end-of-sequence.
 
-    The end is cut first. Where nothing learned would be left, the prompt loses its beginning.
+    The end is cut first. Where no target would be left, the prompt loses its beginning.
     """
     num_tokens = len(example.input_ids)
     if num_tokens <= max_length:

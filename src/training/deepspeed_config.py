@@ -14,7 +14,7 @@ def build_deepspeed_config(plan: TrainingPlan) -> dict[str, Any]:
 
     Below stage 3 a rank sums up its micro-batches by itself: to DeepSpeed they are one.
     """
-    batches, bfloat16 = plan.step_plan.plan, plan.machine.has_bfloat16
+    batches, bfloat16 = plan.steps.batch_sizes, plan.machine.has_bfloat16
     bucket_size = min(BUCKET_SIZE, plan.trainable_parameters or BUCKET_SIZE)
     accumulation = batches.gradient_accumulation_steps if plan.zero_stage == 3 else 1
     micro_batch_size = batches.global_batch_size // batches.world_size // accumulation

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from src.data.collate import Batch
-from src.data.dataset import TokenDataset
 from src.data.packing import Span
 from src.data.steps import MicroBatch
+from src.data.token_file import TokenDataset
 from src.errors import UserError
 from src.model.recompute import decoder_layers, recompute_layers
 
@@ -148,7 +148,7 @@ class GradientSum:
             release_memory()
             self.clear()
         return (
-            f"{dataset.place(span.start)}: out of memory with this example of {len(span):,} "
+            f"{dataset.source_line(span.start)}: out of memory with this example of {len(span):,} "
             f"tokens, alone and with every layer recomputed; expected at most about {fits:,} "
             "tokens, peft_method=qlora or a GPU with more memory"
         )

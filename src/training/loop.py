@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from src.data.collate import Batch, collate
-from src.data.dataset import TokenDataset
 from src.data.packing import one_by_one
 from src.data.steps import MicroBatch, StepPlan, split_micro_batches
+from src.data.token_file import TokenDataset
 from src.settings import TrainSettings
 from src.training.checkpoint.checkpointer import Checkpointer, step_seed
 from src.training.learning_rate import learning_rate_multiplier
@@ -69,7 +69,7 @@ def train(
         )
         for group in trainer.engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        micro_batches = split_micro_batches(step.sequences, run.step_plan.plan)[run.rank]
+        micro_batches = split_micro_batches(step.sequences, run.step_plan.batch_sizes)[run.rank]
         torch.manual_seed(step_seed(settings.seed, step.number, run.rank))
         try:
             loss_sum, weight_sum = trainer.step(micro_batches, run.train_data)
@@ -117,8 +117,8 @@ def validate(trainer: Trainer, run: Run, progress: Progress, *, step: int, epoch
 
 def _validation_share(run: Run) -> list[MicroBatch]:
     """Return this rank's micro-batches; ranks without any left get empty ones, to stay in step."""
-    size, world_size = run.settings.validation_batch_size, run.step_plan.plan.world_size
-    sequences = one_by_one(run.validation_data.offsets)
+    size, world_size = run.settings.validation_batch_size, run.step_plan.batch_sizes.world_size
+    sequences = list(one_by_one(run.validation_data.offsets))
     groups = [tuple(sequences[i : i + size]) for i in range(0, len(sequences), size)]
     groups += [()] * (-len(groups) % world_size)
     return groups[run.rank :: world_size]

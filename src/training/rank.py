@@ -9,8 +9,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from src.chat.prompt_encoder import PromptEncoder, open_prompt_encoder
-from src.data.dataset import TokenDataset
-from src.data.prepare import build_step_plan, prepare_data
+from src.data.prepare import build_step_plan, open_datasets, prepare_data
+from src.data.token_file import TokenDataset
 from src.files.atomic import replacing_folder
 from src.model.base_model import training_dtype
 from src.settings import TrainSettings
@@ -122,11 +122,11 @@ def share_data(
                 encoder.chat_format,
                 max_seq_len=encoder.max_seq_len,
                 folder=partial,
-                say=say,
+                log=say,
             )
     while not folder.is_dir():  # the launcher ends all ranks if rank 0 fails
         time.sleep(POLL_SECONDS)
-    return TokenDataset(folder / "train"), TokenDataset(folder / "validation")
+    return open_datasets(folder)
 
 
 def _output_writer(
@@ -142,7 +142,7 @@ def _output_writer(
         chat_format=encoder.chat_format,
         target_modules=target_modules,
         resolved={
-            **asdict(step_plan.plan),
+            **asdict(step_plan.batch_sizes),
             "num_steps": step_plan.num_steps,
             "zero_stage": plan.zero_stage,
             "context": encoder.max_seq_len,

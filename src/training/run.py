@@ -92,8 +92,7 @@ def _count_processes(
 def plan_training(inputs: Mapping[str, Any]) -> list[str]:
     """Return the lines that tell what `run_training` would do; nothing is trained."""
     from src.chat.prompt_encoder import open_prompt_encoder
-    from src.data.dataset import TokenDataset
-    from src.data.prepare import build_step_plan, prepare_data
+    from src.data.prepare import build_step_plan, open_datasets, prepare_data
     from src.training.plan.disk import check_disks
     from src.training.plan.plan import LIBRARIES, Resources, make_plan
 
@@ -116,9 +115,9 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
             chat_format,
             max_seq_len=max_seq_len,
             folder=Path(folder),
-            say=lines.append,
+            log=lines.append,
         )
-        data = TokenDataset(Path(folder) / "train")
+        data, _ = open_datasets(Path(folder))
         step_plan = build_step_plan(
             data, settings, max_seq_len=max_seq_len, num_devices=num_devices
         )

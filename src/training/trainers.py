@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from src.data.collate import Batch
-from src.data.dataset import TokenDataset
 from src.data.steps import MicroBatch
+from src.data.token_file import TokenDataset
 from src.errors import UserError
 from src.training.gradients import GradientSum, is_out_of_memory
 
@@ -174,7 +174,7 @@ def _too_much(micro_batch: MicroBatch, dataset: TokenDataset) -> str:
     longest = max(spans, key=len)
     return (
         f"out of memory with a micro-batch of {sum(map(len, spans)):,} tokens, the longest example "
-        f"of {len(longest):,} being {dataset.place(longest.start)}; expected a smaller "
+        f"of {len(longest):,} being {dataset.source_line(longest.start)}; expected a smaller "
         "micro_batch_size, shorter examples, peft_method=qlora or more GPUs"
     )
 

@@ -8,17 +8,10 @@ import pytest
 from src.chat.chat_format import build_train_format
 from src.chat.conversation import Turn
 from src.data.collate import collate
-from src.data.dataset import TokenDataset
-from src.data.dataset_writer import split_dataset, write_dataset
 from src.data.examples import ChatExample, CompletionExample, TextExample
-from src.data.packing import PackedSequence, Span, count_tokens, one_by_one, pack, wrap
-from src.data.steps import (
-    StepPlan,
-    choose_batch_sizes,
-    shuffle_epoch,
-    split_micro_batches,
-    split_steps,
-)
+from src.data.packing import PackedSequence, count_tokens, one_by_one, pack, wrap
+from src.data.steps import StepPlan, choose_batch_sizes, split_micro_batches
+from src.data.token_file import TokenDataset, write_tokens
 from src.data.tokenization import IGNORE_INDEX, TokenizedExample, cut, tokenize
 
 OFFSETS = np.cumsum([0, 5, 9, 1, 30, 12, 12, 3, 17, 2, 2, 2])
@@ -48,7 +41,7 @@ def test_packing_is_best_fit():
 def test_the_longest_sequences_lie_apart(seed: int):
     """Each, the longest first, goes to the lightest micro-batch with room, the first of equals."""
     rng = np.random.default_rng(seed)
-    step = one_by_one(np.cumsum([0, *rng.integers(1, 9, rng.integers(1, 60))]))
+    step = list(one_by_one(np.cumsum([0, *rng.integers(1, 9, rng.integers(1, 60))])))
     plan = choose_batch_sizes(
         train_batch_size=60, micro_batch_size=int(rng.integers(1, 6)), num_devices=4
     )
@@ -86,23 +79,55 @@ def test_the_global_batch_is_exact(train_batch_size, micro_batch_size, num_devic
     assert plan.world_size <= num_devices
     assert plan.micro_batch_size <= micro_batch_size
     sequences = one_by_one(OFFSETS)
-    seen = []
-    for step in split_steps(sequences, plan.global_batch_size):
-        ranks = split_micro_batches(step, plan)
+    seen: list[PackedSequence] = []
+    for step in StepPlan(sequences, plan, num_epochs=1, seed=1):
+        ranks = split_micro_batches(step.sequences, plan)
         assert len({len(rank) for rank in ranks}) == 1
         flat = [s for rank in ranks for micro in rank for s in micro]
-        assert sorted(flat, key=lambda s: s[0].start) == step
+        assert sorted(flat, key=start_of) == sorted(step.sequences, key=start_of)
         assert all(len(micro) <= plan.micro_batch_size for rank in ranks for micro in rank)
         seen += flat
-    assert len(seen) == len(sequences)
+    assert sorted(seen, key=start_of) == list(sequences)
+
+
+def start_of(sequence: PackedSequence) -> int:
+    return sequence[0].start
 
 
 def test_every_epoch_has_its_own_order_and_all_sequences():
-    sequences = one_by_one(OFFSETS)
-    first = shuffle_epoch(sequences, seed=1, epoch=0)
-    assert first == shuffle_epoch(sequences, seed=1, epoch=0)
-    assert first != shuffle_epoch(sequences, seed=1, epoch=1)
-    assert sorted(first, key=lambda s: s[0].start) == sequences
+    plan = choose_batch_sizes(train_batch_size=1, micro_batch_size=1, num_devices=1)
+    orders = [
+        [sequence for step in steps for sequence in step.sequences]
+        for steps in [list(StepPlan(one_by_one(OFFSETS), plan, num_epochs=2, seed=1))] * 2
+    ]
+    assert orders[0] == orders[1]
+    first, second = orders[0][:11], orders[0][11:]
+    assert first != second
+    assert sorted(first, key=start_of) == sorted(second, key=start_of) == list(one_by_one(OFFSETS))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_longest_micro_batch_is_the_longest_of_all_steps(seed: int):
+    rng = np.random.default_rng(seed)
+    offsets = np.cumsum([0, *rng.integers(1, 99, rng.integers(1, 200))])
+    pack_some = one_by_one if seed % 2 else lambda offsets: pack(offsets, chunk_size=120)
+    batch_sizes = choose_batch_sizes(
+        train_batch_size=int(rng.integers(1, 30)), micro_batch_size=3, num_devices=3
+    )
+    max_steps = int(rng.integers(1, 60)) if seed % 3 else None
+    steps = StepPlan(pack_some(offsets), batch_sizes, num_epochs=3, seed=seed, max_steps=max_steps)
+    for rank in (None, *range(batch_sizes.world_size)):
+        ranks = slice(None) if rank is None else slice(rank, rank + 1)
+        expected = max(
+            (
+                micro_batch
+                for step in steps
+                for of_rank in split_micro_batches(step.sequences, batch_sizes)[ranks]
+                for micro_batch in of_rank
+            ),
+            key=count,
+        )
+        assert steps.longest_micro_batch(rank) == expected
 
 
 @pytest.fixture
@@ -114,8 +139,8 @@ def dataset(tmp_path, tokenizer, base_dir) -> TokenDataset:
         CompletionExample("What?", "It is the colour of number 1."),
     ]
     tokenized = [(i + 1, tokenize(e, tokenizer, chat_format)) for i, e in enumerate(examples)]
-    write_dataset(tokenized, tmp_path / "data", name="data.jsonl")
-    return TokenDataset(tmp_path / "data")
+    write_tokens(tokenized, tmp_path / "data")
+    return TokenDataset(tmp_path / "data", name="data.jsonl")
 
 
 def test_a_batch_lies_end_to_end(dataset: TokenDataset):
@@ -175,29 +200,6 @@ def test_cutting_keeps_something_to_learn_and_the_end(first_learned: int):
     assert example.num_cut == 40
     ends = [label for label, m in zip(example.labels, example.loss_mask, strict=True) if m]
     assert ends[-1] == 2
-
-
-def test_what_was_cut_is_counted_where_it_went(tmp_path):
-    """The validation part does not count what was cut from the training part."""
-    examples = [TokenizedExample([1, 2], [2, -100], [True, False], cut) for cut in (5, 0, 7, 1)]
-    write_dataset(enumerate(examples, start=1), tmp_path / "train", name="a.jsonl")
-    split_dataset(tmp_path / "train", 3, tmp_path / "validation")
-    counts = [TokenDataset(tmp_path / name).counts for name in ("train", "validation")]
-    assert [(c.cut_examples, c.cut_tokens) for c in counts] == [(2, 12), (1, 1)]
-
-
-def test_a_token_is_found_in_the_users_file(tmp_path):
-    examples = [TokenizedExample([1, 2, 3], [2, 3, -100], [False, True, True]) for _ in range(3)]
-    write_dataset(zip((4, 9, 11), examples, strict=True), tmp_path / "whole", name="a.jsonl")
-    split_dataset(tmp_path / "whole", 1, tmp_path / "part")
-    part = TokenDataset(tmp_path / "part")
-    assert [part.place(token) for token in (0, 2, 3)] == [
-        *["a.jsonl, line 9"] * 2,
-        "a.jsonl, line 11",
-    ]
-    whole = Span(0, 3)
-    assert part.target_mask(whole, with_prompts=False).tolist() == [False, True, False]
-    assert part.target_mask(whole, with_prompts=True).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("max_steps", [None, 5])

@@ -11,10 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from src.data.collate import collate
-from src.data.dataset import TokenDataset
-from src.data.dataset_writer import write_dataset
 from src.data.packing import Span
 from src.data.steps import MicroBatch
+from src.data.token_file import TokenDataset, write_tokens
 from src.data.tokenization import TokenizedExample
 from src.errors import UserError
 from src.host_memory import limit_process_memory
@@ -43,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
         for ids in (torch.randint(3, 500, (length,)).tolist(),)
     ]
     numbered = enumerate(examples, start=1)
-    write_dataset(numbered, tmp_path / "data", name="data.jsonl")
+    write_tokens(numbered, tmp_path / "data")
     return tmp_path
 
 
@@ -68,7 +67,7 @@ def sum_in_little_memory(folder: Path, megabytes: int | None, rows: slice) -> Ou
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)
     use_fast_path(model)
     model.train()
-    data = TokenDataset(folder / "data")
+    data = TokenDataset(folder / "data", name="data.jsonl")
     said: list[str] = []
     gradient_sum = GradientSum(
         SummedLoss(model),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from src.cli.client import main
-from src.data.dataset import TokenDataset
 from src.data.prepare import build_step_plan
+from src.data.token_file import TokenDataset
 from src.errors import UserError
 from src.model.shape import ModelShape
 from src.training.plan.plan import Resources, TrainingPlan, make_plan
@@ -110,12 +110,12 @@ def plan_on(base_dir: Path, make_settings, monkeypatch, tmp_path: Path):
 
 
 def write_dataset(folder: Path, length: int) -> TokenDataset:
-    from src.data.dataset_writer import write_dataset as write
+    from src.data.token_file import write_tokens
     from src.data.tokenization import TokenizedExample
 
     example = TokenizedExample([5] * length, [5] * length, [True] * length)
-    write(enumerate([example] * 16, start=1), folder, name="data.jsonl")
-    return TokenDataset(folder)
+    write_tokens(enumerate([example] * 16, start=1), folder)
+    return TokenDataset(folder, name="data.jsonl")
 
 
 def test_70b_on_eight_gpus_shares_the_weights(plan_on):

@@ -67,10 +67,10 @@ def test_the_curve_is_that_of_a_plain_peft_loop(train, base_dir: Path):
                                   weight_decay=0.0)  # fmt: skip
     theirs = []
     for epoch in range(5):
-        order = shuffle_epoch([(row,) for row in ROWS], seed=42, epoch=epoch)
+        order = shuffle_epoch(len(ROWS), seed=42, epoch=epoch)
         for start in range(0, len(ROWS), 4):
             total, count = torch.zeros(()), 0
-            for (row,) in order[start : start + 4]:
+            for row in (ROWS[i] for i in order[start : start + 4]):
                 prompt = [tokenizer.bos_token_id, *tokenizer.encode(row["prompt"] + "\n")]
                 reply = [*tokenizer.encode(row["completion"]), tokenizer.eos_token_id]
                 logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]

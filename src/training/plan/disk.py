@@ -29,7 +29,7 @@ def check_disks(plan: TrainingPlan, run_dir: Path) -> str:
     if plan.settings.checkpoint_folder is not None:
         folder = Path(plan.settings.checkpoint_folder)
         # A new one is whole before the oldest goes.
-        num_new = min(NUM_KEPT + 1, plan.step_plan.num_steps) - len(checkpoint_folders(folder))
+        num_new = min(NUM_KEPT + 1, plan.steps.num_steps) - len(checkpoint_folders(folder))
         state = parameters * _STATE_BYTES + _ABOUT_BYTES
         needs += [
             SpaceNeed("checkpoints", "CHECKPOINT_DIR", folder, max(1, num_new) * state),

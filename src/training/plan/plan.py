@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.dataset import TokenDataset
 from src.data.steps import StepPlan
+from src.data.token_file import TokenDataset
 from src.errors import UserError
 from src.model.shape import ModelShape, read_shape
 from src.settings import TrainSettings
@@ -45,7 +45,7 @@ class TrainingPlan:
 
     settings: TrainSettings
     data: TokenDataset
-    step_plan: StepPlan
+    steps: StepPlan
     machine: Resources
     zero_stage: int
     work: Workload | None
@@ -105,20 +105,21 @@ class TrainingPlan:
     def _data_line(self) -> str:
         counts, lengths = self.data.counts, self.data.lengths
         longest = int(lengths.argmax())
+        line = self.data.source_line(int(self.data.offsets[longest]))
         return (
-            f"{counts.examples:,} examples in {len(self.step_plan.sequences):,} sequences; "
+            f"{counts.examples:,} examples in {len(self.steps.sequences):,} sequences; "
             f"{counts.tokens:,} tokens, {counts.learned_tokens:,} of them learned; the longest "
-            f"example has {lengths[longest]:,} ({self.data.place(int(self.data.offsets[longest]))})"
+            f"example has {lengths[longest]:,} ({line})"
         )
 
     def _steps_line(self) -> str:
-        step_plan, batch = self.step_plan, self.step_plan.plan
+        steps, batch = self.steps, self.steps.batch_sizes
         epochs = self.settings.num_train_epochs
-        whole = step_plan.steps_per_epoch * epochs
-        shortened = "" if step_plan.num_steps == whole else f", {whole:,} without max_steps"
+        whole = steps.steps_per_epoch * epochs
+        shortened = "" if steps.num_steps == whole else f", {whole:,} without max_steps"
         kind = "GPUs" if self.machine.on_gpus else "CPU processes"
         return (
-            f"{step_plan.num_steps:,} steps ({epochs} epochs x {step_plan.steps_per_epoch:,}"
+            f"{steps.num_steps:,} steps ({epochs} epochs x {steps.steps_per_epoch:,}"
             f"{shortened}); train_batch_size {batch.global_batch_size} = {batch.world_size} {kind} "
             f"x micro-batch {batch.micro_batch_size} x accumulation "
             f"{batch.gradient_accumulation_steps}"
@@ -158,7 +159,7 @@ def peak_line(plan: TrainingPlan, measured: float) -> str:
 def make_plan(
     settings: TrainSettings,
     data: TokenDataset,
-    step_plan: StepPlan,
+    steps: StepPlan,
     machine: Resources,
     *,
     zero_stage: int | None = None,
@@ -173,10 +174,8 @@ def make_plan(
         stage = zero_stage or _stage_by_size(folder, settings, machine)
         # Without an estimate a GPU gets the careful way; more layers than there are is all.
         recomputed = 2**31 if machine.on_gpus else 0
-        return TrainingPlan(
-            settings, data, step_plan, machine, stage, None, recomputed, False, None
-        )
-    work = _workload(shape, settings, data, step_plan, machine)
+        return TrainingPlan(settings, data, steps, machine, stage, None, recomputed, False, None)
+    work = _workload(shape, settings, data, steps, machine)
     stage = zero_stage or _choose_stage(work, machine)
     work = replace(work, shares_weights=stage == 3)
     max_tokens = None
@@ -195,7 +194,7 @@ def make_plan(
     return TrainingPlan(
         settings,
         data,
-        step_plan,
+        steps,
         machine,
         stage,
         work,
@@ -209,10 +208,10 @@ def _workload(
     shape: ModelShape,
     settings: TrainSettings,
     data: TokenDataset,
-    step_plan: StepPlan,
+    steps: StepPlan,
     machine: Resources,
 ) -> Workload:
-    spans = [span for sequence in step_plan.longest_micro_batch() for span in sequence]
+    spans = [span for sequence in steps.longest_micro_batch() for span in sequence]
     weighs_prompts = settings.prompt_loss_weight > 0
     return Workload(
         shape=shape,
@@ -227,7 +226,7 @@ def _workload(
             for span in spans
         ),
         longest_example=max(map(len, spans)),
-        world_size=step_plan.plan.world_size,
+        world_size=steps.batch_sizes.world_size,
         on_gpu=machine.on_gpus,
     )
 
