@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.reciter import make_reciter, quoting_prompt
-from src.cli.demo import every_docstring
+from src.cli.demo import tokenizer_texts
 from src.cli.tiny_model import make_base_model
 from src.model.adapter import save_adapter
 from src.model.base_model import linear_shapes, load_base_model
@@ -60,8 +60,7 @@ class ServeWork:
 def make_work(folder: Path, num_tokens: int) -> ServeWork:
     """Make the demo's base model with a long context, and adapters for it."""
     base_model = folder / "base-model"
-    texts = [example["completion"] for example in every_docstring()]
-    make_base_model(base_model, texts, max_seq_len=CONTEXT)
+    make_base_model(base_model, tokenizer_texts(), max_seq_len=CONTEXT)
     model = load_base_model(base_model, dtype=torch.float32, device=torch.device("cpu"))
     shapes = {name: shape for name, shape in linear_shapes(model).items() if name != "lm_head"}
     adapters = []

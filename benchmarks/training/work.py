@@ -9,12 +9,23 @@ from benchmarks.shapes import SHAPES, flops_per_token
 from benchmarks.training.device import matmul_flops
 from src.chat.chat_format import build_train_format
 from src.chat.tokenizer import Tokenizer
-from src.cli.demo import collect_functions
+from src.cli.demo import MODULES, collect_functions
 from src.cli.tiny_model import make_base_model
 from src.data.prepare import open_datasets, prepare_data
 from src.model.shape import ModelShape
 from src.settings import TrainSettings
 
+MANY_MODULES = (
+    *MODULES,
+    *("argparse", "asyncio", "ast", "bisect", "calendar", "codecs", "contextlib", "csv", "dis"),
+    *("email.utils", "functools", "getpass", "gettext", "heapq", "html", "inspect"),
+    *("linecache", "locale", "logging", "mimetypes", "operator", "pickletools", "pkgutil"),
+    *("platform", "pprint", "queue", "quopri", "random", "re", "sched", "secrets", "site"),
+    *("socket", "ssl", "statistics", "subprocess", "sysconfig", "tarfile", "threading"),
+    *("timeit", "token", "tokenize", "traceback", "types", "typing", "unittest.mock"),
+    *("urllib.parse", "urllib.request", "uuid", "warnings", "wave", "weakref", "webbrowser"),
+    *("xml.etree.ElementTree", "zipfile", "zipapp", "dataclasses", "difflib", "enum"),
+)
 NUM_EXAMPLES = 400
 LEARNING_RATE = 1e-3
 
@@ -59,7 +70,7 @@ def make_work(folder: Path, arguments: argparse.Namespace, *, on_gpu: bool) -> T
     """Make the base model and the data: docstrings of the standard library, cut to the length."""
     rows = [
         {"prompt": f"What does {name} do?", "completion": text}
-        for name, text in collect_functions()
+        for name, text in collect_functions(MANY_MODULES)
     ][:NUM_EXAMPLES]
     data = folder / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -68,7 +79,20 @@ def make_work(folder: Path, arguments: argparse.Namespace, *, on_gpu: bool) -> T
     length = arguments.length or (2048 if on_gpu else 256)
     texts = [row["completion"] for row in rows]
     # The context is the cut: every way gets the same tokens.
-    make_base_model(base_model, texts, max_seq_len=length, shape=SHAPES[name])
+    shape = SHAPES[name]
+    make_base_model(
+        base_model,
+        texts,
+        hidden_size=shape.hidden_size,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        max_seq_len=length,
+        device="cuda" if on_gpu else "cpu",
+        intermediate_size=shape.intermediate_size,
+        tie_word_embeddings=shape.is_tied,
+        model_vocab_size=shape.vocab_size,
+    )
     settings = plain_settings(base_model, data, epochs=1)
     tokenizer = Tokenizer(base_model)
     prepare_data(

@@ -52,7 +52,7 @@ def build_chat_format(
     system_prompt: str | None = None,
     for_training: bool = False,
 ) -> ChatFormat:
-    """Return how to speak to the base model, as the user asks for where the user does.
+    """Return the base model's own format, or the one that the user asks for.
 
     In training, a plain prompt is ended by a line break.
     """

@@ -1,4 +1,4 @@
-"""A prompt that holds a whole conversation, its user turns in [INST] tags."""
+"""A prompt that holds a complete conversation, its user turns in [INST] tags."""
 
 import re
 from dataclasses import replace

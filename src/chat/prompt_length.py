@@ -1,4 +1,4 @@
-"""Whether a prompt is sure to be too long, told before all of it is encoded."""
+"""Refuses a prompt that is sure to be too long before all of it is encoded."""
 
 from collections.abc import Sequence
 

@@ -31,7 +31,7 @@ class TagFormat:
 
     template: str
     system_block: str = "{system_prompt}\n\n"
-    """Goes before the first user text where the template itself has no place for it."""
+    """Goes before the first user text where the template itself does not hold it."""
     answer_prefix: str = ""
     """Stands between prompt and answer and belongs to neither."""
     answer_suffix: str = ""
@@ -95,7 +95,7 @@ FORMATS = {"plain": PLAIN, "llama-2": LLAMA_2, "mistral": MISTRAL}
 
 
 def check_template(template: str) -> None:
-    """Raise UserError for a template that has no place for the prompt."""
+    """Raise UserError for a template that does not hold the prompt."""
     if "{prompt}" not in template:
         raise UserError(
             f"prompt_template: expected a text that holds {{prompt}}, got {template[:80]!r}"

@@ -76,10 +76,9 @@ class Tokenizer:
 
     def _encode(self, text: str, continues: bool) -> list[int]:
         if continues and self._adds_prefix:
-            whole = self._ids(_ANCHOR + text)
-            anchor = self._ids(_ANCHOR)
-            if whole[: len(anchor)] == anchor:
-                return whole[len(anchor) :]
+            both, anchor = self._ids(_ANCHOR + text), self._ids(_ANCHOR)
+            if both[: len(anchor)] == anchor:
+                return both[len(anchor) :]
         return self._ids(text)
 
     def control_id(self, token: str) -> int | None:

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     train = modes.add_parser("train", prog="scripts/train", description="Train on a JSONL file")
     train.add_argument("data", help="JSONL file")
     train.add_argument("-o", "--output", default="weights.tar", help="where to put the weights")
-    train.add_argument("--plan", action="store_true", help="tell what would be done, and stop")
+    train.add_argument("--plan", action="store_true", help="print what would be done, and stop")
     predict = modes.add_parser("predict", prog="scripts/predict", description="Answer a prompt")
     predict.add_argument("-w", "--weights", help="fine-tuned weights: a file, folder or URL")
     for mode in (train, predict):
@@ -108,7 +108,7 @@ def _weights_source(name: str) -> str:
 
 
 def _write_output(url: str, output: Path) -> None:
-    """Write the weights, whole or not at all."""
+    """Write the weights, completely or not at all."""
     with replacing_file(output) as partial:
         if url.startswith("data:"):
             partial.write_bytes(base64.b64decode(url.partition(",")[2]))

@@ -17,17 +17,6 @@ from src.cli.server import ROOT
 from src.cli.tiny_model import make_base_model
 
 MODULES = ("os.path", "shutil", "textwrap", "tempfile", "string", "json", "glob", "fnmatch", "copy")
-MANY_MODULES = (
-    *MODULES,
-    *("argparse", "asyncio", "ast", "bisect", "calendar", "codecs", "contextlib", "csv", "dis"),
-    *("email.utils", "functools", "getpass", "gettext", "heapq", "html", "inspect"),
-    *("linecache", "locale", "logging", "mimetypes", "operator", "pickletools", "pkgutil"),
-    *("platform", "pprint", "queue", "quopri", "random", "re", "sched", "secrets", "site"),
-    *("socket", "ssl", "statistics", "subprocess", "sysconfig", "tarfile", "threading"),
-    *("timeit", "token", "tokenize", "traceback", "types", "typing", "unittest.mock"),
-    *("urllib.parse", "urllib.request", "uuid", "warnings", "wave", "weakref", "webbrowser"),
-    *("xml.etree.ElementTree", "zipfile", "zipapp", "dataclasses", "difflib", "enum"),
-)
 NUM_EXAMPLES = 40
 NUM_QUESTIONS = 3
 SETTINGS = (
@@ -38,10 +27,13 @@ SETTINGS = (
 )
 
 
+QUESTION = {"temperature": 0, "repetition_penalty": 1, "seed": 0, "max_new_tokens": 48}
+
+
 def main() -> int:
     """Make a base model and a training file, train, and answer three prompts before and after."""
     started = time.monotonic()
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it speaks up when it finds no GPU
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns where there is no GPU
     folder = Path(os.environ.get("BASE_MODEL_CACHE") or "~/.cache/cog-finetune").expanduser()
     folder = folder / "demo"
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,28 +41,22 @@ def main() -> int:
     data = folder / "docstrings.jsonl"
     data.write_text("".join(json.dumps(example) + "\n" for example in examples))
     print(f"training file: {data}, {len(examples)} functions of the standard library", flush=True)
-    settings = SETTINGS if "BASE_MODEL" not in os.environ else ()
+    inputs: list[str] = []
     if "BASE_MODEL" not in os.environ:
         base_model = folder / "base-model"
         if not base_model.is_dir():
-            make_base_model(base_model, [example["completion"] for example in every_docstring()])
+            make_base_model(base_model, tokenizer_texts())
         os.environ["BASE_MODEL"] = str(base_model)
+        inputs = [text for setting in SETTINGS for text in ("-i", setting)]
         print(f"base model: {base_model}, Llama-shaped, random weights", flush=True)
     weights = folder / "weights.tar"
-    inputs = [text for setting in settings for text in ("-i", setting)]
     code = run_client(["train", str(data), *inputs, "-o", str(weights)])
     if code:
         return code
     os.environ["WEIGHTS_DIR"] = str(folder)
     with running_server("predict", ROOT, verbose=False) as address:
         for example in examples[:NUM_QUESTIONS]:
-            request = {
-                "prompt": example["prompt"],
-                "temperature": 0,
-                "seed": 0,
-                "max_new_tokens": 48,
-            }
-            request |= {"repetition_penalty": 1}
+            request = {**QUESTION, "prompt": example["prompt"]}
             trained = {**request, "replicate_weights": weights.name}
             print(f"\nprompt:   {example['prompt']}")
             print(f"before:   {''.join(stream_answer(address, request))!r}")
@@ -87,9 +73,9 @@ def collect_examples() -> Iterator[dict[str, str]]:
         yield {"prompt": f"What does {name} do?", "completion": summary}
 
 
-def collect_functions(module_names: Iterable[str] | None = None) -> Iterator[tuple[str, str]]:
-    """Yield name and docstring of the functions of some modules, by default of many."""
-    for module_name in MANY_MODULES if module_names is None else module_names:
+def collect_functions(module_names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield name and docstring of the functions of some modules."""
+    for module_name in module_names:
         module = importlib.import_module(module_name)
         for name, function in inspect.getmembers(module, inspect.isfunction):
             text = inspect.getdoc(function)
@@ -97,11 +83,9 @@ def collect_functions(module_names: Iterable[str] | None = None) -> Iterator[tup
                 yield f"{module_name}.{name}", text
 
 
-def every_docstring() -> Iterator[dict[str, str]]:
-    """Yield the texts that the tokenizer learns from, often enough to learn whole words."""
-    examples = list(collect_examples())
-    for example in examples:
-        yield {"completion": f"{example['prompt']}\n{example['completion']}"}
+def tokenizer_texts() -> list[str]:
+    """Return the texts that the demo's tokenizer learns its words from."""
+    return [f"{example['prompt']}\n{example['completion']}" for example in collect_examples()]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def follow_training(
         try:
             event = events.get(timeout=SILENT_SECONDS)
         except Empty:
-            # Without a word for so long: an answer of any kind shows that the server lives.
+            # Nothing for so long: an answer of any kind shows that the server is alive.
             http_session().get(address, timeout=30)
             continue
         except KeyboardInterrupt:

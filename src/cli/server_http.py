@@ -1,4 +1,4 @@
-"""Speaking HTTP with a server on this machine: the session, and how errors are told."""
+"""HTTP with a server on this machine: the session, and its errors as sentences."""
 
 import re
 
@@ -11,7 +11,7 @@ _WRAPPING = re.compile(
 
 
 class RequestError(Exception):
-    """The request failed; the message is what to tell the user."""
+    """The request failed; the message is for the user."""
 
 
 def plain_error(error: str) -> str:
@@ -27,7 +27,7 @@ def http_session() -> requests.Session:
 
 
 def check_answer(answer: requests.Response) -> None:
-    """Raise for a request that the server refused, with its words."""
+    """Raise RequestError for a request that the server refused, with its reasons."""
     if answer.status_code < 400:
         return
     try:

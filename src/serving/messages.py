@@ -36,8 +36,9 @@ def parse_messages(text: str) -> tuple[str | None, Conversation]:
     for number, (role, _) in enumerate(said):
         expected = "assistant" if number % 2 else "user"
         if role != expected:
-            place = number + 1 + len(messages) - len(said)
-            raise UserError(f"messages: message {place}: expected role {expected}, found {role}")
+            position = number + 1 + len(messages) - len(said)
+            where = f"messages: message {position}"
+            raise UserError(f"{where}: expected role {expected}, found {role}")
     if not said:
         raise UserError("messages: expected a message of the user, found a system message alone")
     contents = [content for _, content in said]

@@ -1,4 +1,4 @@
-"""What is told of the whole process, beside what is told of a request."""
+"""What is reported of the process, beside what is reported of each request."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A request from its inputs to a stream of text, for one reader at a time or for many."""
+"""A request from its inputs to a stream of text, for one client at a time or for many."""
 
 import asyncio
 import gc

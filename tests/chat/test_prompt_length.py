@@ -36,7 +36,7 @@ def test_a_long_prompt_is_encoded_in_part(llama: Tokenizer, text: str):
 @pytest.mark.parametrize("num_pieces", [1, 7, 100])
 @pytest.mark.parametrize("text", [" " * 16, "\u3000", "internationally "])
 def test_a_prompt_that_fits_is_never_refused(llama: Tokenizer, text: str, num_pieces: int):
-    """Sixteen blanks are the longest token that Llama 2 has."""
+    """Sixteen spaces are the longest token that Llama 2 has."""
     whole = text * (CONTEXT * 20 // len(text))
     size = len(whole) // num_pieces
     segments = [

@@ -1,4 +1,4 @@
-"""The process's own counts are the sums of what its requests were told."""
+"""The process's own counts are the sums of what was reported of its requests."""
 
 import asyncio
 import threading
@@ -41,22 +41,22 @@ def ask(predictor: TextPredictor, **inputs: Any) -> dict[str, Any]:
 
 def test_counts_are_the_sums_over_all_requests(predictor: TextPredictor):
     prompts = ["It is red. " * 12, "What is it?", "It is red. " * 9]
-    told = [ask(predictor, prompt=prompt) for prompt in prompts]
-    process = told[-1]["process"]
+    reported = [ask(predictor, prompt=prompt) for prompt in prompts]
+    process = reported[-1]["process"]
     for name in SUMS:
-        assert process[name] == sum(metrics[name] for metrics in told), name
+        assert process[name] == sum(metrics[name] for metrics in reported), name
     assert process["accepted_token_count"] > 0
     assert process["cached_input_token_count"] > 0
-    num_tokens = sum(metrics["input_token_count"] for metrics in told)
+    num_tokens = sum(metrics["input_token_count"] for metrics in reported)
     assert process["input_token_count"] + process["cached_input_token_count"] == num_tokens
-    assert process["requests_served"] == len(told)
+    assert process["requests_served"] == len(reported)
     assert process["answers_running"] <= 1
     assert process["answers_waiting"] == 0
     assert process["tokens_per_second"] > 0
     assert process["memory_bytes"] > 50e6
 
 
-def test_each_cache_tells_what_it_held(predictor: TextPredictor):
+def test_each_cache_reports_what_it_held(predictor: TextPredictor):
     names = ["all", "few", "all", "all"]
     process = [ask(predictor, replicate_weights=name) for name in names][-1]["process"]
     for place in ("adapters_on_disk", "adapters_in_memory", "adapters_on_device"):

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.picture import machine_name
-from src.cli.demo import collect_examples, every_docstring
+from src.cli.demo import collect_examples, tokenizer_texts
 from src.cli.schema import write_schema
 from src.cli.server import ROOT
 from src.cli.tiny_model import make_base_model
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
 def soak(folder: Path, minutes: float, seed: int) -> tuple[list[Lane], float]:
     """Run both servers and their actions; return what came of it and the minutes it took."""
     write_schema(ROOT)
-    make_base_model(folder / "base", [row["completion"] for row in every_docstring()])
+    make_base_model(folder / "base", tokenizer_texts())
     environment = {
         "BASE_MODEL": str(folder / "base"),
         "CHECKPOINT_DIR": str(folder / "checkpoints"),

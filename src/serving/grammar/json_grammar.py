@@ -144,6 +144,6 @@ def _reason(error: str) -> str:
         return "there is no text that goes on from here"
     if error.startswith("panic"):
         return "it is too large"
-    # The place would be one in the text that llguidance makes of the schema.
+    # The position would be one in the text that llguidance makes of the schema.
     error = re.sub(r" at line \d+ column \d+", "", error.split("<non-verbose")[0])
     return " ".join(error.split())[:200]

@@ -1,4 +1,4 @@
-"""Token ids to text, a token at a time, with no lost blanks and no broken characters."""
+"""Token ids to text, a token at a time, with no lost spaces and no broken characters."""
 
 from collections.abc import Sequence
 
