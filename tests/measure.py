@@ -1,4 +1,4 @@
-"""Time and memory of one piece of work, measured from outside: each in a child of a lean process.
+"""CPU time and memory of one piece of work, from outside: each in a child of a lean process.
 
 `python -m tests.measure MODULE:FUNCTION MEBIBYTES < jobs.json > results.json`
 """

@@ -38,7 +38,7 @@ def main(gigabytes: float, characters: int) -> None:
         (cost,) = measure("tests.data.jobs:check", [[str(path)]], limit_mebibytes=128)
     print(
         f"{size / 1e9:.2f} GB, {num_examples:,} examples of {size / num_examples:,.0f} bytes: "
-        f"{cost.outcome} in {cost.seconds:.1f} s, {size / 1e6 / cost.seconds:.0f} MB/s, "
+        f"{cost.outcome} in {cost.seconds:.1f} s of CPU, {size / 1e6 / cost.seconds:.0f} MB/s, "
         f"peak {cost.peak_mebibytes:.0f} MiB"
     )
 

@@ -310,7 +310,6 @@ def test_huge_keys_are_not_kept(write_rows):
 
 
 def test_a_gibibyte_without_a_line_break_is_refused_at_once(tmp_path: Path):
-    """Measured as the best of three: the machine may be busy with something else."""
     path, packed = tmp_path / "plain.jsonl", tmp_path / "packed.jsonl.gz"
     with path.open("wb") as file:
         file.write(b"{}")
@@ -319,10 +318,10 @@ def test_a_gibibyte_without_a_line_break_is_refused_at_once(tmp_path: Path):
         for _ in range(64):
             file.write(b"a" * 2**24)
     for name in (path, packed):
-        costs = measure("tests.data.jobs:check", [[str(name)]] * 3)
-        assert all("line 1: the line is longer than" in cost.outcome for cost in costs)
-        assert min(cost.seconds for cost in costs) < 0.1
-        assert max(cost.peak_mebibytes for cost in costs) < 64
+        (cost,) = measure("tests.data.jobs:check", [[str(name)]])
+        assert "line 1: the line is longer than" in cost.outcome
+        assert cost.seconds < 0.5
+        assert cost.peak_mebibytes < 64
 
 
 def test_the_first_ten_bad_lines_are_listed_with_the_total(tmp_path: Path):

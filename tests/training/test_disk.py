@@ -12,8 +12,6 @@ from src.errors import UserError
 from src.training.run import plan_training, run_training
 from tests.conftest import ROWS
 
-pytestmark = pytest.mark.xdist_group("launched")  # not two runs at a time
-
 
 @pytest.fixture
 def make_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:

@@ -17,8 +17,6 @@ from src.training.run import plan_training, run_training
 from tests.conftest import ROWS
 from tests.training.test_memory import LLAMA_70B
 
-pytestmark = pytest.mark.xdist_group("launched")  # not two runs at a time
-
 
 def inputs(write_rows, **values) -> dict[str, object]:
     return {"train_data": write_rows(ROWS), **values}

@@ -17,8 +17,6 @@ from tests.training.processes import session_processes
 from tests.training.ranks import RanksFailed
 from tests.training.runs import CURVE, losses, metrics
 
-pytestmark = pytest.mark.xdist_group("ranks")  # one fork server
-
 
 def test_the_arrangement_does_not_change_the_curve(train):
     """Ranks, micro-batches, accumulation and the stage of ZeRO only share out the work."""
