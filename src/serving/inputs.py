@@ -58,7 +58,8 @@ def parse_inputs(request: Mapping[str, Any], *, max_seq_len: int) -> RequestInpu
         _check_text(name, request[name] or "", max_seq_len * MAX_CHARACTERS_PER_TOKEN)
     if request["prompt_template"] is not None:
         check_template(request["prompt_template"])
-    system_prompt, conversation = request["system_prompt"], None
+    stopping, system_prompt = request["stop_sequences"], request["system_prompt"]
+    conversation = None
     if request["messages"] is not None:
         if request["prompt"]:
             raise UserError(
@@ -72,7 +73,7 @@ def parse_inputs(request: Mapping[str, Any], *, max_seq_len: int) -> RequestInpu
         system_prompt=system_prompt,
         prompt_template=request["prompt_template"],
         sampling=sampling,
-        stop_sequences=parse_stop_sequences(request["stop_sequences"]),
+        stop_sequences=parse_stop_sequences(stopping) if stopping else (),
         replicate_weights=request["replicate_weights"],
         json_schema=request["json_schema"],
         num_logprobs=_number(request, "logprobs", 0, MAX_LOGPROBS, default=-1),

@@ -69,7 +69,6 @@ def test_too_many_characters_are_named():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (None, ()),
         ("", ()),
         ("a,b", ("a", "b")),
         ("a,,b,", ("a", "b")),

@@ -23,7 +23,7 @@ class Answer:
     ) -> None:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, prompt_ids)
-        self._stop = StopBuffer(stop_sequences)
+        self._stop = StopBuffer(stop_sequences) if stop_sequences else None
         self._prefix, self._min_new_tokens = prefix, min_new_tokens
         self.num_tokens = 0
         self.finish_reason: str = "canceled"
@@ -42,7 +42,7 @@ class Answer:
         self.is_over, self.finish_reason = True, event.reason
         if event.error is not None:
             raise event.error
-        return text + self._stop.flush()
+        return text + (self._stop.flush() if self._stop else "")
 
     def _push_token(self, token: Token) -> str:
         self.num_tokens += 1
@@ -58,7 +58,7 @@ class Answer:
         if self._prefix and text:
             # What the format puts before an answer is no part of it.
             text, self._prefix = text.removeprefix(self._prefix), ""
-        if can_stop:
+        if can_stop and self._stop:
             text, is_stopped = self._stop.push(text)
             if is_stopped:
                 self.is_over, self.finish_reason = True, "stop"

@@ -12,13 +12,11 @@ MAX_LIST_CHARACTERS = 1_000_000
 """As many as that can take in JSON, where one character may be written as twelve."""
 
 
-def parse_stop_sequences(text: str | None) -> tuple[str, ...]:
+def parse_stop_sequences(text: str) -> tuple[str, ...]:
     """Read a comma-separated list, or a JSON list of strings; empty sequences count for nothing.
 
     Raises UserError for more or longer sequences than are served.
     """
-    if not text:
-        return ()
     if len(text) > MAX_LIST_CHARACTERS:
         raise UserError(
             f"stop_sequences: expected at most {MAX_LIST_CHARACTERS:,} characters in all, "
@@ -67,8 +65,6 @@ class StopBuffer:
         Of several, the one that is complete first counts, and of those the one that began first.
         """
         text = self._held + piece
-        if not self._sequences:
-            return text, False
         for end, character in enumerate(piece, len(self._held) + 1):
             longest = 0
             for number, (sequence, fallbacks) in enumerate(self._sequences):
@@ -81,7 +77,7 @@ class StopBuffer:
             if longest:
                 self._held, self._matched = "", [0] * len(self._sequences)
                 return text[: end - longest], True
-        held = max(self._matched)
+        held = max(self._matched, default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held], False
 
