@@ -1,5 +1,6 @@
 """Room on disk for what will be written, looked for before it is needed."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable
@@ -45,6 +46,17 @@ def _check_disk(needs: list[SpaceNeed]) -> str:
             f"needed ({parts}); expected more room"
         )
     return f"about {show_bytes(size)} of {show_bytes(free)} free in {places} ({parts})"
+
+
+def disk_full_reason(error: Exception, folder: Path, needed: int) -> str | None:
+    """Return one sentence if an error says that the disk of a folder is full."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    # safetensors puts the code into its text.
+    in_text = any(f"os error {code}" in str(error) for code in codes)
+    if not in_text and getattr(error, "errno", None) not in codes:
+        return None
+    free = shutil.disk_usage(folder).free
+    return f"the disk is full: about {show_bytes(needed)} are needed, {show_bytes(free)} free"
 
 
 def _existing(folder: Path) -> Path:

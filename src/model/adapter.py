@@ -1,12 +1,12 @@
 """The trained part: LoRA matrices attached to the base model, and saved as a PEFT adapter."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from src.model.base_model import linear_modules
 from src.model.shape import choose_targets
@@ -25,17 +25,10 @@ def attach_adapter(
     model: nn.Module, *, target_modules: list[str], rank: int, alpha: int, dropout: float, seed: int
 ) -> None:
     """Put new LoRA matrices beside the targeted layers; untrained, they change nothing."""
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
     torch.manual_seed(seed)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=target_modules,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+    config = _lora_config(target_modules, rank, alpha, dropout)
     inject_adapter_in_model(config, model, adapter_name=_PEFT_NAME)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
@@ -51,9 +44,58 @@ def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield f"base_model.model.{name.replace(f'.{_PEFT_NAME}.', '.')}", parameter
 
 
+class FlatAdapter(nn.Module):
+    """All matrices of an adapter as one flat parameter.
+
+    So an optimizer has one tensor to work on, however many matrices there are.
+    """
+
+    def __init__(self, named_matrices: Iterable[tuple[str, nn.Parameter]]) -> None:
+        super().__init__()
+        self._matrices = dict(named_matrices)
+        self.flat = nn.Parameter(flatten(self._matrices.values()).detach())
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the matrices views of the flat parameter, wherever its memory is by now."""
+        for matrix, view in zip(
+            self._matrices.values(), self.split(self.flat.data).values(), strict=True
+        ):
+            matrix.data = view
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return views of a flat tensor in the shapes, and by the names, of the matrices."""
+        pieces = flat.split([matrix.numel() for matrix in self._matrices.values()])
+        return {
+            name: piece.view(matrix.shape)
+            for (name, matrix), piece in zip(self._matrices.items(), pieces, strict=True)
+        }
+
+    def forward(self, gradient: Tensor) -> Tensor:
+        """Return a scalar whose gradient by the flat parameter is the given one."""
+        return self.flat @ gradient.to(self.flat.dtype)
+
+
+def flatten(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the elements of all tensors, one after the other."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def copy_to_cpu(named_matrices: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Return copies of an adapter's matrices on the CPU.
+
+    Raises FloatingPointError if a value is not finite.
+    """
+    copies = {name: m.detach().to("cpu", copy=True) for name, m in named_matrices}
+    for name, matrix in copies.items():
+        if not torch.isfinite(matrix).all():
+            raise FloatingPointError(f"the adapter is not finite: {name}")
+    return copies
+
+
 def save_adapter(
     folder: Path,
-    tensors: dict[str, torch.Tensor],
+    tensors: dict[str, Tensor],
     *,
     base_model: str,
     target_modules: list[str],
@@ -61,26 +103,24 @@ def save_adapter(
     alpha: int,
     dropout: float,
 ) -> None:
-    """Write a standard PEFT adapter.
-
-    Raises FloatingPointError if a value is not finite.
-    """
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise FloatingPointError(f"the adapter is not finite: {name}")
+    """Write a standard PEFT adapter."""
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": dropout,
-        "target_modules": target_modules,
-        "bias": "none",
-        "use_rslora": False,
-        "use_dora": False,
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    config = _lora_config(target_modules, rank, alpha, dropout)
+    config.base_model_name_or_path = base_model
+    config.inference_mode = True
+    # PEFT makes a set of them, whose order differs from process to process.
+    config.target_modules = target_modules
+    config.save_pretrained(str(folder))
+
+
+def _lora_config(target_modules: list[str], rank: int, alpha: int, dropout: float) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )

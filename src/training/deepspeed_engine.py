@@ -1,14 +1,13 @@
-"""DeepSpeed's engine: how it is started, and how its state is gathered and put back."""
+"""DeepSpeed: how the ranks meet, how an engine is configured and built, and what its state is."""
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import deepspeed
 import deepspeed.ops
 import torch
+import torch.distributed as dist
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -17,10 +16,14 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from src.training.plan.plan import TrainingPlan
+
+MAX_GRADIENT_NORM = 1.0
+BUCKET_SIZE = 2**24
+"""Gradients that ZeRO-3 sends at a time: an adapter is small beside DeepSpeed's default of 5e8."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running means of a parameter."""
-
-NamedParameters = Iterable[tuple[str, nn.Parameter]]
+STATE_PARTS = ("weight", *_MOMENTS)
 
 
 def join_ranks(local_rank: int) -> torch.device:
@@ -40,15 +43,46 @@ def join_ranks(local_rank: int) -> torch.device:
     return device
 
 
-def build_engine(
-    module: nn.Module,
-    parameters: list[nn.Parameter],
-    config: dict[str, Any],
-    learning_rate: float,
-) -> Any:
-    """Return the engine that trains the parameters of a module."""
+def sum_over_ranks(*values: Tensor | float, device: torch.device) -> list[float]:
+    """Return the sum of each value over all ranks."""
+    sums = torch.stack([torch.as_tensor(value, device=device).double() for value in values])
+    if dist.get_world_size() > 1:
+        dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def build_deepspeed_config(plan: TrainingPlan, *, bucket_size: int = BUCKET_SIZE) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a run; it sends `bucket_size` gradients at a time.
+
+    Below ZeRO-3 a rank sums up its micro-batches by itself: to DeepSpeed they are one.
+    """
+    batches, is_zero3 = plan.steps.batch_sizes, plan.zero_stage == 3
+    accumulation = batches.gradient_accumulation_steps if is_zero3 else 1
+    share = batches.global_batch_size // batches.world_size
+    return {
+        "train_batch_size": batches.global_batch_size,
+        "train_micro_batch_size_per_gpu": share // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": MAX_GRADIENT_NORM,
+        "bf16": {"enabled": plan.machine.has_bfloat16},
+        "zero_optimization": {
+            "stage": plan.zero_stage,
+            # Below ZeRO-3 all gradients come at once, when there is nothing left to overlap with.
+            "overlap_comm": plan.machine.has_bfloat16 and is_zero3,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": bucket_size,
+            "allgather_bucket_size": bucket_size,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        },
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+def build_engine(module: nn.Module, parameters: list[nn.Parameter], config: dict[str, Any]) -> Any:
+    """Return the engine that trains the parameters of a module with AdamW, once its rate is set."""
     is_cuda = parameters[0].device.type == "cuda"
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=is_cuda)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=is_cuda)
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
@@ -58,43 +92,45 @@ def build_engine(
     return engine
 
 
-def gather_adapter(named: NamedParameters, *, is_sharded: bool) -> dict[str, Tensor]:
-    """Return the whole adapter on the CPU; every rank takes part."""
-    named = list(named)
-    parameters = [parameter for _, parameter in named]
-    with deepspeed.zero.GatheredParameters(parameters) if is_sharded else nullcontext():
-        return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in named}
+def set_learning_rate(engine: Any, learning_rate: float) -> None:
+    """Set the learning rate of the next step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
 
 
-def gather_state(engine: Any, named: NamedParameters) -> dict[str, Tensor]:
-    """Return weights in float32 and the optimizer's means, whole and on the CPU.
-
-    Every rank takes part; how many there are leaves no trace in what is returned.
-    """
-    state: dict[str, Tensor] = {}
-    for name, parameter in named:
-        found = {
-            "weight": safe_get_full_fp32_param(parameter),
-            **{m: safe_get_full_optimizer_state(parameter, m) for m in _MOMENTS},
-        }
-        for part, tensor in found.items():
-            assert tensor is not None, f"{name} has no {part}"
-            state[f"{part}.{name}"] = tensor.detach().to("cpu", copy=True).contiguous()
-    return state
+def gather_parts(parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Return a parameter in float32 and its moments, complete and on the CPU; all ranks call it."""
+    parts = {
+        "weight": safe_get_full_fp32_param(parameter),
+        **{moment: safe_get_full_optimizer_state(parameter, moment) for moment in _MOMENTS},
+    }
+    return {part: tensor.detach().to("cpu", copy=True) for part, tensor in parts.items()}  # type: ignore[union-attr]
 
 
-def restore_state(
-    engine: Any, named: NamedParameters, state: Mapping[str, Tensor], *, step: int
+def restore_parts(
+    parameter: nn.Parameter, parts: dict[str, Tensor] | None, *, source: int, engine: Any
 ) -> None:
-    """Put back what `gather_state` returned after a step; the engine must have taken one."""
-    for name, parameter in named:
-        weight = state[f"weight.{name}"].to(engine.device)
-        safe_set_full_fp32_param(parameter, weight)
-        for moment in _MOMENTS:
-            value = state[f"{moment}.{name}"].to(engine.device)
-            safe_set_full_optimizer_state(parameter, value, moment)
-        if parameter.numel() == weight.numel():  # under ZeRO-3 the float32 copy is the one
-            parameter.data.copy_(weight)
+    """Put back what `gather_parts` returned, as rank `source` has it; all ranks call it.
+
+    The engine must have taken a step.
+    """
+    shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty tensor
+    for part in STATE_PARTS:
+        value = torch.empty(shape, device=engine.device) if parts is None else parts[part]
+        value = value.to(engine.device).contiguous()
+        dist.broadcast(value, source)
+        if part != "weight":
+            safe_set_full_optimizer_state(parameter, value, part)
+            continue
+        safe_set_full_fp32_param(parameter, value)
+        if parameter.numel() == value.numel():  # under ZeRO-3 the float32 copy is the only one
+            parameter.data.copy_(value)
+
+
+def set_num_steps(engine: Any, num_steps: int) -> None:
+    """Have AdamW correct its bias as after so many steps."""
     for values in engine.optimizer.optimizer.state.values():
-        if "step" in values:
-            values["step"] = torch.as_tensor(float(step), device=values["step"].device)
+        values["step"] = torch.as_tensor(float(num_steps), device=values["step"].device)
+
+
+gathered = deepspeed.zero.GatheredParameters

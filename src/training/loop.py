@@ -1,48 +1,17 @@
-"""The training loop: steps, epochs and validations on DeepSpeed's engine."""
+"""The training loop: steps, epochs and validations."""
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import torch
 
-from src.data.collate import Batch, collate
 from src.data.packing import one_by_one
-from src.data.steps import MicroBatch, StepPlan, split_micro_batches
-from src.data.token_file import TokenDataset
-from src.settings import TrainSettings
-from src.training.checkpoint.checkpointer import Checkpointer, step_seed
+from src.data.steps import MicroBatch, split_micro_batches
+from src.training.checkpoint.checkpointer import Checkpointer
+from src.training.context import Run, Trainer, check_finite, step_seed
+from src.training.deepspeed_engine import set_learning_rate
 from src.training.learning_rate import learning_rate_multiplier
 from src.training.results.metrics import Progress
-from src.training.trainers import Trainer
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the loop works on."""
-
-    settings: TrainSettings
-    step_plan: StepPlan
-    train_data: TokenDataset
-    validation_data: TokenDataset
-    rank: int
-    device: torch.device
-    sample: Callable[[], str | None]
-    """Generates the reply to the validation prompt; all ranks call it together."""
-    note_step: Callable[[int], None]
-    """Tells the supervisor how far this rank has come."""
-    note_work: Callable[[], None]
-    """Tells the supervisor that this rank is not stuck."""
-    busy: Callable[[], AbstractContextManager[None]]
-    """Tells so all the while."""
-
-    def batch(self, micro_batch: MicroBatch, dataset: TokenDataset) -> Batch:
-        """Return the tensors of a micro-batch on this rank's device."""
-        self.note_work()
-        weight = self.settings.prompt_loss_weight
-        return collate(micro_batch, dataset, prompt_loss_weight=weight).to(self.device)
 
 
 def train(
@@ -67,15 +36,14 @@ def train(
             warmup_steps=warmup_steps,
             schedule=settings.learning_rate_schedule,
         )
-        for group in trainer.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(trainer.engine, learning_rate)
         micro_batches = split_micro_batches(step.sequences, run.step_plan.batch_sizes)[run.rank]
         torch.manual_seed(step_seed(settings.seed, step.number, run.rank))
         try:
-            loss_sum, weight_sum = trainer.step(micro_batches, run.train_data)
+            loss_sum, weight_sum = trainer.step(micro_batches)
         except FloatingPointError as error:
             raise FloatingPointError(f"step {step.number}: {error}") from None
-        run.note_step(step.number)
+        run.status.note_step(step.number)
         progress.step(
             step=step.number,
             epoch=step.epoch,
@@ -101,17 +69,11 @@ def validate(trainer: Trainer, run: Run, progress: Progress, *, step: int, epoch
     if len(run.validation_data):
         loss_sum, weight_sum = trainer.sum_losses(_validation_share(run), run.validation_data)
         loss = loss_sum / weight_sum if weight_sum else None
-        if loss is not None and not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the validation loss after step {step} is not finite ({loss})"
-            )
-    with run.busy():
-        sample = run.sample()
+        check_finite(f"validation loss after step {step}", loss or 0.0)
+    with run.status.busy():
+        reply = run.generate_reply()
     trainer.module.train()
-    if loss is not None:
-        progress.validation(step=step, epoch=epoch, loss=loss, sample=sample)
-    elif sample is not None:
-        progress.sample(step=step, epoch=epoch, sample=sample)
+    progress.validation(step=step, epoch=epoch, loss=loss, reply=reply)
     progress.resume_clock(time.monotonic() - started)
 
 

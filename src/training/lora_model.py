@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
@@ -14,8 +14,7 @@ from src.model.base_model import keep_dequantized, load_base_model, training_dty
 from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
 from src.model.recompute import recompute_layers
-from src.training.deepspeed_config import build_deepspeed_config
-from src.training.deepspeed_engine import gather_adapter
+from src.training.deepspeed_engine import build_deepspeed_config
 from src.training.plan.plan import TrainingPlan
 
 
@@ -28,17 +27,10 @@ class LoraModel:
     target_modules: list[str]
     """The names of the adapted layers."""
     adapter: list[tuple[str, nn.Parameter]]
-    is_sharded: bool
-    """Whether each rank holds only a share of the weights."""
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The adapter's weights."""
-        return [parameter for _, parameter in self.adapter]
-
-    def gather_adapter(self) -> dict[str, Tensor]:
-        """Return the whole adapter on the CPU; every rank takes part."""
-        return gather_adapter(self.adapter, is_sharded=self.is_sharded)
+    """The LoRA matrices by their names in a PEFT adapter file."""
+    sharding: HfDeepSpeedConfig | None
+    """Set under ZeRO-3. Only a weak reference to it tells transformers, while it lives, to load
+    this rank's share of the weights, and to generate until every rank is at its end."""
 
 
 def load_lora_model(
@@ -46,17 +38,15 @@ def load_lora_model(
     device: torch.device,
     *,
     fast_path_off: Collection[str],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> LoraModel:
-    """Load the base model as planned and attach the adapter; say what makes it fast."""
+    """Load the base model as planned and attach the adapter; log what makes it fast."""
     settings = plan.settings
-    # While this object lives, transformers loads only each rank's share of the base model.
-    is_sharded = plan.zero_stage == 3
-    sharing = HfDeepSpeedConfig(build_deepspeed_config(plan)) if is_sharded else None
+    sharding = HfDeepSpeedConfig(build_deepspeed_config(plan)) if plan.zero_stage == 3 else None
     model = load_base_model(
         Path(settings.base_model_dir),
         dtype=training_dtype(device),
-        device=None if sharing else device,
+        device=None if sharding else device,
         in_4bit=settings.peft_method == "qlora",
     )
     if plan.keeps_dequantized:
@@ -70,14 +60,13 @@ def load_lora_model(
         dropout=settings.lora_dropout,
         seed=settings.seed,
     )
-    # Under ZeRO-3 a layer's weights are there only while its own forward runs.
-    if sharing:
-        say("fast path: only attention is on: ZeRO-3 shares out the weights")
+    if sharding:
+        # A layer's weights are there only while its own forward runs.
+        log("fast path: only attention is on: ZeRO-3 shares out the weights")
     else:
         for line in use_fast_path(model, off=fast_path_off):
-            say(line)
+            log(line)
     recompute_layers(model, plan.num_recomputed)
     model.train()
-    loss = SummedLoss(model, fuses_head=not is_sharded)
-    adapter = list(adapter_parameters(model))
-    return LoraModel(model, loss, target_modules, adapter, is_sharded)
+    loss = SummedLoss(model, fuses_head=sharding is None)
+    return LoraModel(model, loss, target_modules, list(adapter_parameters(model)), sharding)

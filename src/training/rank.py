@@ -14,21 +14,22 @@ from src.data.token_file import TokenDataset
 from src.files.atomic import replacing_folder
 from src.model.base_model import training_dtype
 from src.settings import TrainSettings
-from src.training.checkpoint.checkpointer import StoppedEarly
-from src.training.checkpoint.resume import open_checkpointer, resume, where_it_is_kept
+from src.training.checkpoint.checkpointer import Checkpointer, StoppedEarly
 from src.training.checkpoint.store import METRICS
+from src.training.context import Run
 from src.training.deepspeed_engine import join_ranks
-from src.training.loop import Run, train
+from src.training.loop import train
 from src.training.lora_model import load_lora_model
 from src.training.plan.disk import check_disks
 from src.training.plan.plan import TrainingPlan, make_plan, peak_line
 from src.training.plan.resources import measure_machine, peak_memory
+from src.training.replicated import ReplicatedTrainer
 from src.training.results.metrics import Progress
 from src.training.results.output import OutputWriter
-from src.training.results.validation_reply import build_sampler
-from src.training.start import start_trainer
+from src.training.results.validation_reply import build_reply_generator
 from src.training.supervise.heartbeat import RankStatus
 from src.training.switches import read_switches
+from src.training.zero3 import Zero3Trainer
 
 POLL_SECONDS = 0.1
 
@@ -57,9 +58,10 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         say(check_disks(plan, run_dir))
 
     # The base model with its adapter.
-    adapted = load_lora_model(plan, device, fast_path_off=switches.fast_path_off, say=say)
+    lora_model = load_lora_model(plan, device, fast_path_off=switches.fast_path_off, log=say)
 
     # What takes the steps.
+    is_sharded = lora_model.sharding is not None
     run = Run(
         settings=settings,
         step_plan=step_plan,
@@ -67,22 +69,21 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         validation_data=validation_data,
         rank=rank,
         device=device,
-        sample=build_sampler(
-            settings, encoder, adapted.model, device, is_sharded=adapted.is_sharded
+        status=status,
+        generate_reply=build_reply_generator(
+            settings, encoder, lora_model.model, device, is_sharded=is_sharded
         ),
-        note_step=status.note_step,
-        note_work=status.note_work,
-        busy=status.busy,
     )
-    trainer = start_trainer(plan, run, adapted)
+    start = Zero3Trainer if is_sharded else ReplicatedTrainer
+    trainer = start(plan, run, lora_model)
 
     # What is kept on the way, and what a checkpoint brings back.
-    writer = _output_writer(plan, encoder, run, adapted.target_modules, run_dir)
+    writer = _output_writer(plan, encoder, run, lora_model.target_modules, run_dir)
     progress = Progress(run_dir / METRICS if rank == 0 else None, num_steps=step_plan.num_steps)
-    checkpointer = open_checkpointer(run, run_dir, trainer, adapted, writer)
+    checkpointer = Checkpointer(run, run_dir, trainer, writer)
     done = 0
     if settings.resume_from is not None:
-        done = resume(Path(settings.resume_from), run, run_dir, trainer, adapted, progress)
+        done = checkpointer.resume(Path(settings.resume_from), progress)
         say(f"resumed after step {done} of {step_plan.num_steps}")
 
     # Training.
@@ -91,16 +92,16 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
     except StoppedEarly:
         return
     except FloatingPointError as error:
-        raise FloatingPointError(f"{error}{where_it_is_kept(checkpointer)}") from None
+        raise checkpointer.keep_after(error) from None
     say(peak_line(plan, peak_memory(device)))
 
     # What comes back.
     with status.busy():
-        tensors = adapted.gather_adapter()
+        _, tensors = trainer.gather_adapter()
         if rank == 0:
             with replacing_folder(run_dir / "output") as folder:
-                told = {"train_loss": progress.train_loss, "eval_loss": progress.validation_loss}
-                writer.write(folder, tensors, losses=told)
+                losses = {"train_loss": progress.train_loss, "eval_loss": progress.validation_loss}
+                writer.write(folder, tensors, losses=losses)
             checkpointer.keep_finished(run_dir / "output")
         dist.barrier()
     dist.destroy_process_group()

@@ -15,13 +15,8 @@ from src.files.printable import printable
 from src.files.scratch import LastFolder, remove_abandoned, scratch_folder
 from src.host_memory import free_memory
 from src.settings import TrainSettings
-from src.training.checkpoint.store import (
-    CheckpointStore,
-    check_same_run,
-    describe_run,
-    read_checkpoint,
-    run_folder,
-)
+from src.training.checkpoint.run_identity import check_same_run, describe_run, run_folder
+from src.training.checkpoint.store import newest_checkpoint, read_checkpoint
 from src.training.plan.devices import count_devices, free_gpu_memory
 from src.training.supervise.hosts import Hosts, find_hosts
 from src.training.supervise.supervisor import run_workers
@@ -137,7 +132,7 @@ def _with_checkpoints(settings: TrainSettings, environ: Mapping[str, str]) -> Tr
     """Return the settings with the places of checkpoints, as `CHECKPOINT_DIR` gives them.
 
     Raises UserError for a folder that cannot be written to, and for a checkpoint that is not there,
-    torn, or of another run.
+    corrupt, or of another run.
     """
     name = environ.get("CHECKPOINT_DIR", "").strip()
     if not name:
@@ -150,7 +145,7 @@ def _with_checkpoints(settings: TrainSettings, environ: Mapping[str, str]) -> Tr
     folder = run_folder(root, run)
     checkpoint = None
     if settings.resume_from == "auto":
-        checkpoint = CheckpointStore(folder, run).newest()
+        checkpoint = newest_checkpoint(folder)
         if checkpoint is None:
             print("resume_from: there is no checkpoint of this run; it starts anew", flush=True)
     elif settings.resume_from:

@@ -60,7 +60,7 @@ def _explain(error: BaseException) -> BaseException:
     """Return the error; for memory that ran out where nothing can be made smaller, what helps."""
     if isinstance(error, UserError) or "torch" not in sys.modules:
         return error
-    from src.training.gradients import is_out_of_memory
+    from src.model.oom import is_out_of_memory
 
     if not is_out_of_memory(error):
         return error

@@ -20,7 +20,7 @@ MODULE = "tests.training.faults"
 
 def install(fault: str) -> None:
     """Wrap the functions at which the fault strikes, in the process of one rank."""
-    from src.training import loop, rank
+    from src.training import context, loop, rank
     from src.training.checkpoint import checkpointer
 
     asked_rank, point, kind = fault.split(":")
@@ -67,14 +67,14 @@ def install(fault: str) -> None:
     before(loop, "step_seed", lambda _seed, step, _rank: f"step{step}")
     before(loop, "validate", lambda *_, step, **__: f"validation{step}")
     before(checkpointer.shutil, "copyfile", _save_point)
-    loop.collate = poison(loop.collate)
+    context.collate = poison(context.collate)
 
 
 def _save_point(_source: Path, target: Path) -> str:
     """Return the point of a copy into an unfinished checkpoint."""
-    name = Path(target).parent.name
-    is_partial = name.startswith(".step-") and name.endswith(".partial")
-    return f"save{int(name[6:14])}" if is_partial else ""
+    folder = Path(target).parent
+    is_partial = folder.parent.name.startswith(".partial-")
+    return f"save{int(folder.name.removeprefix('step-'))}" if is_partial else ""
 
 
 def _main(settings_path: Path) -> None:

@@ -48,22 +48,26 @@ def run_ranks(
 ) -> Path:
     """Train with forked ranks and return the folder of the finished adapter.
 
-    `prepare` is called in each rank before it begins. When a rank fails, the others are killed, as
-    a launcher does, and RanksFailed is raised.
+    `prepare` is called in each rank before it begins. Raises RanksFailed.
     """
     settings.save(run_dir / "settings.json")
-    log = run_dir / "log"
+    call_in_ranks(_train, run_dir, prepare, num_processes=num_processes, log=run_dir / "log")
+    return run_dir / "output"
+
+
+def call_in_ranks(
+    function: Callable[..., None], *arguments: object, num_processes: int = 1, log: Path
+) -> None:
+    """Call a function in forked ranks; what they print goes into `log`, and is printed here.
+
+    When a rank fails, the others are killed, as a launcher does, and RanksFailed is raised.
+    """
     sizes = {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
     common = {**os.environ, **ENVIRONMENT, **sizes, "MASTER_PORT": str(_free_port())}
     ranks = [
         _server().Process(
-            target=_run_rank,
-            args=(
-                {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                log,
-                run_dir / "settings.json",
-                prepare,
-            ),
+            target=_call,
+            args=({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log, function, arguments),
         )
         for rank in range(num_processes)
     ]
@@ -82,7 +86,6 @@ def run_ranks(
     print(said, end="", flush=True)
     if any(process.exitcode for process in ranks):
         raise RanksFailed(said, [process.exitcode for process in ranks])
-    return run_dir / "output"
 
 
 @cache
@@ -104,19 +107,23 @@ def _do_nothing() -> None:
     """What the first process of the server does."""
 
 
-def _run_rank(
-    environment: dict[str, str], log: Path, settings: Path, prepare: Callable[[], None] | None
+def _call(
+    environment: dict[str, str], log: Path, function: Callable[..., None], arguments: tuple
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    function(*arguments)
+
+
+def _train(run_dir: Path, prepare: Callable[[], None] | None) -> None:
     from src.training.worker import main
 
     if prepare is not None:
         prepare()
-    main(settings)
+    main(run_dir / "settings.json")
 
 
 def _free_port() -> int:

@@ -1,43 +1,21 @@
 """Whatever ends a run, the next one goes on from it, and the numbers are those of a whole run."""
 
-import errno
 import io
 import json
 import os
-import random
 import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
-from threading import Lock
-from types import MappingProxyType, SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load_file
 
 from src.errors import UserError
-from src.training.checkpoint.checkpointer import Checkpointer, seconds_between
-from src.training.checkpoint.resume import resume
-from src.training.checkpoint.store import (
-    MANIFEST,
-    METRICS,
-    STATE,
-    CheckpointStore,
-    check_same_run,
-    describe_run,
-    disk_full,
-    read_checkpoint,
-    run_folder,
-)
-from src.training.results.metrics import Progress
+from src.training.checkpoint.store import newest_checkpoint
 from src.training.run import run_training
 from src.training.supervise.failure import TrainingError
 from src.training.supervise.session import Session
@@ -99,7 +77,7 @@ def test_a_killed_run_goes_on_to_the_bit(
         with pytest.raises(RanksFailed) as error:
             train(resume_from=newest, fault=fault)
         assert (-signal.SIGKILL if "kill" in fault else 3) in error.value.exit_codes
-        checkpoint = CheckpointStore(tmp_path / "checkpoints" / "run", {}).newest()
+        checkpoint = newest_checkpoint(tmp_path / "checkpoints" / "run")
         assert checkpoint is not None
         assert checkpoint.step == left
         newest = str(checkpoint.folder)
@@ -244,222 +222,13 @@ def test_cancel_keeps_what_is_there_if_asked(launch, tmp_path: Path, is_kept: bo
         check_stopped(tmp_path)
 
 
-def test_a_stop_while_a_checkpoint_is_put_back_keeps_what_is_there(make_settings, tmp_path: Path):
-    """The adapter of the step before is not replaced by one that is not put back yet."""
-    settings = replace(make_settings(), checkpoint_folder=str(tmp_path / "kept"))
-    store = CheckpointStore(tmp_path / "kept", {})
-    state = {"tokens": 0, "loss_sum": 0.0, "weight_sum": 0.0}
-    state |= {"train_loss": None, "validation_loss": None}
-    folder = save(store, 3, save_tensors({}), state)
-    stopped = tmp_path / "kept" / "stopped-step-00000003"
-
-    class StubTrainer:
-        """Is asked to stop at every moment of the restore."""
-
-        num_steps_done, changing = 0, Lock()
-        engine = SimpleNamespace(optimizer=SimpleNamespace(optimizer=SimpleNamespace(state={})))
-
-        def prime(self, *_: object) -> None:
-            checkpointer.keep_adapter()
-
-    class Parameters:
-        def __iter__(self) -> Iterator[object]:
-            checkpointer.keep_adapter()
-            return iter(())
-
-    def write_adapter(folder: Path, tensors: object, step: int) -> None:
-        (folder / "adapter").write_text(f"after step {step}")
-
-    run: Any = SimpleNamespace(
-        settings=settings, rank=0, train_data=None, note_step=lambda step: None,
-        step_plan=SimpleNamespace(longest_micro_batch=lambda rank: ()),
-    )  # fmt: skip
-    trainer: Any = StubTrainer()
-    checkpointer = Checkpointer(
-        tmp_path, store, trainer, rank=0, seconds=0, busy=nullcontext, is_sharded=True,
-        gather_state=dict, gather_adapter=dict, write_adapter=write_adapter,
-    )  # fmt: skip
-    adapted: Any = SimpleNamespace(adapter=Parameters())
-    progress = Progress(None, num_steps=4)
-    assert resume(folder, run, tmp_path, trainer, adapted, progress) == 3
-    assert not stopped.exists()
-    checkpointer.keep_adapter()
-    assert (stopped / "adapter").read_text() == "after step 3"
-
-
-# How much is lost.
-
-
-@pytest.mark.parametrize("asked", [0, 1, 20, 60, 300, 10_000])
-@pytest.mark.parametrize("cost", [0.0, 0.01, 0.3, 0.6, 1.2, 2.9, 3.1, 100.0])
-def test_cheap_checkpoints_come_often(asked: float, cost: float):
-    """A minute's work is all that is lost, unless saving it would take too much of the time."""
-    pause = seconds_between(asked, cost=cost)
-    assert pause <= asked
-    assert pause + cost <= 60 or cost > 0.05 * 60
-    share = 0.02 if cost <= 0.6 else 0.06
-    assert cost <= share * pause or pause == asked
-
-
-# What is on disk.
-
-
-def save(
-    store: CheckpointStore,
-    step: int,
-    content: bytes = b"state",
-    progress: Mapping[str, object] = MappingProxyType({"tokens": 1}),
-) -> Path:
-    def write_files(folder: Path) -> None:
-        (folder / STATE).write_bytes(content)
-        (folder / METRICS).write_text("{}\n")
-
-    return store.save(step, dict(progress), write_files)
-
-
-def test_two_are_kept_and_a_torn_one_is_passed_over(tmp_path: Path, capsys):
-    store = CheckpointStore(tmp_path / "run", {"seed": 1})
-    folders = [save(store, step) for step in (1, 2, 3)]
-    assert [folder.exists() for folder in folders] == [False, True, True]
-    newest = store.newest()
-    assert newest is not None
-    assert (newest.step, newest.run, newest.progress) == (3, {"seed": 1}, {"tokens": 1})
-    torn = [
-        lambda: (folders[2] / STATE).write_bytes(b"stale"),
-        lambda: (folders[2] / STATE).write_bytes(b"stat"),
-        lambda: (folders[2] / METRICS).unlink(),
-        lambda: (folders[2] / MANIFEST).write_text("{"),
-        lambda: (folders[2] / MANIFEST).unlink(),
-    ]
-    for tear in torn:
-        tear()
-        found = store.newest()
-        assert found is not None
-        assert found.step == 2
-        assert "checkpoint step-00000003" in capsys.readouterr().out
-        shutil.rmtree(folders[2])
-        save(store, 3)
-
-
-def test_what_was_just_written_stays(tmp_path: Path):
-    """A run that begins anew finds those of later steps, whole or torn."""
-    store = CheckpointStore(tmp_path / "run", {})
-    old = [save(store, step) for step in (8, 9)]
-    (old[1] / STATE).unlink()
-    first = save(store, 1)
-    assert [folder.exists() for folder in (*old, first)] == [False, True, True]
-    newest = store.newest()
-    assert newest is not None
-    assert newest.step == 1
-    second = save(store, 2)
-    assert [folder.exists() for folder in (first, second)] == [False, True]
-
-
-def test_a_manifest_names_no_file_elsewhere(tmp_path: Path):
-    folder = save(CheckpointStore(tmp_path / "run", {}), 1)
-    outside = tmp_path / "secret"
-    outside.write_text("x")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"]["../../secret"] = {"size": 1, "sha256": "0"}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="secret is missing"):
-        read_checkpoint(folder)
-
-
-def test_a_disk_that_fills_at_any_place_leaves_the_last_checkpoint(tmp_path: Path):
-    """A small real file system is filled so far that each next byte may be the one too many."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.system(f"mount -t tmpfs -o size=512k tmpfs {disk} 2>/dev/null") != 0:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        store = CheckpointStore(disk / "run", {})
-        save(store, 1)
-        numbers = random.Random(0)
-        num_full = 0
-        for step in range(2, 202):
-            content = numbers.randbytes(numbers.randrange(1000, 700_000))
-            before = store.newest()
-            assert before is not None
-            error = None
-            try:
-                save(store, step, content)
-            except OSError as found:
-                error = found
-            if error is None:
-                shutil.rmtree(disk / "run" / f"step-{step:08d}")
-                save(store, step, b"small")
-                continue
-            num_full += 1
-            assert error.errno == errno.ENOSPC
-            sentence = disk_full(error, disk, len(content))
-            assert sentence is not None
-            assert sentence.startswith("the disk is full: about 0.")
-            after = store.newest()
-            assert after is not None
-            assert after.step == before.step
-            assert not list((disk / "run").glob(".*"))
-        assert 20 < num_full < 180
-    finally:
-        os.system(f"umount {disk}")
-
-
-# Which run it is.
-
-
-def test_a_run_is_its_settings_and_files(make_settings, tmp_path: Path):
-    settings = make_settings()
-    run = describe_run(settings)
-    checkpoint = read_checkpoint(save(CheckpointStore(tmp_path / "run", run), 1))
-    check_same_run(checkpoint, describe_run(replace(settings, checkpoint_seconds=5)))
-    with pytest.raises(UserError, match=r"learning_rate was 0\.0001, and is 0\.1 now"):
-        check_same_run(checkpoint, describe_run(replace(settings, learning_rate=0.1)))
-    other = make_settings(ROWS[:3])
-    with pytest.raises(UserError, match="train_data is another file"):
-        check_same_run(checkpoint, describe_run(other))
-    assert run_folder(tmp_path, run) != run_folder(tmp_path, describe_run(other))
-
-
-def change_weights(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.norm.weight"] *= 1.5
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def change_tokenizer(folder: Path) -> None:
-    record = json.loads((folder / "tokenizer.json").read_text())
-    (folder / "tokenizer.json").write_text(json.dumps(record | {"added": 1}))
-
-
-def change_template(folder: Path) -> None:
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
-
-
-@pytest.mark.parametrize("change", [change_weights, change_tokenizer, change_template])
-def test_another_base_model_makes_another_run(
-    make_settings, base_dir: Path, tmp_path: Path, change: Callable[[Path], None]
-):
-    """One of the same shape, under the same name: config.json does not tell them apart."""
-    folder = tmp_path / "base"
-    shutil.copytree(base_dir, folder)
-    settings = make_settings(base_model_dir=str(folder))
-    run = describe_run(settings)
-    assert run == describe_run(make_settings())
-    checkpoint = read_checkpoint(save(CheckpointStore(tmp_path / "run", run), 1))
-    change(folder)
-    with pytest.raises(UserError, match="base model is another"):
-        check_same_run(checkpoint, describe_run(settings))
-    (folder / "model.safetensors").unlink()
-    assert describe_run(settings)  # a plan is made without the weights
-
-
 @pytest.mark.parametrize(
     ("inputs", "directory", "words"),
     [
         ({"resume_from": "auto"}, "", "resume_from: the server has no CHECKPOINT_DIR"),
         ({"save_on_cancel": True}, "", "save_on_cancel: the server has no CHECKPOINT_DIR"),
         ({"resume_from": "../x"}, "here", "expected auto or a folder below CHECKPOINT_DIR"),
-        ({"resume_from": "run-1/step-00000001"}, "here", "expected a folder with a whole"),
+        ({"resume_from": "run-1/step-00000001"}, "here", "expected a folder with a complete"),
     ],
 )
 def test_what_cannot_be_resumed_is_said(

@@ -73,7 +73,7 @@ def test_what_is_foreseen_is_enough_and_not_much_more(make_disk, inputs: dict[st
     os.environ["CHECKPOINT_DIR"] = str(disk)
     run_training(inputs, record_metric=lambda *_, **__: None)
     assert "warning" not in capfd.readouterr().out
-    (run,) = disk.iterdir()
+    (run,) = disk.glob("run-*")
     assert sorted(path.name for path in run.iterdir()) == [
         *("finished-step-00000004", "step-00000003", "step-00000004")
     ]

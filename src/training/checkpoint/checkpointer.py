@@ -1,36 +1,29 @@
-"""Keeps what a run has reached: checkpoints while it runs, and its adapter when it has to stop."""
+"""When a run is saved, and what: its state between steps, its adapter when it has to stop."""
 
 import json
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from src.files.atomic import replacing_file, replacing_folder
-from src.training.checkpoint.store import (
-    METRICS,
-    STATE,
-    Checkpoint,
-    CheckpointStore,
-    disk_full,
-)
+from src.files.disk_space import disk_full_reason
+from src.training.checkpoint.run_identity import describe_run
+from src.training.checkpoint.store import METRICS, STATE, CheckpointStore, read_checkpoint
+from src.training.context import Run, Trainer
 from src.training.results.metrics import Progress
+from src.training.results.output import OutputWriter
 from src.training.supervise.stop import STOP_FILE, STOPPED_FILE
-from src.training.trainers import Trainer
 
 POLL_SECONDS = 0.1
-OFTEN_SECONDS, SELDOM_SECONDS = 30.0, 60.0
-"""From the end of one checkpoint to the end of the next: where they cost little, and some more."""
-LITTLE, MOST = 0.02, 0.05
-"""Shares of the time that checkpoints may take before they become rarer."""
+MIN_PAUSE_SECONDS, MAX_SHARE = 60.0, 0.05
+"""A minute's work is all that is lost, unless saving takes a larger share of the time."""
 
 
 class StoppedEarly(Exception):
@@ -38,65 +31,119 @@ class StoppedEarly(Exception):
 
 
 class Checkpointer:
-    """Saves between steps; all ranks take part, rank 0 decides and writes."""
+    """Saves a run between its steps; all ranks call it, the main one decides and writes.
 
-    def __init__(
-        self,
-        run_dir: Path,
-        store: CheckpointStore | None,
-        trainer: Trainer,
-        *,
-        rank: int,
-        seconds: float,
-        busy: Callable[[], AbstractContextManager[None]],
-        is_sharded: bool,
-        gather_state: Callable[[], dict[str, Tensor]],
-        gather_adapter: Callable[[], dict[str, Tensor]],
-        write_adapter: Callable[[Path, dict[str, Tensor], int], None],
-    ) -> None:
-        """Without a store nothing is kept; `is_sharded` says that only all ranks together can."""
-        self._run_dir, self._store, self._trainer, self._rank = run_dir, store, trainer, rank
-        self._seconds, self._last, self._cost = seconds, time.monotonic(), 0.0
-        self._busy, self._gather_state, self._gather_adapter = busy, gather_state, gather_adapter
-        self._write_adapter = write_adapter
-        self._kept_step = 0
-        if rank == 0 and store is not None and not is_sharded:
-            threading.Thread(target=self._watch, daemon=True).start()
+    Without a checkpoint folder in the settings nothing is kept.
+    """
+
+    def __init__(self, run: Run, run_dir: Path, trainer: Trainer, writer: OutputWriter) -> None:
+        self._run, self._run_dir, self._trainer, self._writer = run, run_dir, trainer, writer
+        self._is_on = run.settings.checkpoint_folder is not None
+        self._store: CheckpointStore | None = None
+        self._next_save = time.monotonic() + pause_seconds(run.settings.checkpoint_seconds, cost=0)
+        self._writing = threading.Lock()
+        self._kept: str | None = None
+        if run.settings.checkpoint_folder is not None and run.is_main:
+            folder = Path(run.settings.checkpoint_folder)
+            self._store = CheckpointStore(folder, describe_run(run.settings))
+            if not trainer.is_sharded:
+                threading.Thread(target=self._keep_when_stopping, daemon=True).start()
+
+    def resume(self, folder: Path, progress: Progress) -> int:
+        """Put back what a checkpoint holds and return how many steps are done.
+
+        The main rank reads it and sends it to the others, which may not see the folder.
+        """
+        checkpoint = read_checkpoint(folder) if self._run.is_main else None
+        found = [checkpoint and (checkpoint.step, checkpoint.progress)]
+        dist.broadcast_object_list(found, self._run.main_rank)
+        assert found[0] is not None
+        step, numbers = found[0]
+        state = None
+        if checkpoint is not None:
+            state = load_file(folder / STATE)  # safetensors: nothing is unpickled
+            shutil.copyfile(folder / METRICS, self._run_dir / METRICS)
+        self._trainer.restore_state(state, step=step, source=self._run.main_rank)
+        progress.resume(numbers)
+        self._run.status.note_step(step)
+        return step
 
     def after_step(self, step: int, progress: Progress) -> None:
         """Save what is due; raises StoppedEarly once everything is kept that should be."""
-        if self._store is None:
+        if not self._is_on:
             return
-        wish = torch.zeros((), device=self._trainer.engine.device)
-        if self._rank == 0:
-            wish += 2 * self._is_stopping()
-            pause = seconds_between(self._seconds, cost=self._cost)
-            wish += time.monotonic() - self._last >= pause
-        if dist.get_world_size() > 1:
-            dist.broadcast(wish, 0)
-        if wish == 0:
-            return
-        with self._busy():
-            started = time.monotonic()
-            tensors = self._gather_state()
-            if self._rank == 0:
-                self._save(self._store, step, tensors, progress)
-            self._last = time.monotonic()
-            self._cost = self._last - started
-            if wish >= 2:
-                self.keep_adapter()
-                raise StoppedEarly
+        should_save, should_stop = self._decide()
+        if should_save or should_stop:
+            with self._run.status.busy():
+                self._save_state(step, progress)
+                if should_stop:
+                    self.keep_adapter()
+                    raise StoppedEarly
 
-    def keep_adapter(self) -> Path | None:
-        """Write the adapter as a finished run would, marked as stopped early; all take part."""
+    def _decide(self) -> tuple[bool, bool]:
+        """Return whether to save and whether to stop, as the main rank says."""
+        decision = torch.zeros(2, dtype=torch.bool, device=self._trainer.engine.device)
+        if self._run.is_main:
+            decision[0] = time.monotonic() >= self._next_save
+            decision[1] = self._is_stopping()
+        if dist.get_world_size() > 1:
+            dist.broadcast(decision, self._run.main_rank)
+        should_save, should_stop = decision.tolist()
+        return should_save, should_stop
+
+    def _save_state(self, step: int, progress: Progress) -> None:
+        started = time.monotonic()
+        tensors = self._trainer.gather_state()
         if self._store is None:
+            return
+
+        def write_files(folder: Path) -> None:
+            save_file(tensors, folder / STATE)
+            shutil.copyfile(self._run_dir / METRICS, folder / METRICS)
+
+        try:
+            folder = self._store.save(step, progress.state(), write_files)
+            print(f"checkpoint: {folder.parent.name}/{folder.name}", flush=True)
+        except (OSError, SafetensorError) as error:
+            needed = sum(tensor.nbytes for tensor in tensors.values())
+            reason = disk_full_reason(error, self._store.folder, needed) or str(error)
+            print(f"warning: no checkpoint after step {step}: {reason}", flush=True)
+        ended = time.monotonic()
+        pause = pause_seconds(self._run.settings.checkpoint_seconds, cost=ended - started)
+        self._next_save = ended + pause
+
+    def keep_adapter(self) -> str | None:
+        """Write the adapter as of a finished run, marked as stopped early; return where it is.
+
+        All ranks take part. Raises the same FloatingPointError or OSError on all of them.
+        """
+        if not self._is_on:
             return None
-        with self._trainer.changing:
-            step, tensors = self._trainer.num_steps_done, self._gather_adapter()
-            return self._write(self._store, step, tensors) if self._rank == 0 and step else None
+        step, tensors = self._trainer.gather_adapter()
+        outcome: list[str | OSError | None] = [None]
+        if self._run.is_main:
+            try:
+                outcome = [self._write_adapter(step, tensors)]
+            except OSError as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome, self._run.main_rank)
+        (kept,) = outcome
+        if isinstance(kept, OSError):
+            raise kept
+        return kept
+
+    def keep_after(self, failure: FloatingPointError) -> FloatingPointError:
+        """Keep the adapter from before a failure, and return the failure with where it is."""
+        try:
+            kept = self.keep_adapter()
+        except (FloatingPointError, OSError):
+            kept = None
+        return FloatingPointError(
+            str(failure) if kept is None else f"{failure}; the adapter before it is in {kept}"
+        )
 
     def keep_finished(self, output: Path) -> None:
-        """Put a copy of the finished adapter beside the checkpoints, on rank 0.
+        """Put a copy of the finished adapter beside the checkpoints, on the main rank.
 
         The server may end before it has handed on the archive.
         """
@@ -108,58 +155,32 @@ class Checkpointer:
                 shutil.copytree(output, partial, dirs_exist_ok=True)
         except (OSError, shutil.Error) as error:
             needed = sum(path.stat().st_size for path in output.iterdir())
-            reason = disk_full(error, self._store.folder, needed) or str(error)
+            reason = disk_full_reason(error, self._store.folder, needed) or str(error)
             print(f"warning: no copy of the adapter in CHECKPOINT_DIR: {reason}", flush=True)
 
-    def _watch(self) -> None:
+    def _keep_when_stopping(self) -> None:
         """Keep the adapter of the last finished step, however long the next one takes."""
         while not self._is_stopping():
             time.sleep(POLL_SECONDS)
-        self.keep_adapter()
+        self._write_adapter(*self._trainer.gather_adapter())
 
     def _is_stopping(self) -> bool:
         return (self._run_dir / STOP_FILE).exists()
 
-    def _write(self, store: CheckpointStore, step: int, tensors: dict[str, Tensor]) -> Path:
-        folder = store.folder / f"stopped-step-{step:08d}"
-        if step != self._kept_step:
-            with replacing_folder(folder) as partial:
-                self._write_adapter(partial, tensors, step)
-            self._kept_step = step
-            with replacing_file(self._run_dir / STOPPED_FILE) as partial:
-                partial.write_text(json.dumps({"step": step, "folder": str(folder)}))
-        return folder
-
-    def _save(
-        self, store: CheckpointStore, step: int, tensors: dict[str, Tensor], progress: Progress
-    ) -> None:
-        def write_files(folder: Path) -> None:
-            save_file(tensors, folder / STATE)
-            shutil.copyfile(self._run_dir / METRICS, folder / METRICS)
-
-        try:
-            folder = store.save(step, progress.state(), write_files)
-            print(f"checkpoint: {folder.parent.name}/{folder.name}", flush=True)
-        except (OSError, SafetensorError) as error:
-            needed = sum(tensor.nbytes for tensor in tensors.values())
-            reason = disk_full(error, store.folder, needed) or str(error)
-            print(f"warning: no checkpoint after step {step}: {reason}", flush=True)
+    def _write_adapter(self, step: int, tensors: dict[str, Tensor]) -> str | None:
+        """Write the adapter after a step, once; the watching thread may have done so."""
+        assert self._store is not None
+        with self._writing:
+            if self._kept is None and step > 0:
+                folder = self._store.folder / f"stopped-step-{step:08d}"
+                with replacing_folder(folder) as partial:
+                    self._writer.write(partial, tensors, losses={}, stopped_after=step)
+                self._kept = f"{folder.parent.name}/{folder.name}"
+                with replacing_file(self._run_dir / STOPPED_FILE) as path:
+                    path.write_text(json.dumps({"step": step, "folder": str(folder)}))
+            return self._kept
 
 
-def seconds_between(asked: float, *, cost: float) -> float:
-    """Return the pause after a checkpoint that took `cost` seconds: as asked, or less if cheap."""
-    pause = max(OFTEN_SECONDS, cost / LITTLE)
-    if cost <= MOST * SELDOM_SECONDS:
-        pause = min(pause, SELDOM_SECONDS - cost)
-    return min(asked, pause)
-
-
-def read_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint; only safetensors are read, nothing is unpickled."""
-    with safe_open(checkpoint.folder / STATE, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Return the seed of a step's noise, so that a resumed run draws what it would have drawn."""
-    return hash((seed, step, rank)) % 2**63
+def pause_seconds(asked: float, *, cost: float) -> float:
+    """Return the time from a checkpoint that took `cost` seconds to the next."""
+    return min(asked, max(MIN_PAUSE_SECONDS, cost / MAX_SHARE))

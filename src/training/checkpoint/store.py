@@ -1,39 +1,31 @@
-"""Checkpoints, whole or not there: files, then a manifest with their sums, then a rename."""
+"""Checkpoints on disk, complete or not there: files, then a manifest with their sums, a rename."""
 
-import errno
+import contextlib
 import hashlib
+import itertools
 import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from src.errors import UserError
 from src.files.atomic import replacing_folder
-from src.files.printable import show_bytes
-from src.settings import TrainSettings
-from src.weights.base_model.fingerprint import fingerprint_base_model
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.safetensors"
 METRICS = "metrics.jsonl"
 NUM_KEPT = 2
 _NAME = re.compile(r"step-(\d{8})")
-_NOT_THE_RUN = frozenset(
-    {
-        *("base_model", "base_model_dir", "train_data", "train_data_name"),
-        *("validation_data", "validation_data_name"),
-        *("checkpoint_folder", "checkpoint_seconds", "resume_from", "save_on_cancel"),
-    }
-)
-"""Settings that say where things lie, and not what the run computes."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk."""
+    """A complete checkpoint on disk."""
 
     folder: Path
     step: int
@@ -43,10 +35,14 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run: the last written is kept, with the newest one beside it."""
+    """Writes the checkpoints of one run: the last written is kept, with the newest one beside it.
+
+    Of two processes that train the same run at the same time, the second takes `folder-2`.
+    """
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
-        self.folder, self._run = folder, dict(run)
+        self.folder, self._lock = _claim(folder)
+        self._run = dict(run)
 
     def save(
         self, step: int, progress: Mapping[str, Any], write_files: Callable[[Path], None]
@@ -64,20 +60,35 @@ class CheckpointStore:
             }
             manifest = {"step": step, "run": self._run, "progress": progress, "files": files}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2))
-        # Of a run that began anew there may be older ones of later steps, torn or whole.
+        # Of a run that began anew there may be older ones of later steps, corrupt or complete.
         others = [other for other in checkpoint_folders(self.folder) if other != folder]
         for old in others[NUM_KEPT - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
         return folder
 
-    def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint whose files are what its manifest says."""
-        for folder in checkpoint_folders(self.folder):
-            try:
-                return read_checkpoint(folder)
-            except UserError as error:
-                print(f"warning: {error}", flush=True)
-        return None
+
+def _claim(folder: Path) -> tuple[Path, FileLock]:
+    """Return the first of folder, folder-2, ... that no other process writes to, and its lock."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        lock = FileLock(place.with_name(f".{place.name}.lock"))
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+            return place, lock
+    raise AssertionError("there is always another name")
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return a run's newest checkpoint whose files are what its manifest says."""
+    places = [folder, *folder.parent.glob(f"{folder.name}-[0-9]*")]
+    found = [checkpoint for place in places for checkpoint in checkpoint_folders(place)]
+    for checkpoint in sorted(found, key=lambda path: path.name, reverse=True):
+        try:
+            return read_checkpoint(checkpoint)
+        except UserError as error:
+            print(f"warning: {error}", flush=True)
+    return None
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
@@ -98,7 +109,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         step, run, progress = int(manifest["step"]), dict(manifest["run"]), manifest["progress"]
         files = {Path(f).name: (a["size"], a["sha256"]) for f, a in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{name}: expected a folder with a whole {MANIFEST}") from None
+        raise UserError(f"{name}: expected a folder with a complete {MANIFEST}") from None
     if not {STATE, METRICS} <= files.keys():
         raise UserError(f"{name}: expected {STATE} and {METRICS}")
     for file, (size, digest) in files.items():
@@ -110,48 +121,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, step, run, progress)
 
 
-def describe_run(settings: TrainSettings) -> dict[str, Any]:
-    """Return what makes a run this run: settings, files and base model."""
-    asked = {k: v for k, v in asdict(settings).items() if k not in _NOT_THE_RUN}
-    files = {
-        "train_data": Path(settings.train_data),
-        "validation_data": settings.validation_data and Path(settings.validation_data),
-    }
-    sums = {name: hash_file(path) if path else None for name, path in files.items()}
-    return asked | sums | {"base model": fingerprint_base_model(Path(settings.base_model_dir))}
-
-
-def run_folder(root: Path, run: Mapping[str, Any]) -> Path:
-    """Return the folder of a run's checkpoints."""
-    text = json.dumps(dict(run), sort_keys=True)
-    return root / f"run-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def check_same_run(checkpoint: Checkpoint, run: Mapping[str, Any]) -> None:
-    """Raise UserError that names the first difference to the run of a checkpoint."""
-    for name, value in run.items():
-        found = checkpoint.run.get(name)
-        if found != value:
-            files = name in ("train_data", "validation_data", "base model")
-            raise UserError(
-                f"resume_from: the checkpoint is of another run: {name} "
-                + ("is another file" if files else f"was {found!r}, and is {value!r} now")
-            )
-
-
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def disk_full(error: Exception, folder: Path, needed: int) -> str | None:
-    """Return one sentence if an error says that a disk is full."""
-    codes = (errno.ENOSPC, errno.EDQUOT)
-    is_full = getattr(error, "errno", None) in codes or any(
-        f"os error {code}" in str(error) for code in codes
-    )
-    if not is_full:
-        return None
-    free = shutil.disk_usage(folder).free
-    return f"the disk is full: about {show_bytes(needed)} are needed, {show_bytes(free)} free"

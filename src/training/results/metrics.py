@@ -1,4 +1,4 @@
-"""The lines and numbers that tell how a run goes."""
+"""How a run goes: lines for the log, and the same numbers as JSON lines."""
 
 import json
 import math
@@ -39,7 +39,7 @@ class Progress:
         self.done = done
 
     def state(self) -> dict[str, float | None]:
-        """Return what a resumed run needs to tell the same numbers."""
+        """Return what a resumed run needs to log the same numbers."""
         sums = {"loss_sum": self.loss_sum, "weight_sum": self.weight_sum, "tokens": self.tokens}
         losses = {"train_loss": self.train_loss, "validation_loss": self.validation_loss}
         return {**sums, **losses}
@@ -61,9 +61,9 @@ class Progress:
         learning_rate: float,
         gradient_norm: float,
     ) -> None:
-        """Record one optimizer step; logged ones tell the mean since the one before.
+        """Record one optimizer step; a logged one shows the mean loss since the one before.
 
-        Where nothing was learned since, there is no mean: the next ones tell it.
+        Where no token was a target since then, there is no mean, and the next one shows it.
         """
         if weight_sum:
             self.train_loss = loss_sum / weight_sum
@@ -77,7 +77,7 @@ class Progress:
         loss = self.loss_sum / self.weight_sum
         tokens_per_second = self.tokens / max(now - self.last_logged, 1e-9)
         left = (now - self.started) / (step - self.done) * (self.num_steps - step)
-        self._say(
+        self._log(
             f"step {step}/{self.num_steps} | loss {loss:.4f} | learning rate {learning_rate:.2e} | "
             f"{tokens_per_second:,.0f} tokens/s | {format_duration(left)} left"
             f"{self._of_whole(now, left, step)}",
@@ -92,32 +92,25 @@ class Progress:
         )
         self.last_logged, self.loss_sum, self.weight_sum, self.tokens = now, 0.0, 0.0, 0
 
-    def validation(self, *, step: int, epoch: float, loss: float, sample: str | None) -> None:
-        """Record one validation."""
-        self.validation_loss = loss
-        self._say(
-            f"validation at step {step}/{self.num_steps} | loss {loss:.4f} | "
-            f"perplexity {math.exp(min(loss, 700)):.2f}",
-        )
-        record: dict[str, object] = {"step": step, "epoch": round(epoch, 4), "eval_loss": loss}
-        if sample is not None:
-            record["sample"] = sample
-        self._write(**record)
-        if sample is not None:
-            self._say(f"validation sample at step {step}: {sample!r}")
-
-    def sample(self, *, step: int, epoch: float, sample: str) -> None:
-        """Record a validation that is only a sample, because there are no examples for it."""
-        self._say(f"validation sample at step {step}: {sample!r}")
-        self._write(step=step, epoch=round(epoch, 4), sample=sample)
+    def validation(self, *, step: int, epoch: float, loss: float | None, reply: str | None) -> None:
+        """Record one validation; without examples for it there is no loss, and maybe a reply."""
+        record: dict[str, object] = {"step": step, "epoch": round(epoch, 4)}
+        if loss is not None:
+            self.validation_loss = record["eval_loss"] = loss
+            self._log(
+                f"validation at step {step}/{self.num_steps} | loss {loss:.4f} | "
+                f"perplexity {math.exp(min(loss, 700)):.2f}",
+            )
+        if reply is not None:
+            record["sample"] = reply
+            self._log(f"validation sample at step {step}: {reply!r}")
+        if loss is not None or reply is not None:
+            self._write(**record)
 
     def _of_whole(self, now: float, left: float, step: int) -> str:
         """Return the time of the whole run, once ten steps have shown it."""
-        return (
-            f" of {format_duration(now - self.begun + left)}"
-            if step - self.done >= ALWAYS_LOGGED
-            else ""
-        )
+        is_known = step - self.done >= ALWAYS_LOGGED
+        return f" of {format_duration(now - self.begun + left)}" if is_known else ""
 
     def resume_clock(self, seconds: float) -> None:
         """Leave the time of a validation out of the steps' speed."""
@@ -129,6 +122,6 @@ class Progress:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
 
-    def _say(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         if self.path is not None:
             print(line, flush=True)

@@ -13,9 +13,9 @@ from src.chat.chat_format import ChatFormat
 from src.model.adapter import save_adapter
 from src.settings import TrainSettings
 from src.training.results.report import write_report
+from src.weights.adapter.manifest import FORMAT_VERSION
 
-FORMAT_VERSION = 1
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "deepspeed")
+VERSIONED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "deepspeed")
 _NOT_SHOWN = (
     "base_model",
     "base_model_dir",
@@ -47,10 +47,7 @@ class OutputWriter:
         losses: dict[str, float | None],
         stopped_after: int | None = None,
     ) -> None:
-        """Write into an empty folder; `stopped_after` is the last step of a run that was ended.
-
-        Raises FloatingPointError if a value of the adapter is not finite.
-        """
+        """Write into an empty folder; `stopped_after` is the last step of a run that was ended."""
         settings = self.settings
         is_folder = Path(settings.base_model).exists()
         base_model = Path(settings.base_model).name if is_folder else settings.base_model
@@ -73,7 +70,7 @@ class OutputWriter:
             "stopped_early": stopped_after is not None,
             "settings": {**asked, **self.resolved, "lora_target_modules": self.target_modules},
             "data": self.data,
-            "versions": {name: version(name) for name in LIBRARIES},
+            "versions": {name: version(name) for name in VERSIONED_PACKAGES},
             **losses,
         }
         if stopped_after is not None:

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from src.chat.prompt_encoder import PromptEncoder
+from src.model.oom import is_out_of_memory, release_memory
 from src.settings import TrainSettings
-from src.training.gradients import is_out_of_memory, release_memory
 
 MAX_NEW_TOKENS = 128
 
 
-def build_sampler(
+def build_reply_generator(
     settings: TrainSettings,
     encoder: PromptEncoder,
     model: Any,
@@ -27,7 +27,7 @@ def build_sampler(
     ids = encoder.prompt_ids(settings.validation_prompt)
     input_ids = torch.tensor([ids], device=device)
 
-    def sample() -> str | None:
+    def generate_reply() -> str | None:
         try:
             output = model.generate(
                 input_ids,
@@ -47,4 +47,4 @@ def build_sampler(
         reply = tokenizer.decode(output[0].tolist())[len(tokenizer.decode(ids)) :]
         return reply.removeprefix(chat_format.prompt_format.answer_prefix)
 
-    return sample
+    return generate_reply

@@ -5,7 +5,7 @@ import torch
 
 from src.chat.prompt_encoder import open_prompt_encoder
 from src.errors import UserError
-from src.training.results.validation_reply import build_sampler
+from src.training.results.validation_reply import build_reply_generator
 
 
 class Full:
@@ -19,14 +19,14 @@ class Full:
 def test_a_rank_without_memory_does_not_leave_the_others_waiting(make_settings, is_sharded: bool):
     """Under ZeRO-3 they would wait for its part of each layer."""
     settings = make_settings(validation_prompt="What?")
-    sample = build_sampler(
+    generate_reply = build_reply_generator(
         settings, open_prompt_encoder(settings), Full(), torch.device("cpu"), is_sharded=is_sharded
     )
     if is_sharded:
         with pytest.raises(MemoryError):
-            sample()
+            generate_reply()
     else:
-        assert sample() is None
+        assert generate_reply() is None
 
 
 def test_a_prompt_that_fills_the_context_is_refused(make_settings):
