@@ -1,7 +1,11 @@
-"""Out of memory is an adjustment: the sums stay what they are. The kernel sets the limit here."""
+"""A step where each rank holds the base model.
+
+Out of memory is an adjustment: the sums stay what they are. The kernel sets the limit here.
+"""
 
 import multiprocessing
 import resource
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from src.cli.tiny_model import make_base_model
 from src.data.collate import collate
 from src.data.packing import Span
 from src.data.steps import MicroBatch
@@ -23,6 +28,7 @@ from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
 from src.model.oom import release_memory
 from src.training.replicated import Accumulator
+from tests.training.ranks import run_ranks
 
 LENGTHS = (700, 40, 300, 500, 510, 20)
 NUM_LAYERS = 6
@@ -134,3 +140,47 @@ def test_an_example_that_fits_in_no_way_is_named(outcomes):
     assert 40 < length < 700
     # What the error promises holds.
     assert isinstance(short, float)
+
+
+def count_calls() -> None:
+    """Print the number of tensor operations in DeepSpeed's part of each step."""
+    from src.training.replicated import ReplicatedTrainer
+
+    apply = ReplicatedTrainer._apply
+
+    def counted(self: Any, gradient: torch.Tensor) -> None:
+        with torch.profiler.profile() as profile:
+            apply(self, gradient)
+        num_matrices = len(self._adapter.split(self._adapter.flat))
+        calls = Counter(event.name for event in profile.events() or ())
+        num_calls = sum(n for name, n in calls.items() if name.startswith(("aten::", "c10d::")))
+        print(f"counted {num_matrices} {num_calls}\n", end="", flush=True)
+
+    ReplicatedTrainer._apply = counted
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_the_calls_of_deepspeeds_step_do_not_grow_with_the_matrices(
+    make_settings, tmp_path: Path, num_processes: int
+):
+    """Each costs time of the CPU, in which a GPU waits."""
+    counted: list[tuple[int, list[int]]] = []
+    for num_layers in (1, 4):
+        base, run_dir = tmp_path / f"base-{num_layers}", tmp_path / f"run-{num_layers}"
+        run_dir.mkdir()
+        make_base_model(
+            base, ["What is the colour of number 7?"] * 50, vocab_size=300, hidden_size=32,
+            num_layers=num_layers, num_heads=2, num_key_value_heads=1, max_seq_len=128,
+        )  # fmt: skip
+        settings = make_settings(
+            base_model=str(base), base_model_dir=str(base), max_steps=3, run_validation=False
+        )
+        run_ranks(settings, run_dir, num_processes=num_processes, prepare=count_calls)
+        lines = (run_dir / "log").read_text().splitlines()
+        found = [list(map(int, line.split()[1:])) for line in lines if line.startswith("counted")]
+        counted.append((found[0][0], sorted(num_calls for _, num_calls in found)))
+    (few_matrices, few_calls), (many_matrices, many_calls) = counted
+    assert (few_matrices, many_matrices) == (14, 56)
+    assert few_calls == many_calls
+    assert len(few_calls) == 3 * num_processes
+    assert few_calls[0] > 0
