@@ -12,10 +12,10 @@ from typing import Any
 
 from benchmarks.serving.work import PROMPT_TOKENS, ServeWork
 from src.serving.engine.engine import Engine
-from src.serving.engine.request import Event, Finished, Sequence
+from src.serving.engine.request import Event, Finished, Request
 from src.serving.lora.host_cache import Adapter, AdapterStore
 from src.serving.lora.weights import LoadedAdapter
-from src.serving.sampling.params import SamplingParams
+from src.serving.sampling import SamplingParams
 from src.weights.adapter.adapter import read_adapter
 from src.weights.archive.archive import write_archive
 from src.weights.cache.cache import Weights, WeightsCache
@@ -118,30 +118,30 @@ def ask_all(
     answers: list[list[int]] = [[] for _ in prompts]
     ends: queue.SimpleQueue[Finished] = queue.SimpleQueue()
 
-    def deliver(ids: list[int], event: Event) -> None:
+    def on_output(ids: list[int], event: Event) -> None:
         if isinstance(event, Finished):
             ends.put(event)
         else:
             ids.append(event.id)
 
     for prompt, adapter, ids in zip(prompts, adapters, answers, strict=True):
-        engine.submit(Sequence(prompt, settings, partial(deliver, ids), adapter=adapter))
+        engine.submit(Request(prompt, settings, partial(on_output, ids), adapter=adapter))
     for _ in prompts:
         ends.get()
     return answers
 
 
-def quoting_speeds(work: ServeWork, *, looks_ahead: bool) -> dict[str, Any]:
+def quoting_speeds(work: ServeWork, *, can_speculate: bool) -> dict[str, Any]:
     """Return the speed of one client whose answer quotes its prompt, and of one whose does not."""
 
     def speed(base_model: str, prompt: list[int]) -> dict[str, Any]:
-        engine = Engine(Path(base_model), looks_ahead=looks_ahead)
+        engine = Engine(Path(base_model), can_speculate=can_speculate)
         found = measure(lambda: ask_all(engine, [prompt], [None], work.num_tokens), work.num_tokens)
         engine.close()
         return found
 
     speeds = {load: speed(work.reciter, prompt) for load, prompt in work.quoting.items()}
-    if not looks_ahead:
+    if not can_speculate:
         (prompt,) = work.prompts(1, PROMPT_TOKENS, seed=1)
         speeds["1 clients, 0 adapters"] = speed(work.base_model, prompt)
     return speeds
@@ -184,8 +184,8 @@ def main() -> None:
             f"{clients} clients, {adapters} adapters": way.speeds(clients, adapters, clients)
             for clients, adapters in ((1, 0), (1, 1), (8, 0), (8, 8), (32, 0), (32, 8))
         }
-        record |= quoting_speeds(work, looks_ahead=True)
-        record["not looking ahead"] = quoting_speeds(work, looks_ahead=False)
+        record |= quoting_speeds(work, can_speculate=True)
+        record["not looking ahead"] = quoting_speeds(work, can_speculate=False)
         record["first token"] = {n: way.first_tokens(n) for n in FIRST_TOKEN_LENGTHS}
         record["next turn"] = {n: way.next_turn(n) for n in FIRST_TOKEN_LENGTHS[:-1]}
         record["adapter"] = way.adapter_switches()

@@ -12,7 +12,7 @@ from src.chat.tokenizer import check_unicode
 from src.errors import UserError
 from src.serving.messages import parse_messages
 from src.serving.output.stopping import parse_stop_sequences
-from src.serving.sampling.params import SamplingParams
+from src.serving.sampling import SamplingParams
 
 MAX_LOGPROBS = 20
 MAX_OUTPUTS = 16

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
+from src.host_memory import process_memory
 from src.serving.engine.engine import Engine
-from src.serving.engine.kv_budget import device_bytes_in_use, resident_bytes
 from src.serving.lora.host_cache import AdapterStore
 from src.weights.cache.cache import WeightsCache
 
@@ -49,10 +51,16 @@ class ProcessMetrics:
             "accepted_token_count": totals.num_accepted,
             "tokens_per_second": round(totals.tokens_per_second(), 2),
             "adapters_on_disk": asdict(self._cache.use()),
-            "adapters_in_memory": asdict(self._store.use()),
-            "adapters_on_device": asdict(engine.adapter_use()),
-            "memory_bytes": resident_bytes(),
+            "adapters_in_memory": asdict(self._store.use),
+            "adapters_on_device": asdict(engine.adapter_use),
+            "memory_bytes": process_memory(),
         }
         if engine.device.type == "cuda":
             metrics["device_memory_bytes"] = device_bytes_in_use(engine.device)
         return metrics
+
+
+def device_bytes_in_use(device: torch.device) -> int:
+    """Return how much of a GPU's memory is taken."""
+    free, whole = torch.cuda.mem_get_info(device)
+    return whole - free

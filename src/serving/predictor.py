@@ -45,7 +45,7 @@ class TextPredictor:
     def __init__(self, weights: str | None) -> None:
         started = time.monotonic()
         in_4bit = read_flag("BASE_MODEL_IN_4BIT", os.environ) or False
-        looks_ahead = read_flag("LOOK_AHEAD", os.environ)
+        can_speculate = read_flag("LOOK_AHEAD", os.environ)
         base_model = find_base_model(os.environ)
         known = KNOWN_MODELS.get(base_model.name)
         self._base_model = base_model.name
@@ -53,7 +53,7 @@ class TextPredictor:
             base_model.folder,
             known_max_seq_len=known.max_seq_len if known else None,
             in_4bit=in_4bit,
-            looks_ahead=looks_ahead,
+            can_speculate=can_speculate,
         )
         folder = os.environ.get("WEIGHTS_CACHE") or Path(tempfile.gettempdir()) / "weights-cache"
         limit = adapter_bytes_limit(self._engine.linear_shapes)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 
 from src.serving.engine.engine import Engine
 from src.serving.engine.model_runner import bucket_of
-from src.serving.engine.request import Event, Finished, Sequence
+from src.serving.engine.request import Event, Finished, Request
 from src.serving.lora.weights import LoadedAdapter
-from src.serving.sampling.params import SamplingParams
+from src.serving.sampling import SamplingParams
 
 SHORTEST = 2
 NUM_STEPS = 6
@@ -33,7 +33,7 @@ def warm_up(engine: Engine, adapter: LoadedAdapter | None) -> float:
         for _ in range(num_requests):
             prompt_ids = [engine.tokenizer.eos_id] * num_tokens
             engine.submit(
-                Sequence(prompt_ids, sampling, events.put, adapter=adapter, ignores_end=True)
+                Request(prompt_ids, sampling, events.put, adapter=adapter, ignores_end=True)
             )
         errors = [error for _ in range(num_requests) if (error := _end(events).error) is not None]
         if errors and (num_requests, num_tokens) == (1, SHORTEST):

@@ -1,6 +1,6 @@
 """Adapters that differ in all that adapters may differ in, and an engine."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +52,20 @@ def engine(base_dir: Path) -> Iterator[Engine]:
     engine = Engine(base_dir, max_slots=8, max_adapters=4)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def new_engine(base_dir: Path) -> Iterator[Callable[..., Engine]]:
+    """Makes engines that have answered nothing yet."""
+    engines: list[Engine] = []
+
+    def make(folder: Path = base_dir, **options) -> Engine:
+        engines.append(Engine(folder, **{"max_slots": 8, "max_adapters": 4, **options}))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
 
 
 @pytest.fixture(scope="module")

@@ -116,12 +116,12 @@ def test_the_bytes_are_bounded_and_those_in_use_stay(cache, load, adapters):
     for source in sources[1:]:
         store.release(store.acquire(source, local_root=None))
     assert held.loaded is not None
-    assert store.num_bytes == held.loaded.num_bytes
+    assert store.use.bytes == held.loaded.num_bytes
     assert store.acquire(sources[0], local_root=None).loaded is held.loaded
     assert len(load.keys) == len(sources)
     store.release(held)
     store.release(held)
-    assert store.num_bytes == 0
+    assert store.use.bytes == 0
 
 
 def test_weights_on_disk_stay_while_they_are_read(tmp_path, adapters):

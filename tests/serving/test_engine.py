@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,11 +18,18 @@ from transformers import (
 )
 
 from src.errors import UserError
+from src.serving.engine.batch import Batch
 from src.serving.engine.engine import Engine
-from src.serving.sampling.params import SamplingParams
+from src.serving.lora.weights import LoadedAdapter
+from src.serving.sampling import SamplingParams
 from src.weights.adapter.adapter import read_adapter
+from tests.serving.clients import Client
 
 GREEDY = SamplingParams(max_new_tokens=48, temperature=0, repetition_penalty=1.0, top_p=1.0)
+
+
+def ask(engine: Engine, ids: list[int], adapter: LoadedAdapter | None) -> list[int]:
+    return Client(engine, ids, GREEDY, adapter=adapter).answer()
 
 
 def reference(base_dir: Path, adapter: Path | None, ids: list[int]) -> list[int]:
@@ -53,7 +61,7 @@ def test_greedy_answers_are_those_of_transformers_and_peft(engine, base_dir, ada
     answers = set()
     for ids in prompts:
         for path in (None, *adapters.values(), None):
-            answer = list(engine.generate(ids, GREEDY, adapter=loaded[path]))
+            answer = ask(engine, ids, loaded[path])
             assert answer == reference(base_dir, path, ids), path
             answers.add(tuple(answer))
     assert len(answers) > len(prompts) * len(adapters)
@@ -61,30 +69,31 @@ def test_greedy_answers_are_those_of_transformers_and_peft(engine, base_dir, ada
 
 
 def test_requests_that_take_turns_do_not_mix(engine, adapters):
-    """Two generators at once, a token each in turn, with different adapters."""
+    """Two at once, a token each in turn, with different adapters."""
     ids = engine.tokenizer.encode("What is it?\n")
     one, two = (
         engine.load_adapter(read_adapter(path, engine.linear_shapes))
         for path in (adapters["all"], adapters["few"])
     )
-    expected = [list(engine.generate(ids, GREEDY, adapter=adapter)) for adapter in (one, two)]
-    streams = [engine.generate(ids, GREEDY, adapter=adapter) for adapter in (one, two)]
-    found = list(zip(*streams, strict=False))
-    assert [token for token, _ in found] == expected[0][: len(found)]
-    assert [token for _, token in found] == expected[1][: len(found)]
+    expected = [ask(engine, ids, adapter) for adapter in (one, two)]
+    clients = [Client(engine, ids, GREEDY, adapter=adapter) for adapter in (one, two)]
+    for number in range(1, 49):
+        for client in clients:
+            client.read(number)
+    assert [client.ids for client in clients] == expected
 
 
 def test_a_prompt_that_fills_the_context_is_refused(engine):
     with pytest.raises(UserError, match="prompt: expected fewer than 256 tokens"):
-        next(engine.generate([5] * 256, GREEDY, adapter=None))
-    assert len(list(engine.generate([5] * 255, GREEDY, adapter=None))) == 1
+        ask(engine, [5] * 256, None)
+    assert len(ask(engine, [5] * 255, None)) == 1
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "tied", "gpt-neox"])
 def test_other_layouts_answer_as_in_transformers(base_dir: Path, tmp_path: Path, kind: str, capsys):
     """A short sliding window, biases, a tied head, and a stranger to our attention."""
     sizes = {
-        "vocab_size": Engine(base_dir).model.config.vocab_size,
+        "vocab_size": AutoConfig.from_pretrained(base_dir).vocab_size,
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.2,
         "eos_token_id": 2,
@@ -103,7 +112,7 @@ def test_other_layouts_answer_as_in_transformers(base_dir: Path, tmp_path: Path,
     assert ("in transformers" in capsys.readouterr().out) == (kind == "gpt-neox")
     for prompt in ("What is it?", "What is the colour of number 7? " * 3):
         ids = engine.tokenizer.encode(prompt)
-        answer = list(engine.generate(ids, GREEDY, adapter=None))
+        answer = ask(engine, ids, None)
         assert answer == reference(folder, None, ids)
         assert len(set(answer)) > 1
 
@@ -120,7 +129,7 @@ def test_a_base_model_in_4bit_answers_as_peft_on_it(base_dir: Path, adapters):
     adapter = engine.load_adapter(read_adapter(adapters["all"], engine.linear_shapes))
     ids = engine.tokenizer.encode("What is it?\n")
     for active in (adapter, None):
-        answer = list(engine.generate(ids, GREEDY, adapter=active))
+        answer = ask(engine, ids, active)
         with torch.inference_mode(), nullcontext() if active else model.disable_adapter():
             scores = model(torch.tensor([ids + answer[:-1]])).logits[0, len(ids) - 1 :]
         assert scores.argmax(-1).tolist() == answer
@@ -147,17 +156,18 @@ def test_scaled_rotary_embeddings_are_transformers_own(base_dir, tmp_path, scali
     assert ("its rotary embedding is" in capsys.readouterr().out) == (scaling == "dynamic")
     for text in ("What?", "What is the colour of number 7? " * 2):
         ids = engine.tokenizer.encode(text)
-        answer = list(engine.generate(ids, GREEDY, adapter=None))
+        answer = ask(engine, ids, None)
         assert answer == reference(folder, None, ids)
     engine.close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_broken_device_leaves_nobody_waiting(base_dir, monkeypatch):
-    """No kernel runs any more, so that slots cannot be cleared either; Cog starts a new worker."""
+@pytest.mark.parametrize("fails", ["step", "prefill"])
+def test_a_lost_device_leaves_nobody_waiting(new_engine, monkeypatch, fails):
+    """No kernel runs any more, so that slots cannot be cleared either, and the process ends."""
 
-    def fail(*_: object) -> None:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    def fail(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
 
     codes: list[int] = []
 
@@ -166,16 +176,62 @@ def test_a_broken_device_leaves_nobody_waiting(base_dir, monkeypatch):
         raise SystemExit
 
     monkeypatch.setattr("src.serving.engine.engine.os._exit", leave)
-    engine = Engine(base_dir, max_slots=2)
-    steps = engine._scheduler._steps
-    whole_steps = iter([steps.run] * 3)
-    monkeypatch.setattr(steps, "run", lambda *values: next(whole_steps, fail)(*values))
-    monkeypatch.setattr(steps, "stop", fail)
-    answer = engine.generate([5, 6, 7], GREEDY, adapter=None)
-    next(answer)
-    with pytest.raises(RuntimeError, match="the engine is closed"):
-        list(answer)
+    engine = new_engine(max_slots=2)
+    client = Client(engine, [5, 6, 7], GREEDY)
+    client.read(1)
+    waiting = [Client(engine, [5, 6, number], GREEDY) for number in range(8, 11)]
+    monkeypatch.setattr(Batch, fails, fail)
+    monkeypatch.setattr(Batch, "remove", fail)
+    for lost in (client, *waiting):
+        with pytest.raises(RuntimeError, match=r"the engine is closed|illegal memory access"):
+            lost.answer()
     assert codes == [1]
-    engine._thread.join()
+    engine.close()
+    with pytest.raises(RuntimeError, match="the engine has stopped"):
+        engine.check_alive()
     with pytest.raises(RuntimeError, match="the engine is closed"):
-        list(engine.generate([5, 6, 7], GREEDY, adapter=None))
+        Client(engine, [5, 6, 7], GREEDY)
+
+
+def test_an_error_that_leaves_the_device_alive_ends_those_who_run_and_no_others(
+    new_engine, monkeypatch
+):
+    engine = new_engine()
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "step", lambda _: [][0])
+        with pytest.raises(IndexError):
+            ask(engine, [5, 6, 7], None)
+    assert len(ask(engine, [5, 6, 7], None)) > 1
+
+
+def test_close_answers_everybody(new_engine, monkeypatch):
+    """Also who is still in the inbox when the engine has taken its last look into it."""
+    engine = new_engine()
+    step, is_stepping, may_go_on = Batch.step, threading.Event(), threading.Event()
+
+    def slow_step(batch: Batch) -> object:
+        is_stepping.set()
+        assert may_go_on.wait(60)
+        return step(batch)
+
+    monkeypatch.setattr(Batch, "step", slow_step)
+    running = Client(engine, [5, 6, 7], GREEDY)
+    assert is_stepping.wait(60)
+    waiting = [Client(engine, [5, 6, number], GREEDY) for number in range(20)]
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    while not is_refused(engine):
+        pass
+    may_go_on.set()
+    for client in (running, *waiting):
+        with pytest.raises(RuntimeError, match="the engine is closed"):
+            client.answer()
+    closing.join()
+
+
+def is_refused(engine: Engine) -> bool:
+    try:
+        Client(engine, [5, 6, 7], GREEDY)
+    except RuntimeError:
+        return True
+    return False

@@ -6,85 +6,196 @@ import torch
 from src.errors import UserError
 from src.serving.lora.slots import LoraSlots
 from src.serving.lora.weights import LoadedAdapter, LoadedModule
-from src.serving.model.projections import Projection
+from src.serving.model.layers import Projection
+
+SIZES = {"q": (16, 24), "k": (16, 8), "o": (24, 16)}
+
+
+def make_slots(max_bytes: int = 10**7, max_slots: int = 3) -> LoraSlots:
+    projections = [
+        Projection(["q", "k"], [torch.nn.Linear(*SIZES["q"]), torch.nn.Linear(*SIZES["k"])]),
+        Projection(["o"], [torch.nn.Linear(*SIZES["o"])]),
+    ]
+    return LoraSlots(
+        projections, max_slots=max_slots, max_rows=4, like=torch.zeros(0), max_bytes=max_bytes,
+        has_fixed_shapes=False,
+    )  # fmt: skip
 
 
 @pytest.fixture
 def slots() -> LoraSlots:
-    projections = [
-        Projection(["q", "k"], [torch.nn.Linear(16, 24), torch.nn.Linear(16, 8)]),
-        Projection(["o"], [torch.nn.Linear(24, 16)]),
-    ]
-    return LoraSlots(projections, num_slots=3, like=torch.zeros(0), max_bytes=10**8)
+    return make_slots()
 
 
-def adapter(rank: int, key: str = "") -> LoadedAdapter:
+def adapter(rank: int, key: str = "", names: str = "qko") -> LoadedAdapter:
     torch.manual_seed(rank)
-    sizes = {"q": (16, 24), "k": (16, 8), "o": (24, 16)}
     modules = {
         name: LoadedModule(torch.randn(rank, in_), torch.randn(out, rank))
-        for name, (in_, out) in sizes.items()
+        for name, (in_, out) in SIZES.items()
+        if name in names
     }
     return LoadedAdapter(key or f"rank {rank}", modules)
 
 
 def use(slots: LoraSlots, one: LoadedAdapter) -> int:
-    lora_slot = slots.acquire(one)
-    assert lora_slot is not None
-    check(slots, lora_slot, one)
-    slots.release(lora_slot)
-    return lora_slot
+    slot = acquire(slots, one)
+    slots.release(slot)
+    return slot
 
 
-def check(slots: LoraSlots, lora_slot: int, one: LoadedAdapter) -> None:
-    """A slot adds what its adapter adds."""
-    x = torch.randn(5, 16)
-    stack = slots.stacks[0]
-    assert stack is not None
+def acquire(slots: LoraSlots, one: LoadedAdapter) -> int:
+    slot = slots.acquire(one)
+    assert slot is not None
+    check(slots, slot, one)
+    return slot
+
+
+def check(slots: LoraSlots, slot: int, one: LoadedAdapter) -> None:
+    """A slot adds what its adapter adds, alone and beside a row without one."""
+    x, expected = torch.randn(5, 16), torch.zeros(5, 32)
+    for name, columns in (("q", slice(0, 24)), ("k", slice(24, 32))):
+        if name in one.modules:
+            module = one.modules[name]
+            expected[:, columns] = x @ module.lora_A.t() @ module.lora_B.t()
     found = torch.zeros(5, 32)
-    stack.add_shared_(found, x, lora_slot)
-    parts = [x @ one.modules[name].lora_A.t() @ one.modules[name].lora_B.t() for name in "qk"]
-    torch.testing.assert_close(found, torch.cat(parts, dim=1), rtol=1e-4, atol=1e-3)
+    slots.of_slot(slot).add_(found, 0, x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    found.zero_()
+    slots.batch([slot, slot, None, slot, slot]).add_(found, 0, x)
+    expected[2] = 0
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_a_wide_adapter_that_is_idle_makes_room(slots: LoraSlots):
     use(slots, adapter(8))
-    before = slots.num_bytes
+    before = slots.use.bytes
     use(slots, adapter(512))
-    assert slots.num_bytes == 64 * before
-    lora_slot = use(slots, adapter(8))
-    assert slots.num_bytes == before
+    assert slots.use.bytes == 64 * before
+    slot = use(slots, adapter(8))
+    assert slots.use.bytes == before
     use(slots, adapter(512))
     use(slots, adapter(32))
-    check(slots, lora_slot, adapter(8))
-    assert slots.num_bytes == 4 * before
+    check(slots, slot, adapter(8))
+    assert slots.use.bytes == 4 * before
 
 
 def test_no_slot_stays_wide_when_a_wide_adapter_made_room_in_vain(slots: LoraSlots):
-    lora_slots = [slots.acquire(adapter(rank)) for rank in (8, 4)]
-    before = slots.num_bytes
+    held = [acquire(slots, adapter(rank)) for rank in (8, 4)]
+    before = slots.use.bytes
     use(slots, adapter(512))
-    with pytest.raises(UserError, match="found rank 65536"):
-        slots.acquire(adapter(2**16))
+    with pytest.raises(UserError, match="found rank 32768"):
+        slots.acquire(adapter(2**15))
     use(slots, adapter(8))
-    assert slots.num_bytes == before
-    assert None not in lora_slots
+    assert slots.use.bytes == before
+    for slot, rank in zip(held, (8, 4), strict=True):
+        check(slots, slot, adapter(rank))
 
 
 def test_a_wide_adapter_in_use_stays(slots: LoraSlots):
     wide = adapter(512)
-    lora_slot = slots.acquire(wide)
-    assert lora_slot is not None
+    slot = acquire(slots, wide)
     use(slots, adapter(8))
-    check(slots, lora_slot, wide)
-    slots.release(lora_slot)
+    check(slots, slot, wide)
+    slots.release(slot)
 
 
 def test_adapters_of_usual_ranks_stay_side_by_side(slots: LoraSlots):
     for rank in (8, 64, 16, 8, 64, 16):
         use(slots, adapter(rank))
-    version = slots.version
+    key = slots.batch([0]).key
     for rank in (8, 64, 16):
         use(slots, adapter(rank))
-    assert slots.version == version
-    assert slots.use().misses == 3
+    assert slots.batch([0]).key == key
+    assert slots.use.misses == 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_slots_never_take_more_than_their_bytes_and_keep_who_is_in_use(seed: int):
+    """Adapters of random ranks come and go; one that finds no room finds it when all are idle."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(num: int) -> int:
+        return int(torch.randint(num, (1,), generator=generator))
+
+    max_bytes = 4 * 200 * 136
+    slots, held, num_waits = make_slots(max_bytes, max_slots=8), [], 0
+    everyone = [
+        adapter(2 ** choose(8), key=str(number), names=("qko", "q", "o")[choose(3)])
+        for number in range(20)
+    ]
+    for _ in range(150):
+        one = everyone[choose(len(everyone))]
+        slot = slots.acquire(one)
+        if slot is None:
+            assert held
+            num_waits += 1
+        else:
+            held.append((slot, one))
+        if slot is None or len(held) > 6:
+            slots.release(held.pop(choose(len(held)))[0])
+        assert slots.use.bytes <= max_bytes
+        for slot, one in held:
+            check(slots, slot, one)
+    assert num_waits > 0
+    while held:
+        slots.release(held.pop()[0])
+    for one in everyone:
+        use(slots, one)
+
+
+class Shape:
+    """A linear layer without weights."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        self.in_features, self.out_features = in_features, out_features
+
+
+def llama_2_7b_slots(max_bytes: float) -> LoraSlots:
+    hidden, inner = 4096, 11008
+    groups = {
+        ("q_proj", "k_proj", "v_proj"): [Shape(hidden, hidden)] * 3,
+        ("o_proj",): [Shape(hidden, hidden)],
+        ("gate_proj", "up_proj"): [Shape(hidden, inner)] * 2,
+        ("down_proj",): [Shape(inner, hidden)],
+    }
+    projections = [
+        Projection([f"{layer}.{name}" for name in names], shapes)
+        for layer in range(32)
+        for names, shapes in groups.items()
+    ]
+    like = torch.zeros(0, dtype=torch.bfloat16, device="meta")
+    return LoraSlots(
+        projections, max_slots=16, max_rows=3, like=like, max_bytes=int(max_bytes),
+        has_fixed_shapes=False,
+    )  # fmt: skip
+
+
+def llama_2_7b_adapter(rank: int, key: object) -> LoadedAdapter:
+    hidden, inner = 4096, 11008
+    sizes = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (hidden, hidden))
+    sizes |= {"gate_proj": (hidden, inner), "up_proj": (hidden, inner)}
+    sizes |= {"down_proj": (inner, hidden)}
+    modules = {
+        f"{layer}.{name}": LoadedModule(
+            torch.empty(rank, in_, device="meta"), torch.empty(out, rank, device="meta")
+        )
+        for layer in range(32)
+        for name, (in_, out) in sizes.items()
+    }
+    return LoadedAdapter(f"{rank}, {key}", modules)
+
+
+@pytest.mark.parametrize(("rank", "num_at_once"), [(8, 16), (16, 11), (64, 2), (128, 1)])
+def test_llama_2_7b_on_24_gb_serves_fewer_adapters_the_wider_they_are(rank: int, num_at_once: int):
+    """There 1.4 GB are left for adapters; slots of these shapes, without their numbers."""
+    slots = llama_2_7b_slots(1.43e9)
+    held = 0
+    while slots.acquire(llama_2_7b_adapter(rank, held)) is not None:
+        held += 1
+    assert held == num_at_once
+    assert slots.use.bytes <= 1.43e9
+
+
+def test_what_fits_not_even_alone_is_refused_with_what_it_takes():
+    with pytest.raises(UserError, match=r"1\.43 GB; found rank 256, which takes 2\.04 GB"):
+        llama_2_7b_slots(1.43e9).acquire(llama_2_7b_adapter(256, "alone"))

@@ -1,20 +1,23 @@
-"""Tokens that were foreseen are read at once, and are those that single steps draw."""
+"""Speculated tokens are verified at once, and those that are kept are what single steps draw."""
 
 import itertools
 import json
-import queue
 import random
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-import src.serving.sampling.sampler
+import src.serving.sampling
 from src.serving.engine.engine import Engine
 from src.serving.engine.ngram import FIRST_CREDIT, MOST, NgramProposer
 from src.serving.engine.prefix_cache import SHORTEST
-from src.serving.engine.request import Event, Finished, Sequence, Token
+from src.serving.engine.request import Finished
 from src.serving.predictor import TextPredictor
-from src.serving.sampling.params import SamplingParams
+from src.serving.sampling import SamplingParams
+from tests.serving.clients import Client
+from tests.serving.fake_graph import FakeCapture
 from tests.serving.request import REQUEST
 
 GREEDY = SamplingParams(max_new_tokens=48, temperature=0, repetition_penalty=1.0)
@@ -26,39 +29,16 @@ SAMPLING = {
 }
 
 
-def start(
-    engine: Engine, ids: list[int], settings: SamplingParams = GREEDY, **options
-) -> tuple[Sequence, "queue.SimpleQueue[Event]"]:
-    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    request = Sequence(list(ids), settings, events.put, **options)
-    engine.submit(request)
-    return request, events
+@pytest.fixture(scope="module")
+def plain_engine(base_dir: Path) -> Iterator[Engine]:
+    """An engine that makes single steps."""
+    engine = Engine(base_dir, max_slots=8, max_adapters=4, can_speculate=False)
+    yield engine
+    engine.close()
 
 
-def read(events: "queue.SimpleQueue[Event]", most: int = 1000) -> list[int | str]:
-    """Return the tokens, and at last why there are no more."""
-    found: list[int | str] = []
-    while len(found) < most:
-        event = events.get(timeout=60)
-        if isinstance(event, Finished):
-            assert event.error is None
-            return [*found, event.reason]
-        found.append(event.id)
-    return found
-
-
-def answer(engine: Engine, *args, **options) -> list[int | str]:
-    return read(start(engine, *args, **options)[1])
-
-
-def stepwise(engine: Engine, *args, **options) -> list[int | str]:
-    """Ask for the same without looking ahead."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine._scheduler, "_looks_ahead", False)
-        request, events = start(engine, *args, **options)
-        found = read(events)
-    assert request.num_proposed == 0
-    return found
+def answer(engine: Engine, ids: list[int], params: SamplingParams = GREEDY, **options) -> list[int]:
+    return Client(engine, ids, params, **options).answer()
 
 
 def prompts_that_repeat(num: int, vocab_size: int) -> list[list[int]]:
@@ -72,96 +52,94 @@ def prompts_that_repeat(num: int, vocab_size: int) -> list[list[int]]:
     return prompts
 
 
-@pytest.mark.parametrize("is_overlapping", [False, True])
-@pytest.mark.parametrize("wish", SAMPLING)
-def test_tokens_are_those_of_single_steps(engine, loaded, monkeypatch, wish, is_overlapping):
-    monkeypatch.setattr(engine._scheduler, "_can_overlap", is_overlapping)
+@pytest.mark.parametrize("is_captured", [False, True])
+@pytest.mark.parametrize("kind", SAMPLING)
+def test_tokens_are_those_of_single_steps(new_engine, plain_engine, loaded, kind, is_captured):
+    """Captured steps overlap with the handing out of the tokens before."""
+    engine = new_engine(can_speculate=True, capture=FakeCapture() if is_captured else None)
     prompts = prompts_that_repeat(16, engine.vocab_size)
     num_accepted = 0
     for prompt, name in zip(prompts, itertools.cycle([None, *loaded]), strict=False):
         adapter = None if name is None else loaded[name]
-        expected = stepwise(engine, prompt, SAMPLING[wish], adapter=adapter)
-        request, events = start(engine, prompt, SAMPLING[wish], adapter=adapter)
-        assert read(events) == expected, (name, len(prompt))
-        assert request.num_accepted <= request.num_proposed
-        num_accepted += request.num_accepted
+        expected = answer(plain_engine, prompt, SAMPLING[kind], adapter=adapter)
+        client = Client(engine, prompt, SAMPLING[kind], adapter=adapter)
+        assert client.answer() == expected, (name, len(prompt))
+        assert client.stats.num_accepted <= client.stats.num_proposed
+        num_accepted += client.stats.num_accepted
     assert num_accepted > 20
 
 
-def test_a_proposal_that_is_not_checked_is_noticed(engine, monkeypatch):
-    def all_stand(proposed: list[int], drawn: list[int]) -> int:
+def test_a_proposal_that_is_not_checked_is_noticed(engine, plain_engine, monkeypatch):
+    def accept_all(proposed: list[int], drawn: list[int]) -> int:
         drawn[: len(proposed)] = proposed
         return len(proposed)
 
     prompts = prompts_that_repeat(12, engine.vocab_size)
-    expected = [stepwise(engine, prompt) for prompt in prompts]
-    monkeypatch.setattr(src.serving.sampling.sampler, "num_accepted", all_stand)
+    expected = [answer(plain_engine, prompt) for prompt in prompts]
+    monkeypatch.setattr(src.serving.sampling, "num_accepted", accept_all)
     assert [answer(engine, prompt) for prompt in prompts] != expected
 
 
-def test_an_answer_is_never_longer_than_asked(engine):
+def test_an_answer_is_never_longer_than_asked(engine, plain_engine):
     prompt = [9, 10, 11] * 20
-    longest = stepwise(engine, prompt)
+    longest = answer(plain_engine, prompt)
     for most in range(1, 24):
-        found = answer(engine, prompt, replace(GREEDY, max_new_tokens=most))
-        assert found == [*longest[:most], "length"]
+        client = Client(engine, prompt, replace(GREEDY, max_new_tokens=most))
+        assert client.answer() == longest[:most]
+        assert client.end == Finished("length")
 
 
-def test_logprobs_are_those_of_single_steps(engine):
-    def told(*, looks_ahead: bool) -> tuple[list[float], int]:
-        engine._scheduler._looks_ahead = looks_ahead
-        request, events = start(engine, [9, 10, 11] * 20, num_logprobs=2)
-        scores = []
-        while isinstance(event := events.get(timeout=60), Token):
-            assert event.scores is not None
-            scores += [event.scores.own, *(value for _, value in event.scores.best)]
-        return scores, request.num_accepted
+def test_logprobs_are_those_of_single_steps(engine, plain_engine):
+    def logprobs(engine: Engine) -> tuple[list[float], int]:
+        client = Client(engine, [9, 10, 11] * 20, GREEDY, num_logprobs=2)
+        client.answer()
+        scores = [token.scores for token in client.tokens]
+        found = [(s.own, *(value for _, value in s.best)) for s in scores if s is not None]
+        assert len(found) == len(client.tokens)
+        return list(itertools.chain(*found)), client.stats.num_accepted
 
-    expected, none = told(looks_ahead=False)
-    found, num_accepted = told(looks_ahead=True)
+    expected, none = logprobs(plain_engine)
+    found, num_accepted = logprobs(engine)
     assert found == pytest.approx(expected, abs=1e-4)
     assert num_accepted > none == 0
 
 
-def test_what_was_foreseen_wrongly_is_not_taken_for_known(engine, loaded):
+def test_rejected_tokens_are_not_taken_for_known(engine, plain_engine, loaded):
     """The next turn of a dialogue goes on from what the slot holds, also after a cancel."""
     for number, prompt in enumerate(prompts_that_repeat(12, engine.vocab_size)):
         prompt = prompt[:120]
         adapter = list(loaded.values())[number % 3]
-        first, events = start(engine, prompt, adapter=adapter)
+        first = Client(engine, prompt, GREEDY, adapter=adapter)
         if number % 2:
-            read(events, most=6)
-            engine.cancel(first)
-        read(events)
-        said = first.ids
+            first.read(6)
+            first.cancel()
+        said = first.answer()
         longer = [*prompt, *said, 44, 45]
-        second, events = start(engine, longer, adapter=adapter)
-        found = read(events)
+        second = Client(engine, longer, GREEDY, adapter=adapter)
+        found = second.answer()
         num_held = len(prompt) + len(said) - 1
-        assert second.num_cached_tokens == (num_held if num_held >= SHORTEST else 0)
+        assert second.stats.num_cached_tokens == (num_held if num_held >= SHORTEST else 0)
         # Another adapter of the same content reads everything anew.
         stranger = replace(adapter, key=f"stranger-{number}")
-        assert found == stepwise(engine, longer, adapter=stranger)
+        assert found == answer(plain_engine, longer, adapter=stranger)
 
 
-def test_company_that_comes_and_goes_changes_nothing(engine, loaded):
+def test_others_that_come_and_go_change_nothing(engine, plain_engine):
     prompts = prompts_that_repeat(12, engine.vocab_size)
-    expected = [stepwise(engine, prompt) for prompt in prompts]
+    expected = [answer(plain_engine, prompt) for prompt in prompts]
     num_accepted = 0
     for prompt, tokens in zip(prompts, expected, strict=True):
-        request, events = start(engine, prompt)
-        found = read(events, most=10)
-        _, other = start(engine, prompt[:9], replace(GREEDY, max_new_tokens=5))
-        if not isinstance(found[-1], str):
-            found += read(events)
-        read(other)
-        assert found == tokens
-        num_accepted += request.num_accepted
+        client = Client(engine, prompt, GREEDY)
+        client.read(10)
+        other = Client(engine, prompt[:9], replace(GREEDY, max_new_tokens=5))
+        assert client.answer() == tokens
+        other.answer()
+        num_accepted += client.stats.num_accepted
     assert num_accepted > 20
 
 
 @pytest.mark.parametrize("stop", [None, 20, 37, 60])
-def test_a_stop_sequence_among_foreseen_tokens_ends_the_text(base_dir, monkeypatch, stop):
+def test_a_stop_sequence_among_accepted_tokens_ends_the_text(base_dir, monkeypatch, stop):
     monkeypatch.setenv("BASE_MODEL", str(base_dir))
     texts, counts = [], []
     for switch in ("0", "1"):
@@ -180,29 +158,29 @@ def test_a_stop_sequence_among_foreseen_tokens_ends_the_text(base_dir, monkeypat
     assert counts[0] == 0 < counts[1]
 
 
-def test_text_that_repeats_nothing_is_not_read_ahead():
-    lookahead = NgramProposer(range(100))
-    assert not any(lookahead.propose(range(100, 100 + n), 50) for n in range(1, 200))
+def test_nothing_is_proposed_where_the_text_repeats_nothing():
+    proposer = NgramProposer(range(100))
+    assert not any(proposer.propose(range(100, 100 + n), 50) for n in range(1, 200))
 
 
-def test_proposals_grow_while_they_stand():
-    lookahead, said, sizes = NgramProposer([1, 2, 3, 4, 5]), [1, 2], []
+def test_proposals_grow_while_they_are_accepted():
+    proposer, said, sizes = NgramProposer([1, 2, 3, 4, 5]), [1, 2], []
     for _ in range(4):
-        proposed = lookahead.propose(said, 50)
+        proposed = proposer.propose(said, 50)
         said += proposed
         sizes.append(len(proposed))
-        lookahead.settle(len(proposed), len(proposed))
+        proposer.update(len(proposed), len(proposed))
     assert said == ([1, 2, 3, 4, 5] * 20)[: len(said)]
     assert sizes == [3, 7, MOST, MOST]
 
 
-def test_proposals_that_never_stand_cost_little():
+def test_proposals_that_are_never_accepted_cost_little():
     rng = random.Random(0)
-    lookahead, said, num_wrong = NgramProposer([1, 2] * 20), [], 0
+    proposer, said, num_wrong = NgramProposer([1, 2] * 20), [], 0
     for _ in range(1000):
-        proposed = lookahead.propose(said, 50)
+        proposed = proposer.propose(said, 50)
         said.append(rng.choice([1, 2]))
         if proposed:
-            lookahead.settle(len(proposed), 0)
+            proposer.update(len(proposed), 0)
             num_wrong += 1
     assert 5 < num_wrong < FIRST_CREDIT + 0.02 * 1000

@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.serving.engine.engine import Engine
+from src.serving.engine.batch import Batch
 from src.serving.engine.model_runner import bucket_of
 from src.serving.warm_up import NUM_STEPS, captured_loads, warm_up
 
@@ -21,13 +21,10 @@ def test_all_shapes_are_met(num_slots: int, max_seq_len: int):
             assert (captured_rows, bucket_of(length, max_seq_len)) in met
 
 
-def test_an_engine_that_cannot_answer_is_not_ready(base_dir, monkeypatch):
-    engine = Engine(base_dir, max_slots=2)
-
-    def fail() -> None:
+def test_an_engine_that_cannot_answer_is_not_ready(new_engine, monkeypatch):
+    def fail(batch: Batch) -> None:
         raise RuntimeError("no step can be run")
 
-    monkeypatch.setattr(engine._scheduler._steps, "run", fail)
+    monkeypatch.setattr(Batch, "step", fail)
     with pytest.raises(RuntimeError, match="no step can be run"):
-        warm_up(engine, None)
-    engine.close()
+        warm_up(new_engine(), None)

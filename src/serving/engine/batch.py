@@ -1,13 +1,15 @@
-"""The rows of the running requests: one decode step of fixed shape for all of them."""
+"""The rows of the running sequences: one decode step of fixed shape for all of them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from src.serving.engine.cuda_graphs import CudaGraphs
-from src.serving.engine.model_runner import ModelRunner
+from src.serving.engine.model_runner import Runner, bucket_of
+from src.serving.engine.prefix_cache import PrefixCache
 from src.serving.engine.request import Sequence, TokenScores
-from src.serving.sampling.sampler import Sampler
+from src.serving.sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -31,83 +33,141 @@ class StepOutput:
         running = {row for row in self.rows if row is not None}
         is_alone = len(running) == 1
         return any(
-            row.grammar is not None or row.num_logprobs >= 0 or (is_alone and row.can_be_speculated)
+            row.request.grammar is not None
+            or row.request.num_logprobs >= 0
+            or (is_alone and row.proposer is not None and row.proposer.has_credit)
             for row in running
         )
 
     def scores(self, row: int, token: int) -> TokenScores | None:
-        """Return how likely the model found a row's token, if its request asks for that."""
-        request = self.rows[row]
-        if request is None or request.num_logprobs < 0:
+        """Return the log-probabilities of a row, if its request asks for them."""
+        sequence = self.rows[row]
+        if sequence is None or sequence.request.num_logprobs < 0:
             return None
         logprobs = self.logits[row].float().log_softmax(-1)
-        values, ids = logprobs.topk(min(request.num_logprobs, len(logprobs)))
+        values, ids = logprobs.topk(min(sequence.request.num_logprobs, len(logprobs)))
         best = zip(ids.tolist(), values.tolist(), strict=True)
         return TokenScores(float(logprobs[token]), tuple(best))
 
 
 class Batch:
-    """What a step reads lies where a captured one finds it; the drawn tokens never leave it."""
+    """Owns all that belongs to a row: KV cache slot, tokens, sampling params, adapter.
+
+    A sequence is added, its prompt prefilled in chunks, steps with the others, and is removed.
+    What a step reads lies where a captured one finds it; the drawn tokens never leave the device.
+    """
 
     def __init__(
         self,
-        forward: ModelRunner,
+        runner: Runner,
         sampler: Sampler,
         *,
         num_slots: int,
         max_seq_len: int,
         device: torch.device,
+        graphs: CudaGraphs | None,
     ) -> None:
-        self._forward, self.sampler, self._max_seq_len = forward, sampler, max_seq_len
+        self._runner, self._sampler, self._graphs = runner, sampler, graphs
+        self._max_seq_len = max_seq_len
+        self._prefixes = PrefixCache(num_slots, is_on=runner.is_static)
+        self._free = set(range(num_slots))
+        self._rows: list[Sequence | None] = [None] * num_slots  # that step
+        self._lengths = [0] * num_slots  # of what the slot holds after the next step
         self._tokens = torch.zeros(num_slots, dtype=torch.long, device=device)
         self._positions = torch.full((num_slots,), max_seq_len, dtype=torch.long, device=device)
         self._advance = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self._graphs = CudaGraphs() if device.type == "cuda" and forward.is_static else None
-        self.rows: list[Sequence | None] = [None] * num_slots
         self._is_changed = True
         self._features: frozenset[str] = frozenset()
+        self._lora: Any = None
 
-    def start(self, request: Sequence, logits: torch.Tensor) -> StepOutput:
-        """Draw the first token of a request, whose slot takes part in the steps from now on."""
-        slot, position = request.slot, len(request.prompt_ids)
-        rows = slice(slot, slot + 1)
-        self._positions[slot] = position
-        self._advance[slot] = 1
-        token = self.sampler.draw(
-            logits,
-            self._positions[rows],
-            rows=rows,
-            features=self.sampler.features(rows),
+    @property
+    def running(self) -> list[Sequence]:
+        """The sequences that take part in the steps."""
+        return [row for row in self._rows if row is not None]
+
+    @property
+    def num_taken(self) -> int:
+        """How many slots have a sequence."""
+        return len(self._rows) - len(self._free)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a slot is free."""
+        return bool(self._free)
+
+    def add(self, sequence: Sequence) -> bool:
+        """Give a sequence a slot, its adapter one on the device, and what is known of its prompt.
+
+        Returns False, with nothing changed, while there is no room for its adapter.
+        """
+        adapter, prompt_ids = sequence.request.adapter, sequence.request.prompt_ids
+        if adapter is not None:
+            sequence.lora_slot = self._runner.lora.acquire(adapter)
+            if sequence.lora_slot is None:
+                return False
+            self._is_changed = True  # The adapters of the others may lie elsewhere now.
+        # The lowest slot: a step computes all rows up to the highest one in use.
+        sequence.slot = slot = min(self._free)
+        self._free.remove(slot)
+        self._lengths[slot] = 0
+        key = None if adapter is None else adapter.key
+        moves, num_cached = self._prefixes.place(slot, sorted(self._free), key, prompt_ids)
+        for move in moves:
+            self._runner.kv_cache.copy(move.source, move.target, move.num_tokens)
+        self._runner.kv_cache.clear_tail(slot, len(prompt_ids))
+        sequence.num_computed_tokens = sequence.stats.num_cached_tokens = num_cached
+        return True
+
+    def prefill(self, sequence: Sequence, max_tokens: int) -> StepOutput | None:
+        """Read up to so many tokens of a prompt; after the last one, draw the first token.
+
+        From then on the sequence takes part in the steps.
+        """
+        request, slot, start = sequence.request, sequence.slot, sequence.num_computed_tokens
+        ids = request.prompt_ids[start : start + max_tokens]
+        sequence.num_computed_tokens = stop = start + len(ids)
+        is_last = stop == len(request.prompt_ids)
+        logits = self._runner.prefill(slot, ids, start, sequence.lora_slot, num_scores=int(is_last))
+        self._prefixes.extend(slot, ids)
+        if logits is None:
+            return None
+        # Not before: in steps of the others this slot has been an idle row, and they draw for it.
+        self._sampler.set(
+            slot,
+            request.sampling,
+            prompt_ids=request.prompt_ids,
+            has_grammar=request.grammar is not None,
         )
+        self.apply_grammar(sequence)
+        rows = slice(slot, slot + 1)
+        self._positions[slot], self._advance[slot] = stop, 1
+        features = self._sampler.features(rows)
+        token = self._sampler.draw(logits, self._positions[rows], rows=rows, features=features)
         self._tokens[rows] = token
-        self.rows[slot] = request
-        request.num_stepped = 1
+        self._rows[slot], self._lengths[slot] = sequence, stop + 1
         self._is_changed = True
-        return self._drawn(token, logits, [request])
+        return self._output(token, logits, [sequence])
 
-    def stop(self, slot: int) -> None:
-        """Leave a slot out of the steps: it writes where nobody reads."""
-        self._positions[slot] = self._max_seq_len
-        self._advance[slot] = 0
-        self.sampler.clear(slot)
-        self.rows[slot] = None
-        self._is_changed = True
+    def apply_grammar(self, sequence: Sequence) -> None:
+        """Allow only the tokens that a sequence's grammar lets through next."""
+        if sequence.request.grammar is not None:
+            sequence.request.grammar.fill(self._sampler.allowed[sequence.slot])
 
-    def run(self) -> StepOutput:
+    def step(self) -> StepOutput:
         """Read the last token of every row and draw the next ones."""
-        num_rows = max(slot for slot, row in enumerate(self.rows) if row is not None) + 1
+        num_rows = 1 + max(slot for slot, row in enumerate(self._rows) if row is not None)
         if self._graphs is not None:
-            num_rows = min(1 << (num_rows - 1).bit_length(), len(self.rows))
-        rows = self.rows[:num_rows]
+            num_rows = min(1 << (num_rows - 1).bit_length(), len(self._rows))
+        rows = self._rows[:num_rows]
+        running = self.running
         if self._is_changed:
             self._is_changed = False
-            self._forward.set_rows(
-                [None if row is None else row.lora_slot for row in rows],
-                [row is not None for row in rows],
-            )
-            self._features = self.sampler.features(slice(num_rows))
-        running = [row for row in rows if row is not None]
-        lengths = [row.length for row in running]
+            self._features = self._sampler.features(slice(num_rows))
+            # An idle row has a neighbour's adapter: nobody reads what comes of it.
+            lora_slots = [(row or running[0]).lora_slot for row in rows]
+            has_adapter = any(slot is not None for slot in lora_slots)
+            self._lora = self._runner.lora.batch(lora_slots) if has_adapter else None
+        lengths = [0 if row is None else self._lengths[row.slot] for row in rows]
 
         def step() -> torch.Tensor:
             return self._step(num_rows, lengths)
@@ -115,43 +175,63 @@ class Batch:
         if self._graphs is None:
             logits = step()
         else:
-            shape = num_rows, self._features, self._forward.plan(lengths)
-            logits = self._graphs.run(shape, step)
+            lora_key = None if self._lora is None else self._lora.key
+            bucket = bucket_of(max(lengths), self._max_seq_len)
+            logits = self._graphs.run((num_rows, self._features, lora_key, bucket), step)
         for row in running:
-            row.num_stepped += 1
-        return self._drawn(self._tokens[:num_rows], logits, list(rows))
+            self._lengths[row.slot] += 1
+        return self._output(self._tokens[:num_rows], logits, rows)
 
-    def run_ahead(self, request: Sequence, proposed: list[int]) -> StepOutput:
-        """Read a row's last token and those proposed to follow it, and draw all that stand.
+    def verify(self, sequence: Sequence, proposed: list[int]) -> StepOutput:
+        """Read a row's last token and those proposed to follow it; keep what steps would draw.
 
-        Tokens that do not stand stay in the cache until others are written over them.
+        The keys and values of rejected tokens stay in the cache until others replace them.
         """
-        slot, start = request.slot, request.length - 1
-        ids = [request.ids[-1], *proposed]
-        logits = self._forward.prefill(slot, ids, start, request.lora_slot, num_scores=len(ids))
+        slot, start = sequence.slot, self._lengths[sequence.slot] - 1
+        ids = [sequence.output_ids[-1], *proposed]
+        logits = self._runner.prefill(slot, ids, start, sequence.lora_slot, num_scores=len(ids))
         assert logits is not None
-        drawn = self.sampler.draw_ahead(logits, start + 1, proposed, slot=slot)
+        drawn = self._sampler.draw_speculated(logits, start + 1, proposed, slot=slot)
         self._tokens[slot] = drawn[-1]
         self._positions[slot] = start + len(drawn)
-        request.num_stepped += len(drawn)
-        return StepOutput(torch.tensor(drawn), logits, [request] * len(drawn))
+        self._lengths[slot] += len(drawn)
+        return StepOutput(torch.tensor(drawn), logits, [sequence] * len(drawn))
+
+    def remove(self, sequence: Sequence, *, is_valid: bool) -> None:
+        """Free what a sequence holds; later prompts may go on from it, if it is valid."""
+        if sequence.lora_slot is not None:
+            self._runner.lora.release(sequence.lora_slot)
+        slot = sequence.slot
+        if slot < 0:
+            return
+        self._free.add(slot)
+        self._rows[slot], self._is_changed = None, True
+        self._runner.kv_cache.mark_written(slot, self._lengths[slot])
+        if is_valid:
+            # The last token was drawn, and perhaps not read.
+            self._prefixes.extend(slot, sequence.output_ids[:-1])
+        else:
+            self._prefixes.forget(slot)
+        self._sampler.clear(slot)
+        # An idle row writes where nobody reads.
+        self._positions[slot], self._advance[slot] = self._max_seq_len, 0
 
     def _step(self, num_rows: int, lengths: list[int]) -> torch.Tensor:
         tokens, positions = self._tokens[:num_rows], self._positions[:num_rows]
-        logits = self._forward.decode(tokens, positions, lengths)
+        logits = self._runner.decode(tokens, positions, lengths, self._lora)
         positions.add_(self._advance[:num_rows])
-        drawn = self.sampler.draw(logits, positions, rows=slice(num_rows), features=self._features)
+        drawn = self._sampler.draw(logits, positions, rows=slice(num_rows), features=self._features)
         tokens.copy_(drawn)
         return logits
 
-    def _drawn(
+    def _output(
         self, tokens: torch.Tensor, logits: torch.Tensor, rows: list[Sequence | None]
     ) -> StepOutput:
         if tokens.device.type == "cpu":
             return StepOutput(tokens.clone(), logits, rows)
         # The next step may start before these have arrived.
-        there = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-        there.copy_(tokens, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        return StepOutput(there, logits, rows, event)
+        on_host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+        on_host.copy_(tokens, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return StepOutput(on_host, logits, rows, ready)

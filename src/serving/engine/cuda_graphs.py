@@ -2,52 +2,60 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
 
 import torch
 
 MAX_GRAPHS = 512
-"""The least recently used ones go: of adapters that lay elsewhere, or of rare sampling."""
+"""The least recently used go first: those of adapters that lay elsewhere, or of rare settings."""
 
-Captured = tuple[torch.cuda.CUDAGraph, torch.Tensor]
+Step = Callable[[], torch.Tensor]
+Graph = tuple[Callable[[], object], torch.Tensor]
+"""A function that replays a step, and what the step returned."""
+Capture = Callable[[Step], Graph]
+"""Records a step without running it; raises RuntimeError for one that cannot be recorded."""
+
+
+def cuda_capture() -> Capture:
+    """Return the capture of steps on a GPU."""
+    # What one graph needs on its way serves the others too, which never run beside it.
+    pool = torch.cuda.graph_pool_handle()
+
+    def capture(step: Step) -> Graph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            output = step()
+        return graph.replay, output
+
+    return capture
 
 
 class CudaGraphs:
     """Captures each shape of step at its second call; the first one, run plainly, warms it up.
 
-    The step must read and write the same memory each time. A capture records and does not run; a
-    shape that cannot be captured runs plainly from then on.
+    Steps of one shape must read and write the same memory. A shape that cannot be captured runs
+    plainly.
     """
 
-    def __init__(self) -> None:
-        self._graphs: OrderedDict[Hashable, Captured | None] = OrderedDict()
+    def __init__(self, capture: Capture, *, max_graphs: int = MAX_GRAPHS) -> None:
+        self._capture, self._max_graphs = capture, max_graphs
+        self._graphs: OrderedDict[Hashable, Graph | None] = OrderedDict()
         self._plain: set[Hashable] = set()
-        self._pool: Any = None
 
-    def run(self, shape: Hashable, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def run(self, shape: Hashable, step: Step) -> torch.Tensor:
         """Run the step, or the graph of one of this shape, and return what it returns."""
         is_new = shape not in self._graphs
-        captured = self._graphs.pop(shape, None)
-        if captured is None and not is_new and shape not in self._plain:
-            captured = self._capture(shape, step)
-        self._graphs[shape] = captured
-        if len(self._graphs) > MAX_GRAPHS:
-            self._graphs.popitem(last=False)
-        if captured is None:
+        graph = self._graphs.pop(shape, None)
+        if graph is None and not is_new and shape not in self._plain:
+            try:
+                graph = self._capture(step)
+            except RuntimeError as error:
+                print(f"a shape of step runs without a CUDA graph: {error}", flush=True)
+                self._plain.add(shape)
+        self._graphs[shape] = graph
+        if len(self._graphs) > self._max_graphs:
+            self._plain.discard(self._graphs.popitem(last=False)[0])
+        if graph is None:
             return step()
-        graph, output = captured
-        graph.replay()
+        replay, output = graph
+        replay()
         return output
-
-    def _capture(self, shape: Hashable, step: Callable[[], torch.Tensor]) -> Captured | None:
-        graph = torch.cuda.CUDAGraph()
-        # What one graph needs on its way serves the others too, which never run beside it.
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        try:
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                output = step()
-        except RuntimeError as error:
-            print(f"a shape of step runs without a CUDA graph: {error}", flush=True)
-            self._plain.add(shape)
-            return None
-        return graph, output

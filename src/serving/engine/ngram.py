@@ -22,31 +22,31 @@ class NgramProposer:
         self._ids = list(prompt_ids)
         self._num_prompt_ids = len(prompt_ids)
         self._num_learned = 0
-        self._place_after: dict[tuple[int, ...], int] = {}
+        self._position_after: dict[tuple[int, ...], int] = {}
         self._num_ahead = FEWEST
         self._credit = FIRST_CREDIT
 
     @property
-    def is_hopeful(self) -> bool:
+    def has_credit(self) -> bool:
         """Whether there is credit for a proposal."""
         return self._credit >= _cost(FEWEST)
 
     def propose(self, answer_ids: Sequence[int], most: int) -> list[int]:
         """Return up to so many tokens that may come next; none where too few of them would."""
         self._credit = min(self._credit + CREDIT_A_STEP, MOST_CREDIT)
-        if not self.is_hopeful or most < FEWEST:
+        if not self.has_credit or most < FEWEST:
             return []
         self._learn(answer_ids)
         for size in LAST_TOKENS:
-            place = self._place_after.get(tuple(self._ids[-size:]))
-            if place is not None:
+            position = self._position_after.get(tuple(self._ids[-size:]))
+            if position is not None:
                 # A text that repeats itself goes on doing so.
-                period = len(self._ids) - place
+                period = len(self._ids) - position
                 num_ahead = min(self._num_ahead, most)
-                return [self._ids[place + number % period] for number in range(num_ahead)]
+                return [self._ids[position + number % period] for number in range(num_ahead)]
         return []
 
-    def settle(self, num_proposed: int, num_accepted: int) -> None:
+    def update(self, num_proposed: int, num_accepted: int) -> None:
         """Take what became of a proposal."""
         self._credit += num_accepted - _cost(num_proposed)
         is_quoting = num_accepted == num_proposed
@@ -54,10 +54,10 @@ class NgramProposer:
 
     def _learn(self, answer_ids: Sequence[int]) -> None:
         self._ids += answer_ids[len(self._ids) - self._num_prompt_ids :]
-        for place in range(self._num_learned, len(self._ids)):
+        for position in range(self._num_learned, len(self._ids)):
             for size in LAST_TOKENS:
-                if place >= size:
-                    self._place_after[tuple(self._ids[place - size : place])] = place
+                if position >= size:
+                    self._position_after[tuple(self._ids[position - size : position])] = position
         self._num_learned = len(self._ids)
 
 

@@ -1,8 +1,9 @@
 """Which tokens each slot's keys and values belong to, so that a conversation is not read twice."""
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 SHORTEST = 8
 """Fewer tokens than this are read again rather than kept."""
@@ -11,7 +12,7 @@ SHORTEST = 8
 @dataclass
 class _Known:
     key: str | None
-    ids: list[int]
+    ids: np.ndarray
     used_at: int
 
 
@@ -29,11 +30,11 @@ class PrefixCache:
 
     def __init__(self, num_slots: int, *, is_on: bool = True) -> None:
         self._is_on = is_on
-        self._known = [_Known(None, [], 0) for _ in range(num_slots)]
+        self._known = [_nothing() for _ in range(num_slots)]
         self._clock = itertools.count(1)
 
     def place(
-        self, target: int, free: Sequence[int], key: str | None, prompt_ids: Sequence[int]
+        self, target: int, free: list[int], key: str | None, prompt_ids: list[int]
     ) -> tuple[list[Move], int]:
         """Make the target slot this prompt's; return what to copy, and how much is known already.
 
@@ -42,14 +43,16 @@ class PrefixCache:
         """
         if not self._is_on:
             return [], 0
+        wanted = np.array(prompt_ids[:-1], dtype=np.int32)
         matches = [
-            _common(known.ids, prompt_ids[:-1]) if known.key == key else 0 for known in self._known
+            _common_prefix(known.ids, wanted) if known.key == key else 0 for known in self._known
         ]
         source = max(range(len(matches)), key=lambda slot: (matches[slot], slot == target))
         num_known = matches[source] if matches[source] >= SHORTEST else 0
         moves = []
         if num_known and source != target:
             moves.append(Move(source, target, num_known))
+            self._known[source].used_at = next(self._clock)
         old = self._known[target]
         is_kept = len(old.ids) >= SHORTEST and not (source == target and num_known == len(old.ids))
         others = [slot for slot in free if slot != target and slot != source]
@@ -58,19 +61,25 @@ class PrefixCache:
             if self._known[refuge].used_at < old.used_at:
                 moves.insert(0, Move(target, refuge, len(old.ids)))
                 self._known[refuge] = old
-        self._known[target] = _Known(key, list(prompt_ids[:num_known]), next(self._clock))
+        self._known[target] = _Known(key, wanted[:num_known], next(self._clock))
         return moves, num_known
 
-    def append(self, slot: int, ids: Sequence[int]) -> None:
+    def extend(self, slot: int, ids: list[int]) -> None:
         """Say that the slot holds these tokens after what it held."""
-        self._known[slot].ids += ids
+        known = self._known[slot]
+        known.ids = np.append(known.ids, np.array(ids, dtype=np.int32))
 
     def forget(self, slot: int) -> None:
         """Say that what the slot holds is not to be trusted."""
-        self._known[slot] = _Known(None, [], 0)
+        self._known[slot] = _nothing()
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def _nothing() -> _Known:
+    return _Known(None, np.empty(0, dtype=np.int32), 0)
+
+
+def _common_prefix(one: np.ndarray, other: np.ndarray) -> int:
     """Return how many first tokens two sequences share."""
-    pairs = zip(one, other, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    length = min(len(one), len(other))
+    differs = one[:length] != other[:length]
+    return int(differs.argmax()) if differs.any() else length

@@ -1,250 +1,199 @@
-"""Who is served when: requests come in, get a slot, are read in pieces, and step together."""
+"""Who is served when: sequences wait, get a slot, are prefilled in chunks, and step together."""
 
 import time
 from collections import deque
 from collections.abc import Iterable
 
+import torch
+
 from src.serving.engine.batch import Batch, StepOutput
-from src.serving.engine.model_runner import ModelRunner
-from src.serving.engine.ngram import MOST, NgramProposer
-from src.serving.engine.prefix_cache import PrefixCache
+from src.serving.engine.ngram import NgramProposer
 from src.serving.engine.request import Finished, FinishReason, Sequence, Token
-from src.serving.engine.totals import Totals
+from src.serving.engine.stats import Totals
 
 CHUNK_TOKENS, CHUNK_TOKENS_ALONE = 512, 4096
-PATIENCE_SECONDS = 5.0
-"""How long others may overtake a request whose adapter finds no room on the device."""
+MAX_OVERTAKEN_SECONDS = 5.0
+"""How long others may overtake a sequence whose adapter finds no room on the device."""
 
 
 class Scheduler:
-    """One turn after the other, all on the engine's thread."""
+    """One step after the other, all on the engine's thread."""
 
     def __init__(
         self,
-        forward: ModelRunner,
-        steps: Batch,
+        batch: Batch,
         totals: Totals,
         *,
-        num_slots: int,
         end_ids: Iterable[int],
         can_overlap: bool,
-        looks_ahead: bool,
+        can_speculate: bool,
     ) -> None:
-        self._forward, self._steps, self._totals = forward, steps, totals
+        self._batch, self._totals = batch, totals
         self._end_ids = frozenset(end_ids)
-        self._can_overlap, self._looks_ahead = can_overlap, looks_ahead
+        self._can_overlap, self._can_speculate = can_overlap, can_speculate
         self._waiting: deque[Sequence] = deque()
         self._prefilling: deque[Sequence] = deque()
-        self._prefixes = PrefixCache(num_slots, is_on=forward.is_static)
-        self._num_slots, self._free = num_slots, set(range(num_slots))
         self._in_flight: StepOutput | None = None
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self._waiting or self.num_running or self._in_flight)
+        return not (self._waiting or self._batch.num_taken or self._in_flight)
 
     @property
     def num_running(self) -> int:
-        """How many requests have a slot."""
-        return self._num_slots - len(self._free)
+        """How many sequences have a slot."""
+        return self._batch.num_taken
 
     @property
     def num_waiting(self) -> int:
-        """How many requests wait for a slot."""
+        """How many sequences wait for a slot."""
         return len(self._waiting)
 
-    def add(self, request: Sequence) -> None:
-        """Let a request wait for a slot."""
-        self._waiting.append(request)
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for a slot."""
+        self._waiting.append(sequence)
 
     def step(self) -> None:
-        """Admit who has room, read a piece of a prompt, and make one step for all rows."""
+        """Admit who has room, prefill a chunk, step all rows, and hand out what was drawn."""
         self._drop_canceled()
         self._admit()
         self._prefill()
-        running = [row for row in self._steps.rows if row is not None]
-        if running:
-            drawn = self._run_ahead(running) or self._steps.run()
-            if self._can_overlap and not drawn.needs_sync:
-                # The tokens of the step before are handed out while this one runs.
-                drawn, self._in_flight = self._in_flight, drawn
-            else:
-                self._process_outputs(self._in_flight)
-                self._in_flight = None
-            self._process_outputs(drawn)
+        output = None
+        if running := self._batch.running:
+            output = self._speculate(running) or self._batch.step()
+        # The tokens of the step before are handed out while this one runs.
+        before, self._in_flight = self._in_flight, None
+        self._process_outputs(before)
+        if output is not None and self._can_overlap and not output.needs_sync:
+            self._in_flight = output
         else:
-            self._process_outputs(self._in_flight)
-            self._in_flight = None
-
-    def _run_ahead(self, running: list[Sequence]) -> StepOutput | None:
-        """Step over several tokens of a request that runs alone, where they can be foreseen."""
-        request = running[0]
-        # In company, and in a step that is under way, the device has enough to do.
-        if len(running) > 1 or request.lookahead is None or self._in_flight is not None:
-            return None
-        room = request.max_tokens - request.num_output_tokens - 1
-        proposed = request.lookahead.propose(request.ids, room)
-        if not proposed:
-            return None
-        drawn = self._steps.run_ahead(request, proposed)
-        num_accepted = len(drawn.rows) - 1
-        request.lookahead.settle(len(proposed), num_accepted)
-        for counts in (request, self._totals):
-            counts.num_proposed += len(proposed)
-            counts.num_accepted += num_accepted
-        return drawn
+            self._process_outputs(output)
 
     def fail(self, error: Exception) -> None:
-        """End every request that is known."""
+        """End every sequence that is known."""
         self._in_flight = None
-        rows = [row for row in self._steps.rows if row is not None]
-        for request in [*self._waiting, *self._prefilling, *rows]:
+        for sequence in [*self._waiting, *self._prefilling, *self._batch.running]:
             try:
-                self._finish(request, "error", error)
+                self._finish(sequence, "error", error)
             except Exception as failure:
                 print(f"a slot is lost: {failure}", flush=True)
         self._waiting.clear()
         self._prefilling.clear()
 
     def _drop_canceled(self) -> None:
-        everyone = [*self._waiting, *self._prefilling, *self._steps.rows]
-        canceled = [r for r in everyone if r is not None and r.is_canceled and not r.is_done]
-        for request in canceled:
-            self._finish(request, "canceled")
+        everyone = [*self._waiting, *self._prefilling, *self._batch.running]
+        canceled = [sequence for sequence in everyone if sequence.is_canceled]
+        for sequence in canceled:
+            self._finish(sequence, "canceled")
         if canceled:
-            self._waiting = deque(r for r in self._waiting if not r.is_done)
-            self._prefilling = deque(r for r in self._prefilling if not r.is_done)
+            self._waiting = deque(s for s in self._waiting if not s.is_finished)
+            self._prefilling = deque(s for s in self._prefilling if not s.is_finished)
 
     def _admit(self) -> None:
-        if not (self._waiting and self._free):
-            return
         overtaken: list[Sequence] = []
-        while self._waiting and self._free:
-            request = self._waiting.popleft()
+        while self._waiting and self._batch.has_room:
+            sequence = self._waiting.popleft()
             try:
-                is_admitted = self._start(request)
+                is_admitted = self._batch.add(sequence)
             except Exception as error:
-                self._finish(request, "error", error)
+                self._fail(sequence, error)
                 continue
-            if not is_admitted:
-                overtaken.append(request)
-                if time.monotonic() - request.submitted_at > PATIENCE_SECONDS:
-                    break
+            if is_admitted:
+                self._start(sequence)
+                continue
+            overtaken.append(sequence)
+            if time.monotonic() - sequence.stats.submitted_at > MAX_OVERTAKEN_SECONDS:
+                break
         self._waiting.extendleft(reversed(overtaken))
 
-    def _start(self, request: Sequence) -> bool:
-        if request.adapter is not None:
-            request.lora_slot = self._forward.acquire(request.adapter)
-            if request.lora_slot is None:
-                return False
-        # The lowest slot: a step computes all rows up to the highest one in use.
-        slot = min(self._free)
-        key = None if request.adapter is None else request.adapter.key
-        moves, num_known = self._prefixes.place(slot, sorted(self._free), key, request.prompt_ids)
-        request.slot = slot
-        self._free.remove(slot)
-        for move in moves:
-            self._forward.copy(move.source, move.target, move.num_tokens)
-        request.num_computed_tokens = request.num_cached_tokens = num_known
-        self._totals.num_cached_tokens += num_known
-        self._forward.clear_tail(slot, len(request.prompt_ids))
-        request.started_at = time.monotonic()
-        if self._looks_ahead and request.grammar is None:
-            request.lookahead = NgramProposer(request.prompt_ids)
-        self._prefilling.append(request)
-        return True
+    def _start(self, sequence: Sequence) -> None:
+        sequence.stats.started_at = time.monotonic()
+        self._totals.num_cached_tokens += sequence.num_computed_tokens
+        if self._can_speculate and sequence.request.grammar is None:
+            sequence.proposer = NgramProposer(sequence.request.prompt_ids)
+        self._prefilling.append(sequence)
 
     def _prefill(self) -> None:
         """Read up to one chunk in all, a short one where running answers would stall."""
-        is_alone = not any(row is not None for row in self._steps.rows)
-        room = CHUNK_TOKENS_ALONE if is_alone else CHUNK_TOKENS
+        room = CHUNK_TOKENS if self._batch.running else CHUNK_TOKENS_ALONE
         while self._prefilling and room > 0:
-            request = self._prefilling[0]
+            sequence = self._prefilling[0]
+            num_before = sequence.num_computed_tokens
+            output = None
             try:
-                room -= self._prefill_chunk(request, room)
+                output = self._batch.prefill(sequence, room)
+                num_tokens = sequence.num_computed_tokens - num_before
+                self._totals.num_computed_tokens += num_tokens
+                room -= num_tokens
+                if output is not None:
+                    self._append(sequence, output, 0, output.ids()[0])
             except Exception as error:
-                self._finish(request, "error", error)
-            if request.is_done or not request.is_prefilling:
+                self._fail(sequence, error)
+            if output is not None or sequence.is_finished:
                 self._prefilling.popleft()
 
-    def _prefill_chunk(self, request: Sequence, room: int) -> int:
-        start = request.num_computed_tokens
-        ids = request.prompt_ids[start : start + room]
-        request.num_computed_tokens += len(ids)
-        is_last = request.num_computed_tokens == len(request.prompt_ids)
-        logits = self._forward.prefill(
-            request.slot, ids, start, request.lora_slot, num_scores=int(is_last)
-        )
-        self._prefixes.append(request.slot, ids)
-        self._totals.num_computed_tokens += len(ids)
-        if logits is not None:
-            # Not before: steps of others, in which this slot has been an idle row, draw for it too.
-            self._steps.sampler.set(
-                request.slot,
-                request.settings,
-                prompt_ids=request.prompt_ids,
-                has_grammar=request.grammar is not None,
-            )
-            self._fill_grammar(request)
-            drawn = self._steps.start(request, logits)
-            self._take(request, drawn, 0, drawn.ids()[0])
-        return len(ids)
+    def _speculate(self, running: list[Sequence]) -> StepOutput | None:
+        """Step over several tokens of a sequence that runs alone, where its text repeats."""
+        sequence = running[0]
+        # Beside others, and behind a step in flight, the device has enough to do.
+        if len(running) > 1 or sequence.proposer is None or self._in_flight is not None:
+            return None
+        most = sequence.max_tokens - len(sequence.output_ids) - 1
+        proposed = sequence.proposer.propose(sequence.output_ids, most)
+        if not proposed:
+            return None
+        output = self._batch.verify(sequence, proposed)
+        num_accepted = len(output.rows) - 1
+        sequence.proposer.update(len(proposed), num_accepted)
+        for stats in (sequence.stats, self._totals):
+            stats.num_proposed += len(proposed)
+            stats.num_accepted += num_accepted
+        return output
 
-    def _process_outputs(self, drawn: StepOutput | None) -> None:
-        if drawn is None:
+    def _process_outputs(self, output: StepOutput | None) -> None:
+        if output is None:
             return
-        for row, (request, token) in enumerate(zip(drawn.rows, drawn.ids(), strict=True)):
-            if request is None or request.is_done:
+        for row, (sequence, token) in enumerate(zip(output.rows, output.ids(), strict=True)):
+            if sequence is None or sequence.is_finished:
                 continue
             try:
-                # The token that was read in this step.
-                self._prefixes.append(request.slot, request.ids[-1:])
-                self._take(request, drawn, row, token)
+                self._append(sequence, output, row, token)
             except Exception as error:
-                self._finish(request, "error", error)
+                self._fail(sequence, error)
 
-    def _take(self, request: Sequence, drawn: StepOutput, row: int, token: int) -> None:
+    def _append(self, sequence: Sequence, output: StepOutput, row: int, token: int) -> None:
         """Hand a token to its request, and see whether it was the last."""
-        request.num_output_tokens += 1
+        request, ids = sequence.request, sequence.output_ids
+        ids.append(token)
         self._totals.count_output_token()
-        request.ids.append(token)
-        if request.first_token_at is None:
-            request.first_token_at = time.monotonic()
-        request.on_output(Token(token, drawn.scores(row, token)))
+        if sequence.stats.first_token_at is None:
+            sequence.stats.first_token_at = time.monotonic()
+        request.on_output(Token(token, output.scores(row, token)))
         if token in self._end_ids and not request.ignores_end:
-            self._finish(request, "end")
-        elif request.num_output_tokens >= request.max_tokens:
-            self._finish(request, "length")
+            self._finish(sequence, "end")
+        elif len(ids) >= sequence.max_tokens:
+            self._finish(sequence, "length")
         elif request.grammar is not None:
             request.grammar.push(token)
-            self._fill_grammar(request)
+            self._batch.apply_grammar(sequence)
 
-    def _fill_grammar(self, request: Sequence) -> None:
-        if request.grammar is not None:
-            request.grammar.fill(self._steps.sampler.allowed[request.slot])
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """End one sequence by its error; that of a lost device is everybody's."""
+        self._finish(sequence, "error", error)
+        if isinstance(error, torch.AcceleratorError):
+            raise error
 
     def _finish(
-        self, request: Sequence, reason: FinishReason, error: Exception | None = None
+        self, sequence: Sequence, reason: FinishReason, error: Exception | None = None
     ) -> None:
-        if request.is_done:
+        if sequence.is_finished:
             return
-        request.is_done = True
-        request.finished_at = time.monotonic()
+        sequence.is_finished = True
         try:
-            self._let_go(request, is_whole=error is None)
+            self._batch.remove(sequence, is_valid=error is None)
         finally:
             try:
-                request.on_output(Finished(reason, error))
+                sequence.request.on_output(Finished(reason, error))
             except Exception as lost:
                 print(f"nobody takes the end of a request: {lost}", flush=True)
-
-    def _let_go(self, request: Sequence, *, is_whole: bool) -> None:
-        if request.slot >= 0:
-            self._steps.stop(request.slot)
-            self._forward.mark_written(request.slot, request.length + MOST)
-            self._free.add(request.slot)
-            if not is_whole:
-                self._prefixes.forget(request.slot)
-        if request.lora_slot is not None:
-            self._forward.release(request.lora_slot)

@@ -1,7 +1,7 @@
 """Adapters in host memory: each is loaded once, and those in use are never evicted."""
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,10 +41,10 @@ class AdapterStore:
     ) -> None:
         self._cache, self._load, self._max_bytes = cache, load, max_bytes
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
-        self._num_users: dict[str, int] = {}
-        self._num_hits = self._num_misses = 0
+        self._num_users: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._loading = KeyedLocks()
+        self.use = CacheUse(entries=0, bytes=0, hits=0, misses=0)
 
     def acquire(
         self, source: str, *, local_root: Path | None, is_canceled: CancelToken = never
@@ -58,56 +58,36 @@ class AdapterStore:
             self._cache.hold(source, local_root=local_root, is_canceled=is_canceled) as weights,
             self._loading.hold(weights.key),
         ):
-            known = self._taken(weights.key)
-            if known is not None:
-                self._num_hits += 1
-                return known
+            with self._lock:
+                adapter = self._adapters.get(weights.key)
+                if adapter is not None:
+                    self._take(weights.key, hits=1)
+                    return adapter
             adapter = self._load(weights)
             with self._lock:
                 self._adapters[weights.key] = adapter
-                self._num_misses += 1
-                self._take(weights.key)
+                self._take(weights.key, misses=1)
             return replace(adapter, was_loaded=False)
 
     def release(self, adapter: Adapter) -> None:
         """Say that a request is done with its adapter."""
-        if adapter.loaded is None:
-            return
-        with self._lock:
-            self._num_users[adapter.loaded.key] -= 1
-            self._make_room()
+        if adapter.loaded is not None:
+            with self._lock:
+                self._num_users[adapter.loaded.key] -= 1
+                self._evict()
 
-    @property
-    def num_bytes(self) -> int:
-        """What all adapters take in memory."""
-        with self._lock:
-            return self._sum()
-
-    def use(self) -> CacheUse:
-        """Return how well the store serves."""
-        with self._lock:
-            return CacheUse(len(self._adapters), self._sum(), self._num_hits, self._num_misses)
-
-    def _taken(self, key: str) -> Adapter | None:
-        with self._lock:
-            adapter = self._adapters.get(key)
-            if adapter is not None:
-                self._take(key)
-            return adapter
-
-    def _take(self, key: str) -> None:
-        self._num_users[key] = self._num_users.get(key, 0) + 1
+    def _take(self, key: str, *, hits: int = 0, misses: int = 0) -> None:
+        self._num_users[key] += 1
         self._adapters.move_to_end(key)
-        self._make_room()
+        self.use = replace(self.use, hits=self.use.hits + hits, misses=self.use.misses + misses)
+        self._evict()
 
-    def _sum(self) -> int:
-        return sum(a.loaded.num_bytes for a in self._adapters.values() if a.loaded is not None)
-
-    def _make_room(self) -> None:
-        total = self._sum()
-        for key, adapter in list(self._adapters.items()):
-            if total <= self._max_bytes:
-                return
-            if not self._num_users[key]:
+    def _evict(self) -> None:
+        """Let idle adapters go while all together take too much."""
+        sizes = {key: a.loaded.num_bytes if a.loaded else 0 for key, a in self._adapters.items()}
+        total = sum(sizes.values())
+        for key, num_bytes in sizes.items():
+            if total > self._max_bytes and not self._num_users[key]:
                 del self._adapters[key], self._num_users[key]
-                total -= adapter.loaded.num_bytes if adapter.loaded is not None else 0
+                total -= num_bytes
+        self.use = replace(self.use, entries=len(self._adapters), bytes=total)

@@ -1,156 +1,189 @@
-"""The adapters on the device: a fixed number of slots, the least recently used one makes room."""
+"""The adapters on the device: slots beside the base model, the least recently used makes room."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from src.errors import UserError
-from src.serving.lora.stacked import StackedLora
+from src.serving.lora.stacked import LoraBatch, StackedLora, others_of
 from src.serving.lora.weights import LoadedAdapter
-from src.serving.model.projections import Projection
+from src.serving.model.layers import Projection
 from src.weights.cache.cache_use import CacheUse
 
 SMALLEST_RANK = 8
 WIDE_RANK, WIDE_RATIO = 64, 4
-"""Every slot is as wide as the widest adapter, and all pay for it. An idle one leaves when it is
-over this rank and the others need less than so many times its width."""
+"""All pay for the widest slot. Idle adapters leave when they are over this rank and the others need
+less than so many times their width."""
+
+
+@dataclass
+class _Resident:
+    """An adapter on the device."""
+
+    slot: int
+    rank: int
+    projections: frozenset[int]
+    """Which of the model's it adapts."""
+    num_users: int = 0
 
 
 class LoraSlots:
-    """Copies adapters into slots beside the base model, whose weights are never written to."""
+    """Copies adapters into slots, all as wide as the widest needs: the wider, the fewer they are.
+
+    The base model's weights are never written to.
+    """
 
     def __init__(
         self,
         projections: Sequence[Projection],
         *,
-        num_slots: int,
+        max_slots: int,
+        max_rows: int,
         like: torch.Tensor,
         max_bytes: int,
+        has_fixed_shapes: bool,
     ) -> None:
-        self.num_slots = num_slots
-        self._max_bytes = max_bytes
-        self.version = 0
-        """Another number means that the tensors lie elsewhere now."""
-        self.stacks: list[StackedLora | None] = [None] * len(projections)
-        self._projections = projections
-        self._like = like
-        self._rank = SMALLEST_RANK
-        self._slot_of_key: OrderedDict[str, int] = OrderedDict()
-        self._rank_of_key: dict[str, int] = {}
-        self._num_users = [0] * num_slots
-        self._num_hits = self._num_misses = 0
+        self._projections, self._like = projections, like
+        self._max_slots, self._max_bytes = max_slots, max_bytes
+        self._has_fixed_shapes = has_fixed_shapes
+        self._rank, self._num_slots = SMALLEST_RANK, max_slots
+        self._stacks: list[StackedLora | None] = [None] * len(projections)
+        self._version = 0  # Another number means that the stacks lie elsewhere now.
+        self._residents: OrderedDict[str, _Resident] = OrderedDict()
+        # What a captured step reads: the same memory whatever the rows are.
+        self._shared = torch.zeros(1, dtype=torch.long, device=like.device)
+        others = (max_rows, max_slots, 1)
+        self._others = torch.ones(others, dtype=torch.bool, device=like.device)
+        self.use = CacheUse(0, 0, 0, 0)
 
     def acquire(self, adapter: LoadedAdapter) -> int | None:
-        """Return the adapter's slot, which it keeps until released; None while all are in use."""
-        self._narrow(adapter)
-        slot = self._slot_of_key.get(adapter.key)
-        if slot is not None:
-            self._num_hits += 1
-        else:
-            slot = self._make_room()
-            if slot is None:
-                return None
-            self._write(slot, adapter)
-            self._slot_of_key[adapter.key] = slot
-            self._rank_of_key[adapter.key] = adapter.max_rank
-            self._num_misses += 1
-        self._slot_of_key.move_to_end(adapter.key)
-        self._num_users[slot] += 1
-        return slot
+        """Return the adapter's slot, which it keeps until released; None while there is no room.
 
-    def release(self, lora_slot: int) -> None:
+        Raises UserError for an adapter that has no room even alone.
+        """
+        resident = self._residents.get(adapter.key)
+        is_hit = resident is not None
+        if resident is None:
+            resident = self._new_resident(adapter)
+        if not self._make_room(adapter.key, resident):
+            return None
+        if not is_hit:
+            taken = {other.slot for other in self._residents.values()}
+            resident.slot = min(set(range(self._num_slots)) - taken)
+            for stack in self._stacks:
+                if stack is not None:
+                    stack.write(resident.slot, adapter.modules)
+            self._residents[adapter.key] = resident
+        resident.num_users += 1
+        self._residents.move_to_end(adapter.key)
+        num_bytes = sum(stack.num_bytes for stack in self._stacks if stack is not None)
+        hits, misses = self.use.hits + is_hit, self.use.misses + (not is_hit)
+        self.use = CacheUse(len(self._residents), num_bytes, hits, misses)
+        return resident.slot
+
+    def release(self, slot: int) -> None:
         """Say that one of the users of a slot needs it no more."""
-        self._num_users[lora_slot] -= 1
+        next(r for r in self._residents.values() if r.slot == slot).num_users -= 1
 
-    @property
-    def num_bytes(self) -> int:
-        """What all slots take on the device."""
-        return sum(stack.num_bytes for stack in self.stacks if stack is not None)
+    def of_slot(self, slot: int) -> LoraBatch:
+        """Return the adapter of rows that all have the same one."""
+        return LoraBatch(self._stacks, slot)
 
-    def use(self) -> CacheUse:
-        """Return how well the slots serve."""
-        return CacheUse(len(self._slot_of_key), self.num_bytes, self._num_hits, self._num_misses)
+    def batch(self, slots: Sequence[int | None]) -> LoraBatch:
+        """Return the adapters of the rows of a step, of which one has an adapter at least.
 
-    def _make_room(self) -> int | None:
-        taken = set(self._slot_of_key.values())
-        for slot in range(self.num_slots):
-            if slot not in taken:
-                return slot
-        for key, slot in self._slot_of_key.items():
-            if self._num_users[slot] == 0:
-                del self._slot_of_key[key], self._rank_of_key[key]
-                return slot
-        return None
+        With fixed shapes it lies where that of the batch before lay, which it replaces.
+        """
+        used = {slot for slot in slots if slot is not None}
+        if len(set(slots)) == 1:
+            (slot,) = used
+            shared = self._shared.fill_(slot) if self._has_fixed_shapes else slot
+            return LoraBatch(self._stacks, shared, key=("shared", self._version))
+        width = max(used) + 1
+        if self._has_fixed_shapes:
+            # As many slots as there are adapters, rounded up: few graphs.
+            width = min(1 << (width - 1).bit_length(), self._num_slots)
+        others = others_of(slots, width, self._like.device)
+        if self._has_fixed_shapes:
+            others = self._others[: len(slots), :width].copy_(others)
+        return LoraBatch(self._stacks, is_other=others, key=("mixed", width, self._version))
 
-    def _narrow(self, next_adapter: LoadedAdapter) -> None:
-        """Let go of idle adapters of far higher rank than the others."""
-        limit = max(WIDE_RANK, self._rank // WIDE_RATIO)
-        wide = [key for key, rank in self._rank_of_key.items() if rank > limit]
-        is_used = any(self._num_users[self._slot_of_key[key]] for key in wide)
-        if self._rank <= limit or next_adapter.max_rank > limit or is_used:
-            return
-        for key in wide:
-            del self._slot_of_key[key], self._rank_of_key[key]
-        rank = _width(max([SMALLEST_RANK, *self._rank_of_key.values()]))
-        stacks: list[StackedLora | None] = []
-        for projection, old in zip(self._projections, self.stacks, strict=True):
-            if old is not None:
-                new = self._new_stack(projection, rank)
-                new.take(old)
-                stacks.append(new)
-            else:
-                stacks.append(None)
-        self.stacks, self._rank = stacks, rank
-        self.version += 1
-
-    def _write(self, slot: int, adapter: LoadedAdapter) -> None:
-        rank = max(self._rank, _width(adapter.max_rank))
-        stacks = list(self.stacks)
-        needed = [
-            old is not None or any(name in adapter.modules for name in projection.names)
-            for old, projection in zip(stacks, self._projections, strict=True)
-        ]
-        self._check_room(adapter, rank, needed)
-        for number, projection in enumerate(self._projections):
-            old = stacks[number]
-            if needed[number] and (old is None or old.rank < rank):
-                new = self._new_stack(projection, rank)
-                if old is not None:
-                    new.take(old)
-                stacks[number] = new
-        # All of it or nothing: memory may have run out on the way.
-        if stacks != self.stacks:
-            self.stacks, self._rank = stacks, rank
-            self.version += 1
-        for stack in stacks:
-            if stack is not None:
-                stack.write(slot, adapter.modules)
-
-    def _check_room(self, adapter: LoadedAdapter, rank: int, needed: Sequence[bool]) -> None:
-        """Every slot has room for the highest rank of all, and the device only so much memory."""
-        numbers_per_rank = sum(
-            len(projection.names) * (projection.in_features + sum(projection.out_features))
-            for projection, is_needed in zip(self._projections, needed, strict=True)
-            if is_needed
+    def _new_resident(self, adapter: LoadedAdapter) -> _Resident:
+        projections = frozenset(
+            number
+            for number, projection in enumerate(self._projections)
+            if any(name in adapter.modules for name in projection.names)
         )
-        num_bytes = self.num_slots * rank * numbers_per_rank * self._like.itemsize
+        num_bytes = self._bytes_per_slot(adapter.max_rank, projections)
         if num_bytes > self._max_bytes:
             raise UserError(
-                f"weights: expected an adapter of a rank that {self.num_slots} adapters have room "
-                f"for in {self._max_bytes / 1e9:.1f} GB, found rank {adapter.max_rank}, "
-                f"which takes {num_bytes / 1e9:.1f} GB"
+                f"weights: expected an adapter of a rank for which the device has room, "
+                f"{self._max_bytes / 1e9:.2f} GB; found rank {adapter.max_rank}, "
+                f"which takes {num_bytes / 1e9:.2f} GB"
             )
+        return _Resident(-1, adapter.max_rank, projections)
 
-    def _new_stack(self, projection: Projection, rank: int) -> StackedLora:
-        return StackedLora(
-            names=projection.names,
-            in_features=projection.in_features,
-            out_features=projection.out_features,
-            num_slots=self.num_slots,
-            rank=rank,
-            like=self._like,
+    def _make_room(self, key: str, resident: _Resident) -> bool:
+        """Make a slot free for an adapter, if it has none, that is wide enough for it.
+
+        Idle adapters leave where they must; those in use keep their slots. Returns False, with
+        nothing changed, where they leave no room.
+        """
+        stay = OrderedDict([*self._residents.items(), (key, resident)])
+        limit = max(WIDE_RANK, self._rank // WIDE_RATIO)
+        needed = max(r.rank for r in stay.values() if r.num_users or r is resident)
+        is_too_wide = self._rank > limit >= needed
+        if is_too_wide:
+            stay = OrderedDict((name, r) for name, r in stay.items() if r.rank <= limit)
+        while True:
+            if not is_too_wide and self._has_room(stay, resident):
+                break
+            rank = _width(max(r.rank for r in stay.values()))
+            projections = frozenset[int]().union(*(r.projections for r in stay.values()))
+            num_slots = self._max_bytes // self._bytes_per_slot(rank, projections)
+            num_slots = min(num_slots, self._max_slots)
+            if len(stay) <= num_slots and all(r.slot < num_slots for r in stay.values()):
+                self._rebuild(rank, num_slots, projections)
+                break
+            idle = [name for name, r in stay.items() if not r.num_users and r is not resident]
+            if not idle:
+                return False
+            del stay[min(idle, key=lambda name: stay[name].slot < num_slots)]
+        self._residents = OrderedDict((n, r) for n, r in stay.items() if r.slot >= 0)
+        return True
+
+    def _has_room(self, stay: Mapping[str, _Resident], resident: _Resident) -> bool:
+        """Return whether the slots as they are have room for an adapter beside those that stay."""
+        return (
+            len(stay) <= self._num_slots
+            and resident.rank <= self._rank
+            and all(self._stacks[number] is not None for number in resident.projections)
         )
+
+    def _rebuild(self, rank: int, num_slots: int, projections: frozenset[int]) -> None:
+        stacks: list[StackedLora | None] = [None] * len(self._projections)
+        for number in projections:
+            projection, old = self._projections[number], self._stacks[number]
+            stacks[number] = new = StackedLora(
+                names=projection.names,
+                in_features=projection.in_features,
+                out_features=projection.out_features,
+                num_slots=num_slots,
+                rank=rank,
+                like=self._like,
+            )
+            if old is not None:
+                new.take(old)
+        # All of them or none: memory may have run out on the way.
+        self._stacks, self._rank, self._num_slots = stacks, rank, num_slots
+        self._version += 1
+
+    def _bytes_per_slot(self, rank: int, projections: Iterable[int]) -> int:
+        groups = (self._projections[number] for number in projections)
+        numbers = sum(len(g.names) * (g.in_features + sum(g.out_features)) for g in groups)
+        return _width(rank) * numbers * self._like.itemsize
 
 
 def _width(rank: int) -> int:

@@ -1,6 +1,7 @@
-"""The LoRA matrices of all adapter slots for one projection, stacked into two."""
+"""The adapters of a batch: the LoRA matrices of all slots, stacked into two for each projection."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -51,12 +52,14 @@ class StackedLora:
             begin = end
 
     def take(self, other: "StackedLora") -> None:
-        """Copy what a stack of another rank holds, as far as there is room."""
+        """Copy what a stack of other slots and another rank holds, as far as there is room."""
+        slots, rank = min(self.num_slots, other.num_slots), min(self.rank, other.rank)
         for mine, theirs in ((self.a, other.a), (self.b, other.b)):
-            width = mine.shape[1]
-            blocks = mine.view(-1, self.rank, width)
-            rank = min(self.rank, other.rank)
-            blocks[:, :rank] = theirs.view(-1, other.rank, width)[:, :rank]
+            to, of = (
+                matrix.view(stack.num_slots, len(self.names), stack.rank, -1)
+                for matrix, stack in ((mine, self), (theirs, other))
+            )
+            to[:slots, :, :rank] = of[:slots, :, :rank]
 
     def add_shared_(self, output: torch.Tensor, x: torch.Tensor, slot: int | torch.Tensor) -> None:
         """Add one slot's update to every row, in place."""
@@ -70,12 +73,39 @@ class StackedLora:
             )
         output.addmm_(torch.mm(x, a.t()), b)
 
-    def add_mixed_(
-        self, output: torch.Tensor, x: torch.Tensor, is_other: torch.Tensor, num_slots: int
-    ) -> None:
+    def add_mixed_(self, output: torch.Tensor, x: torch.Tensor, is_other: torch.Tensor) -> None:
         """Add to each row the update of its own slot, in place; is_other (rows, slots, 1)."""
+        num_slots = is_other.shape[1]
         part = num_slots * self.rows
         low = torch.mm(x, self.a[:part].t())
         # Not a product with zero: another adapter's overflow would stay.
         low.view(len(x), num_slots, self.rows).masked_fill_(is_other, 0)
         output.addmm_(low, self.b[:part])
+
+
+@dataclass(frozen=True)
+class LoraBatch:
+    """The adapters of the rows of one forward pass: one for all, or one each or none."""
+
+    stacks: Sequence[StackedLora | None]
+    slot: int | torch.Tensor = 0
+    """Of the one for all; a tensor is read anew at each replay of a captured step."""
+    is_other: torch.Tensor | None = None  # (rows, slots, 1)
+    key: Hashable = None
+    """Steps with the same key read the same memory."""
+
+    def add_(self, output: torch.Tensor, group: int, x: torch.Tensor) -> None:
+        """Add the adapters' part to the output of a projection, in place."""
+        stack = self.stacks[group]
+        if stack is None:
+            return
+        if self.is_other is None:
+            stack.add_shared_(output, x, self.slot)
+        else:
+            stack.add_mixed_(output, x, self.is_other)
+
+
+def others_of(slots: Sequence[int | None], num_slots: int, device: torch.device) -> torch.Tensor:
+    """Return which slots are not a row's own (rows, num_slots, 1)."""
+    own = torch.tensor([-1 if slot is None else slot for slot in slots], device=device)
+    return (own[:, None] != torch.arange(num_slots, device=device))[:, :, None]

@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch.nn.functional import embedding, silu
 
-from src.serving.lora.batch import LoraBatch
-from src.serving.model.kv_cache import KVCache
-from src.serving.model.norm import RMSNorm
-from src.serving.model.projections import Projection
-from src.serving.model.rotary import RotaryTable, rotate_
+from src.serving.lora.stacked import LoraBatch
+from src.serving.model.attention import KVCache
+from src.serving.model.layers import Projection, RMSNorm, RotaryTable, rotate_
 
 Attention = Callable[[torch.Tensor, int, int | None], torch.Tensor]
 
@@ -97,7 +95,7 @@ class LlamaModel:
         ids: torch.Tensor,  # (tokens,)
         positions: torch.Tensor,  # (tokens,)
         cache: KVCache,
-        places: torch.Tensor,  # (tokens,) where in the flat cache they belong
+        slot_mapping: torch.Tensor,  # (tokens,) where in the flat cache they belong
         attention: Attention,
         adapters: LoraBatch | None,
     ) -> torch.Tensor:
@@ -113,7 +111,7 @@ class LlamaModel:
                 adapters.add_(qkv, group, h)
             query, rotated, kept = buffers.heads or self._split(qkv)
             rotate_(rotated, cos, sin)
-            cache.flat[number].index_copy_(0, places, kept)
+            cache.flat[number].index_copy_(0, slot_mapping, kept)
             h = attention(query, number, layer.window)
             x = layer.o.add_to(x, h)
             if adapters is not None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from src.serving.engine.engine import Engine
-from src.serving.engine.request import Event, Grammar, Sequence
+from src.serving.engine.request import Event, Grammar, Request, Sequence
 from src.serving.inputs import RequestInputs
 from src.serving.lora.host_cache import Adapter
 from src.serving.output.answer import Answer, Output
@@ -48,7 +48,7 @@ class RequestState:
         """Ask the engine; raises UserError for a prompt that fills the context."""
         sampling = self.inputs.sampling
         for number, grammar in enumerate(self._grammars):
-            sequence = Sequence(
+            request = Request(
                 self._prompt_ids,
                 replace(sampling, seed=sampling.seed + number),
                 partial(on_output, number),
@@ -56,8 +56,7 @@ class RequestState:
                 grammar=grammar,
                 num_logprobs=self.inputs.num_logprobs,
             )
-            self._engine.submit(sequence)
-            self._sequences.append(sequence)
+            self._sequences.append(self._engine.submit(request))
 
     @property
     def is_over(self) -> bool:
@@ -80,7 +79,7 @@ class RequestState:
         """Return what is reported of the request."""
         now = time.monotonic()
         num_tokens = sum(answer.num_tokens for answer in self._answers)
-        stats = self._sequences
+        stats = [sequence.stats for sequence in self._sequences]
         started = [s.started_at for s in stats if s.started_at is not None]
         first = [s.first_token_at for s in stats if s.first_token_at is not None]
         metrics = {

@@ -1,23 +1,60 @@
 """From the model's scores to the next token, for all rows of a step at once."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from src.serving.sampling.noise import Noise, noise_key
-from src.serving.sampling.params import SamplingParams
+from src.errors import UserError
 
+GREEDY_BELOW = 1e-5
 MIN_PENALTY = 1e-2
+_MASK = 0xFFFFFFFF
+_ODD = 0x9E3779B9
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of one answer are drawn."""
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = -1
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = -1
+    repetition_penalty: float = 1.15
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        limits = {
+            "max_new_tokens": (1, 2**31),
+            "min_new_tokens": (-1, 2**31),
+            "temperature": (0, 5),
+            "top_p": (0, 1),
+            "top_k": (-1, 2**31),
+            "repetition_penalty": (0, 1e6),
+        }
+        for name, (lowest, highest) in limits.items():
+            value = getattr(self, name)
+            if not lowest <= value <= highest:
+                raise UserError(
+                    f"{name}: expected a number from {lowest} to {highest}, got {value}"
+                )
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the best token is taken, without a draw."""
+        return self.temperature < GREEDY_BELOW
 
 
 class Sampler:
-    """Holds what the requests in the slots want, where a captured step can read it."""
+    """Holds the sampling params of the requests in the slots, where a captured step reads them."""
 
     def __init__(
         self, *, num_slots: int, vocab_size: int, end_ids: Iterable[int], device: torch.device
     ) -> None:
-        def rows(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.full((num_slots,), value, dtype=dtype, device=device)
+        def rows(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.ones(num_slots, dtype=dtype, device=device)
 
         self._device, self._vocab_size = device, vocab_size
         self._end_ids = torch.tensor(sorted(end_ids), device=device)
@@ -26,56 +63,51 @@ class Sampler:
         self._seen = torch.zeros((num_slots, vocab_size), dtype=torch.bool, device=device)
         self.allowed = torch.ones((num_slots, vocab_size), dtype=torch.bool, device=device)
         """What a grammar lets through; read for rows that have one."""
-        self._penalty = rows(1)
-        self._temperature, self._is_greedy = rows(1), rows(1, torch.bool)
-        self._top_k, self._top_p = rows(vocab_size, torch.long), rows(1)
-        self._end_from = rows(0, torch.long)
-        self._key = rows(0, torch.long)
+        self._penalty, self._temperature, self._top_p = rows(), rows(), rows()
+        self._is_greedy = rows(torch.bool)
+        self._top_k, self._end_from, self._key = (rows(torch.long) for _ in range(3))
         self._features: list[frozenset[str]] = [frozenset()] * num_slots
 
     def set(
         self,
         slot: int,
-        settings: SamplingParams,
+        params: SamplingParams,
         *,
         prompt_ids: Sequence[int],
         has_grammar: bool = False,
     ) -> None:
-        """Draw the tokens of this slot by the sampling of a new request."""
-        features = set()
-        if settings.repetition_penalty != 1:
-            features.add("penalty")
-            self._penalty[slot] = max(settings.repetition_penalty, MIN_PENALTY)
+        """Draw the tokens of this slot by the sampling params of a new request."""
+        penalty = max(params.repetition_penalty, MIN_PENALTY)
+        # A grammar says itself where the text may end.
+        is_held_open = params.min_new_tokens > 0 and not has_grammar
+        top_k = params.top_k if 0 < params.top_k < self._vocab_size else self._vocab_size
+        is_on = {
+            "penalty": penalty != 1,
+            "grammar": has_grammar,
+            "min_tokens": is_held_open,
+            "noise": not params.is_greedy,
+            "top_k": not params.is_greedy and top_k < self._vocab_size,
+            "top_p": not params.is_greedy and params.top_p < 1,
+        }
+        self._features[slot] = frozenset(name for name, is_on in is_on.items() if is_on)
+        self._penalty[slot] = penalty
+        self._end_from[slot] = len(prompt_ids) + params.min_new_tokens if is_held_open else 0
+        self._is_greedy[slot] = params.is_greedy
+        self._temperature[slot] = 1 if params.is_greedy else params.temperature
+        self._top_k[slot] = self._vocab_size if params.is_greedy else top_k
+        self._top_p[slot] = 1 if params.is_greedy else params.top_p
+        self._key[slot] = noise_key(params.seed)
+        self.allowed[slot] = True
+        if is_on["penalty"]:
             self._seen[slot] = False
             self._seen[slot, torch.tensor(prompt_ids, dtype=torch.long, device=self._device)] = True
-        else:
-            self._penalty[slot] = 1
-        self._end_from[slot], self.allowed[slot] = 0, True
-        if has_grammar:
-            features.add("grammar")
-        elif settings.min_new_tokens > 0:
-            features.add("min_tokens")
-            self._end_from[slot] = len(prompt_ids) + settings.min_new_tokens
-        self._is_greedy[slot] = settings.is_greedy
-        self._temperature[slot] = 1 if settings.is_greedy else settings.temperature
-        self._top_k[slot], self._top_p[slot] = self._vocab_size, 1
-        if not settings.is_greedy:
-            features.add("noise")
-            if 0 < settings.top_k < self._vocab_size:
-                features.add("top_k")
-                self._top_k[slot] = settings.top_k
-            if settings.top_p < 1:
-                features.add("top_p")
-                self._top_p[slot] = settings.top_p
-        self._key[slot] = noise_key(settings.seed)
-        self._features[slot] = frozenset(features)
 
     def clear(self, slot: int) -> None:
-        """Forget the sampling of a request that is done."""
+        """Forget the sampling params of a request that is done."""
         self._features[slot] = frozenset()
 
     def features(self, rows: slice) -> frozenset[str]:
-        """Return which of the steps any of these rows needs."""
+        """Return which parts of the sampling any of these rows needs."""
         return frozenset().union(*self._features[rows])
 
     def draw(
@@ -92,7 +124,7 @@ class Sampler:
             self._seen[rows].scatter_(1, tokens[:, None], True)
         return tokens
 
-    def draw_ahead(
+    def draw_speculated(
         self,
         logits: torch.Tensor,  # (tokens, vocabulary) after the last token and after each proposed
         position: int,
@@ -100,7 +132,7 @@ class Sampler:
         *,
         slot: int,
     ) -> list[int]:
-        """Return the tokens drawn from this position on: proposed ones that stand, and one more."""
+        """Return the tokens drawn from this position on: the accepted ones, and one more."""
         num_rows = len(proposed) + 1
         rows = torch.full((num_rows,), slot, device=self._device)
         positions = torch.arange(position, position + num_rows, device=self._device)
@@ -175,3 +207,38 @@ def keep_top(
         is_left_out[:, 0] = False
         ordered = ordered.masked_fill(is_left_out, -torch.inf)
     return torch.empty_like(scores).scatter_(1, order, ordered)
+
+
+class Noise:
+    """Gumbel noise for the tokens of a vocabulary; the best noisy score is a softmax draw.
+
+    No state is carried along, so that neither neighbours nor their number change a draw.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._mixed_ids = _mix(torch.arange(1, vocab_size + 1, device=device) * _ODD & _MASK)
+
+    def gumbel(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return the noise of each row (rows, vocabulary) for keys and positions (rows,)."""
+        counter = _mix((keys ^ _mix(positions * _ODD & _MASK)) & _MASK)
+        bits = _mix(self._mixed_ids ^ counter[:, None])
+        # 23 bits and a half: neither 0 nor 1, whose logarithms are no numbers.
+        uniform = (bits >> 9).float().add_(0.5).mul_(2**-23)
+        return uniform.log_().neg_().log_().neg_()
+
+
+def noise_key(seed: int) -> int:
+    """Return the key of a seed; every whole number is one."""
+    key = seed & 0xFFFFFFFFFFFFFFFF
+    key = (key ^ (key >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    key = (key ^ (key >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return (key ^ (key >> 31)) & _MASK
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """Spread 32-bit numbers over all 32 bits (the lowbias32 hash), held in 64."""
+    x = x ^ (x >> 16)
+    x = x.mul_(0x7FEB352D).bitwise_and_(_MASK)
+    x = x.bitwise_xor_(x >> 15)
+    x = x.mul_(0x846CA68B).bitwise_and_(_MASK)
+    return x.bitwise_xor_(x >> 16)

@@ -1,17 +1,74 @@
-"""Linear layers that read the same input, as one matrix."""
+"""The layers of a decoder: RMS norm, rotary position embedding, and fused linear projections."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.linalg import vector_norm
+from torch.nn.functional import rms_norm
 
 ONEDNN_ROWS = 4
 """From so many rows on, oneDNN is faster on a CPU, although it compiles for each number of rows."""
 
 
+class RMSNorm:
+    """Scales rows to unit mean square (Zhang and Sennrich 2019), with the base model's weight."""
+
+    def __init__(self, module: Any) -> None:
+        self._weight: torch.Tensor = module.weight  # (hidden,)
+        self._epsilon: float = module.variance_epsilon
+        self._epsilon_tensor = self._weight.new_full((1, 1), self._epsilon)
+        # On a CPU, torch's own goes through twice as many steps.
+        self._is_by_hand = self._weight.device.type == "cpu" and self._weight.dtype == torch.float32
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the normalised rows (tokens, hidden)."""
+        if not self._is_by_hand:
+            return rms_norm(x, self._weight.shape, self._weight, self._epsilon)
+        share = 1 / x.shape[-1]
+        if len(x) == 1:
+            scale = torch.addmm(self._epsilon_tensor, x, x.t(), alpha=share).rsqrt_()
+        else:
+            norm = vector_norm(x, dim=-1, keepdim=True)
+            scale = torch.addcmul(self._epsilon_tensor, norm, norm, value=share).rsqrt_()
+        return (x * scale).mul_(self._weight)
+
+
+class RotaryTable:
+    """Rotary embedding (Su et al. 2021): cosines and sines by the base model's own frequencies."""
+
+    def __init__(self, rotary_embedding: Any, *, dtype: torch.dtype) -> None:
+        self._inv_freq: torch.Tensor = rotary_embedding.inv_freq.float()
+        self._scaling: float = rotary_embedding.attention_scaling
+        self._dtype = dtype
+        self._table = torch.empty(0)
+
+    def grow(self, num_positions: int) -> None:
+        """Know at least this many positions."""
+        if num_positions <= len(self._table):
+            return
+        positions = torch.arange(num_positions, device=self._inv_freq.device).float()
+        angles = positions[:, None] * self._inv_freq
+        cos, sin = angles.cos() * self._scaling, angles.sin() * self._scaling
+        # The minus of the rotation is in the table: x2 lands on the first half.
+        parts = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1)
+        self._table = parts.to(self._dtype)[:, :, None]  # (positions, 2, 1, head size)
+
+    def rows(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (cosines, sines) of these positions, each (tokens, 1, head size)."""
+        cos, sin = self._table.index_select(0, positions).unbind(1)
+        return cos, sin
+
+
+def rotate_(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Turn query or key heads by their position, in place (tokens, heads, head size)."""
+    swapped = heads.roll(heads.shape[-1] // 2, -1)
+    torch.addcmul(heads * cos, swapped, sin, out=heads)
+
+
 class Projection:
-    """One or more linear layers of the base model, side by side."""
+    """Linear layers of the base model that read the same input, as one matrix."""
 
     def __init__(self, names: Sequence[str], modules: Sequence[Any]) -> None:
         self.names = tuple(names)
