@@ -24,7 +24,7 @@ from src.cli.server import ROOT
 
 OURS = "cog-finetune"
 LIBRARIES = ("torch", "transformers", "peft")
-PEERS = ROOT / "scripts" / "peers" / "transformers_generate.py"
+PEERS = ROOT / "benchmarks" / "peers" / "transformers_generate.py"
 Speeds = dict[str, dict[str, Any]]
 
 

@@ -11,6 +11,18 @@ from src.errors import UserError
 LOGITS_PER_PIECE = 2**26
 """Scores of the head that are in memory at a time: 256 MiB in float32."""
 
+SMALLEST_SLOT_RANK = 8
+ADAPTER_SHARE = 0.15
+"""Of a device's memory beside the base model, what adapters may take when they are served."""
+
+FUSED_LAYERS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
+"""Linear layers that read the same input, and are one matrix when they are served."""
+
 KNOWN_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Architectures that are served by the fast path and whose memory is estimated."""
 
@@ -71,6 +83,21 @@ class ModelShape:
         """Return the parameters of LoRA matrices of a rank."""
         sizes = self.adapted(target_modules).values()
         return self.num_layers * rank * sum(out + inner for out, inner in sizes)
+
+    def served_adapter_bytes(self, target_modules: str, rank: int, *, itemsize: int) -> int:
+        """Return what an adapter takes on the device that serves it, in a slot of its own."""
+        adapted, sizes = self.adapted(target_modules), self.layer_linears
+        groups = [names for names in FUSED_LAYERS if adapted.keys() & set(names)]
+        numbers = sum(
+            len(names) * (sizes[names[0]][1] + sum(sizes[name][0] for name in names))
+            for names in groups
+        )
+        return self.num_layers * slot_rank(rank) * numbers * itemsize
+
+
+def slot_rank(rank: int) -> int:
+    """Return the rank of the slots that serve adapters of a rank: the next power of two."""
+    return max(SMALLEST_SLOT_RANK, 1 << (rank - 1).bit_length())
 
 
 def choose_targets(asked: str, known: Iterable[str]) -> list[str]:

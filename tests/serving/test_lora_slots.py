@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from src.errors import UserError
+from src.model.shape import ModelShape
 from src.serving.lora.slots import LoraSlots
 from src.serving.lora.weights import LoadedAdapter, LoadedModule
 from src.serving.model.layers import Projection
@@ -199,3 +200,21 @@ def test_llama_2_7b_on_24_gb_serves_fewer_adapters_the_wider_they_are(rank: int,
 def test_what_fits_not_even_alone_is_refused_with_what_it_takes():
     with pytest.raises(UserError, match=r"1\.43 GB; found rank 256, which takes 2\.04 GB"):
         llama_2_7b_slots(1.43e9).acquire(llama_2_7b_adapter(256, "alone"))
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "q_proj,v_proj", "up_proj", "o_proj,down_proj"])
+@pytest.mark.parametrize("rank", [1, 8, 13, 64, 100])
+def test_training_knows_what_an_adapter_takes_when_it_is_served(targets: str, rank: int):
+    shape = ModelShape(
+        hidden_size=4096, intermediate_size=11008, num_layers=32, num_heads=32,
+        num_key_value_heads=32, head_size=128, vocab_size=32000, is_tied=False,
+    )  # fmt: skip
+    one = llama_2_7b_adapter(rank, "served")
+    names = shape.adapted(targets)
+    modules = {name: m for name, m in one.modules.items() if name.split(".")[1] in names}
+    num_bytes = shape.served_adapter_bytes(targets, rank, itemsize=2)
+    slots = llama_2_7b_slots(num_bytes)
+    assert slots.acquire(LoadedAdapter("served", modules)) == 0
+    assert slots.use.bytes == num_bytes
+    with pytest.raises(UserError, match=f"found rank {rank}"):
+        llama_2_7b_slots(num_bytes - 1).acquire(LoadedAdapter("served", modules))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from src.errors import UserError
+from src.serving.engine.request import Sequence
 from src.serving.engine.stats import WINDOW_SECONDS, Totals
 from src.serving.predictor import TextPredictor
 from tests.serving.request import REQUEST
@@ -132,7 +133,7 @@ def test_a_client_of_an_engine_that_has_stopped_waits_for_nothing(
 ):
     """As where its thread ends between a request and the answer to it."""
     engine = predictor._engine
-    monkeypatch.setattr(engine, "submit", lambda request: request)
+    monkeypatch.setattr(engine, "submit", lambda request: Sequence(request, max_tokens=1))
     engine.close()
     with pytest.raises(RuntimeError, match="the engine has stopped"):
         ask_once(predictor)

@@ -4,8 +4,9 @@ import torch
 
 from src.errors import UserError
 from src.host_memory import free_memory
+from src.model.shape import ADAPTER_SHARE
 
-CACHE_SHARE, ADAPTER_SHARE = 0.7, 0.15
+CACHE_SHARE = 0.7
 
 
 def num_slots_that_fit(bytes_per_slot: int, most: int, device: torch.device) -> int:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from src.errors import UserError
+from src.model.shape import SMALLEST_SLOT_RANK, slot_rank
 from src.serving.lora.stacked import LoraBatch, StackedLora, others_of
 from src.serving.lora.weights import LoadedAdapter
 from src.serving.model.layers import Projection
 from src.weights.cache.cache_use import CacheUse
 
-SMALLEST_RANK = 8
 WIDE_RANK, WIDE_RATIO = 64, 4
 """All pay for the widest slot. Idle adapters leave when they are over this rank and the others need
 less than so many times their width."""
@@ -48,7 +48,7 @@ class LoraSlots:
         self._projections, self._like = projections, like
         self._max_slots, self._max_bytes = max_slots, max_bytes
         self._has_fixed_shapes = has_fixed_shapes
-        self._rank, self._num_slots = SMALLEST_RANK, max_slots
+        self._rank, self._num_slots = SMALLEST_SLOT_RANK, max_slots
         self._stacks: list[StackedLora | None] = [None] * len(projections)
         self._version = 0  # Another number means that the stacks lie elsewhere now.
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
@@ -140,7 +140,7 @@ class LoraSlots:
         while True:
             if not is_too_wide and self._has_room(stay, resident):
                 break
-            rank = _width(max(r.rank for r in stay.values()))
+            rank = slot_rank(max(r.rank for r in stay.values()))
             projections = frozenset[int]().union(*(r.projections for r in stay.values()))
             num_slots = self._max_bytes // self._bytes_per_slot(rank, projections)
             num_slots = min(num_slots, self._max_slots)
@@ -183,9 +183,4 @@ class LoraSlots:
     def _bytes_per_slot(self, rank: int, projections: Iterable[int]) -> int:
         groups = (self._projections[number] for number in projections)
         numbers = sum(len(g.names) * (g.in_features + sum(g.out_features)) for g in groups)
-        return _width(rank) * numbers * self._like.itemsize
-
-
-def _width(rank: int) -> int:
-    """Return the rank that slots have for adapters of a rank: the next power of two."""
-    return max(SMALLEST_RANK, 1 << (rank - 1).bit_length())
+        return slot_rank(rank) * numbers * self._like.itemsize
