@@ -362,7 +362,7 @@ BAD_REQUESTS = {
     "schema": ({"json_schema": "[1]"}, 200, "json_schema: expected a JSON object"),
     "schema-type": ({"json_schema": '{"type": "nope"}'}, 200, "json_schema: expected a schema"),
     "outputs": ({"num_outputs": 17}, 422, "maximum of 16"),
-    "no-archive": ({"replicate_weights": data_url(b"hello")}, 200, "not a .tar, .tar.gz or .zip"),
+    "no-archive": ({"replicate_weights": data_url(b"hello")}, 200, "not a .tar or .tar.gz"),
 }
 
 

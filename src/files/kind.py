@@ -27,11 +27,6 @@ _KINDS = {
 _HTML = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--")
 
 
-def is_zip(start: bytes) -> bool:
-    """Tell whether a file that begins so is a zip archive."""
-    return start.startswith((b"PK\x03\x04", b"PK\x05\x06"))
-
-
 def is_gzip(start: bytes) -> bool:
     """Tell whether a file that begins so is packed with gzip."""
     return start.startswith(b"\x1f\x8b")

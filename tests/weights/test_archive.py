@@ -93,7 +93,7 @@ def test_no_hostile_archive_costs_more_than_a_second_and_64_mebibytes(tmp_path: 
         (tmp_path / f"{number}.archive").write_bytes(archive)
         jobs.append([str(tmp_path / f"{number}.archive"), str(folder)])
     costs = dict(zip(HOSTILE, measure("tests.weights.jobs:unpack", jobs), strict=True))
-    assert len(costs) >= 200
+    assert len(costs) >= 170
     not_refused = {n: c for n, c in costs.items() if not c.outcome.startswith("refused: ")}
     assert not_refused == {}
     assert {name: cost for name, cost in costs.items() if cost.seconds > 1} == {}
@@ -117,16 +117,17 @@ def test_a_measure_sees_what_is_costly_or_broken():
         (bz2.compress(b"x"), "a bzip2 file"),
         (lzma.compress(b"x"), "an xz file"),
         (HOSTILE["safetensors"], "a bare safetensors file"),
+        (HOSTILE["zip"], "a zip archive"),
         (b"", "an empty file"),
     ],
 )
 def test_what_came_instead_is_named(tmp_path: Path, content: bytes, words: str):
     (tmp_path / "weights").write_bytes(content)
-    with pytest.raises(UserError, match=f"not a .tar, .tar.gz or .zip archive: found .*{words}"):
+    with pytest.raises(UserError, match=f"not a .tar or .tar.gz archive: found .*{words}"):
         read_archive(tmp_path / "weights", tmp_path, max_bytes=MAX_BYTES)
 
 
-@pytest.mark.parametrize("name", ["tar", "tar-gz", "zip", "zip-stored"])
+@pytest.mark.parametrize("name", ["tar", "tar-gz"])
 def test_random_damage_is_a_user_error_or_harmless(tmp_path: Path, name: str):
     random = Random(name)
     archive, folder = tmp_path / "weights", tmp_path / "out"
@@ -134,8 +135,6 @@ def test_random_damage_is_a_user_error_or_harmless(tmp_path: Path, name: str):
         data = bytearray(GOOD[name])
         for _ in range(random.randint(1, 4)):
             place = random.randrange(len(data))
-            if random.random() < 0.5:  # the list of a zip's entries stands at the end
-                place = len(data) - 1 - place % 300
             data[place] = random.choice([0, 1, 128, 255, random.randrange(256)])
         archive.write_bytes(data)
         folder.mkdir()

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from src.errors import UserError
 from src.files.atomic import replacing_file
-from src.files.gzip import Gunzip
-from src.files.kind import is_gzip, is_tar, is_zip, other_kind
-from src.weights.archive.members import MemberWriter
+from src.files.gzip import Gunzip, UnpackLimits
+from src.files.kind import is_gzip, is_tar, other_kind
+from src.weights.archive.members import MemberWriter, Read
 from src.weights.archive.tar import read_tar
-from src.weights.archive.unpacked_size import LIMITS, Bounded
-from src.weights.archive.zip import read_zip
+
+LIMITS = UnpackLimits("weights archive", max_ratio=20, free_bytes=16 << 20)
+"""Trained numbers hardly get smaller, reports and metrics up to ten times."""
 
 
 def write_archive(folder: Path, path: Path) -> None:
@@ -29,21 +30,19 @@ def write_archive(folder: Path, path: Path) -> None:
 
 
 def read_archive(path: Path, folder: Path, *, max_bytes: int) -> None:
-    """Copy the known members of a .tar, .tar.gz or .zip into the folder, or leave it as it is."""
+    """Copy the known members of a .tar or .tar.gz into the folder, or leave it as it is."""
     members = MemberWriter(folder, max_bytes)
     try:
         with path.open("rb") as file:
             start = file.read(512)
             file.seek(0)
-            if is_zip(start):
-                read_zip(file, members.copy, max_bytes=members.total_bytes)
-            elif is_gzip(start):
-                read_tar(Bounded(Gunzip(file, LIMITS).read, members.total_bytes).read, members.copy)
+            if is_gzip(start):
+                read_tar(_bounded(Gunzip(file, LIMITS).read, members.total_bytes), members.copy)
             elif is_tar(start):
-                read_tar(Bounded(file.read, members.total_bytes).read, members.copy)
+                read_tar(_bounded(file.read, members.total_bytes), members.copy)
             else:
                 raise UserError(
-                    f"the weights are not a .tar, .tar.gz or .zip archive: found {describe(start)}"
+                    f"the weights are not a .tar or .tar.gz archive: found {_describe(start)}"
                 )
         members.check_required()
     except BaseException:
@@ -51,7 +50,22 @@ def read_archive(path: Path, folder: Path, *, max_bytes: int) -> None:
         raise
 
 
-def describe(start: bytes) -> str:
+def _bounded(read: Read, max_bytes: int) -> Read:
+    """Stop a stream that has more bytes than an archive of weights can need."""
+    left = max_bytes
+
+    def read_bounded(size: int) -> bytes:
+        nonlocal left
+        block = read(size)
+        left -= len(block)
+        if left < 0:
+            raise UserError(f"weights archive: it holds more than {max_bytes:,} bytes")
+        return block
+
+    return read_bounded
+
+
+def _describe(start: bytes) -> str:
     """Return what a file that begins with these bytes looks like."""
     if not start:
         return "an empty file"

@@ -1,13 +1,13 @@
-"""The files of an adapter's archive: which are taken out, and how they are written."""
+"""The files of an adapter's archive: which are taken out, under which names, and how."""
 
 import os
 import re
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 from src.errors import UserError
 from src.files.printable import printable
-from src.weights.archive.member_name import member_parts
-from src.weights.archive.tar import Read
 
 MEMBERS: dict[str, int | None] = {
     "adapter_model.safetensors": None,
@@ -23,6 +23,11 @@ CHECKPOINT = re.compile("checkpoint-[0-9]+")
 SKIPPED_BYTES = 64 << 20
 """Room for headers and for members that are not copied out."""
 BLOCK_BYTES = 1 << 20
+MAX_CHARACTERS, MAX_PARTS = 1000, 100
+"""Of a name in the archive."""
+
+Read = Callable[[int], bytes]
+"""Return up to so many bytes, and none only at the end."""
 
 
 class MemberWriter:
@@ -101,3 +106,25 @@ class MemberWriter:
                     raise UserError(f"weights archive: it ends in the middle of {member}")
                 output.write(block)
                 size -= len(block)
+
+
+def member_parts(name: str) -> list[str]:
+    """Return the parts of a member's path, which is none for the archive's own folder.
+
+    Raises UserError for a name that leads out of the archive or is no plain text.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if len(name) > MAX_CHARACTERS or len(parts) > MAX_PARTS:
+        raise UserError(
+            f"weights archive: expected names of at most {MAX_CHARACTERS:,} characters in "
+            f"{MAX_PARTS} parts, found {len(name):,} in {len(parts):,}: {printable(name, 40)!r}"
+        )
+    if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
+        raise UserError(f"weights archive: a name leads out of the archive: {printable(name)!r}")
+    # Control characters forge lines of a log; the last is what stands for bytes that are no text.
+    if any(unicodedata.category(c) in ("Cc", "Cs") or c == "\ufffd" for c in name):
+        raise UserError(
+            "weights archive: expected names in plain UTF-8 text, found control characters or "
+            f"other bytes in {printable(name)!r}"
+        )
+    return parts

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from src.errors import UserError
 from src.files.printable import printable
-from src.weights.archive.member_name import member_parts
+from src.weights.archive.members import Read, member_parts
 
 MAX_MEMBERS = 256
 MAX_EXTENSION_BYTES = 64 << 10
@@ -30,7 +30,6 @@ REFUSED_TYPES = {
 
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,5}) ")
 
-Read = Callable[[int], bytes]
 Copy = Callable[[str, int, Read], bool]
 """Given name, size and a reader of the content: take the file and return True, or leave it."""
 
