@@ -84,8 +84,9 @@ def make_settings(base_dir: Path, write_rows):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _servers_of_tests_are_private() -> None:
+def _own_servers_and_own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["ALLOW_PRIVATE_URLS"] = "1"
+    os.environ["WEIGHTS_CACHE"] = str(tmp_path_factory.mktemp("weights-cache"))
 
 
 @pytest.fixture(autouse=True)

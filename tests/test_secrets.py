@@ -12,7 +12,7 @@ from src.errors import UserError
 from src.serving.predictor import TextPredictor
 from src.training.run import run_training
 from src.weights.base_model.base_model import find_base_model
-from src.weights.cache.cache import find_local
+from src.weights.cache.local_path import find_local
 from src.weights.download.download import fetch
 from src.weights.download.url import printable_url
 from tests.conftest import ROWS

@@ -22,10 +22,10 @@ def replacing_file(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
     try:
         yield partial
         if is_durable:
-            _sync(partial)
+            sync(partial)
         partial.replace(path)
         if is_durable:
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -41,13 +41,14 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         partial.mkdir()
         yield partial
         for path in (*partial.iterdir(), partial):
-            _sync(path)
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import os
 import queue
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -34,6 +33,7 @@ from src.weights.cache.cache import Weights, WeightsCache
 from src.weights.download.deadline import CancelToken, never
 
 RecordMetric = Callable[..., None]
+DEFAULT_WEIGHTS_CACHE = "~/.cache/cog-finetune-weights"
 MAX_PREPARING = 64
 WAIT_SECONDS = 0.5
 """Cog's cancel is not noticed by a thread that waits without end."""
@@ -55,9 +55,9 @@ class TextPredictor:
             in_4bit=in_4bit,
             can_speculate=can_speculate,
         )
-        folder = os.environ.get("WEIGHTS_CACHE") or Path(tempfile.gettempdir()) / "weights-cache"
+        folder = Path(os.environ.get("WEIGHTS_CACHE") or DEFAULT_WEIGHTS_CACHE).expanduser()
         limit = adapter_bytes_limit(self._engine.linear_shapes)
-        cache = WeightsCache(Path(folder), max_archive_bytes=limit)
+        cache = WeightsCache(folder, max_archive_bytes=limit, own_url=weights)
         self._store = AdapterStore(cache, self._load)
         self._process = ProcessMetrics(self._engine, self._store, cache)
         self._grammars = JsonGrammars(

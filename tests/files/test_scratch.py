@@ -1,13 +1,10 @@
 """What a killed process leaves among the temporary files is gone with the next one."""
 
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from src.files.scratch import LastFolder, remove_abandoned, scratch_folder
-from src.weights.cache.cache import WeightsCache
 
 HOLD = """
 import sys, time
@@ -42,15 +39,6 @@ def test_only_the_folders_of_the_dead_are_removed(tmp_path: Path):
         remove_abandoned("training-", tmp_path)
         assert sorted(tmp_path.iterdir()) == sorted([own, strange])
     assert list(tmp_path.iterdir()) == [strange]
-
-
-def test_a_killed_download_is_gone_with_the_next_server(tmp_path: Path):
-    process, folder = hold_folder(".download-", tmp_path)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert (folder / "file").is_file()
-    WeightsCache(tmp_path, max_archive_bytes=1)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_last_folder_makes_way_for_the_next(tmp_path: Path, monkeypatch):

@@ -156,7 +156,7 @@ def _requests() -> Target:
     from src.cli.tiny_model import make_base_model
     from src.serving.output.stopping import StopBuffer, parse_stop_sequences
     from src.serving.sampling import SamplingParams
-    from src.weights.cache.cache import find_local
+    from src.weights.cache.local_path import find_local
     from src.weights.download.url import check_url, printable_url
 
     with tempfile.TemporaryDirectory() as made:

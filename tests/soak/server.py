@@ -26,7 +26,7 @@ _STEP = re.compile(r"^step (\d+)/", re.MULTILINE)
 _CACHE = "weights-cache"
 _WATCHER = "src/process_tree.py"
 """Ends a worker whose server is gone."""
-_LEFTOVERS = ("training-*", "weights-*", "plan-*", f"{_CACHE}/.*")
+_LEFTOVERS = ("training-*", "weights-*", "plan-*", f"{_CACHE}/*/.*")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,12 @@ class SoakServer:
         self.mark = f"SOAK_MARK={secrets.token_hex(12)}"
         """In the environment of all its processes."""
         name, _, value = self.mark.partition("=")
-        self._environment = {**environment, name: value, "TMPDIR": str(self.temporary)}
+        self._environment = {
+            **environment,
+            name: value,
+            "TMPDIR": str(self.temporary),
+            "WEIGHTS_CACHE": str(self.temporary / _CACHE),
+        }
         self._process: subprocess.Popen[bytes] | None = None
         self._resting: set[int] = set()
         self.address = ""

@@ -36,8 +36,8 @@ def test_a_process_that_is_left_is_counted_and_ended(lane: Lane):
 
 
 def test_folders_that_are_left_are_named(lane: Lane):
-    for name in ("training-a", "weights-b", "weights-cache", "weights-cache/.download-c", "other"):
-        (lane.server.temporary / name).mkdir()
+    for name in ("training-a", "weights-b", "weights-cache/0/.download-c", "other"):
+        (lane.server.temporary / name).mkdir(parents=True, exist_ok=True)
     assert sorted(lane.server.leftovers()) == [".download-c", "training-a", "weights-b"]
 
 

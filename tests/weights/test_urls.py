@@ -23,6 +23,7 @@ from src.weights.download.download import fetch
 from src.weights.download.public_address import is_public
 from src.weights.download.transfer import MAX_ADDRESSES
 from tests.weights.archives import make_tar
+from tests.weights.cached import get
 from tests.weights.http_server import cut_off, drip, serving
 
 PUBLIC = "93.184.216.34"
@@ -275,7 +276,6 @@ def test_only_the_containers_own_weights_may_come_from_a_private_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("ALLOW_PRIVATE_URLS")
-    cache = WeightsCache(tmp_path / "cache", max_archive_bytes=100_000)
     asked: list[str] = []
 
     def answer(handler):
@@ -283,10 +283,12 @@ def test_only_the_containers_own_weights_may_come_from_a_private_address(
         handler.reply(200, make_tar())
 
     with serving({"/own": answer, "/other": answer}) as address:
-        monkeypatch.setenv("COG_WEIGHTS", f"{address}/own")
+        cache = WeightsCache(
+            tmp_path / "cache", max_archive_bytes=100_000, own_url=f"{address}/own"
+        )
         with pytest.raises(UserError, match="expected a public address"):
-            cache.get(f"{address}/other")
-        assert cache.get(f"{address}/own").folder.is_dir()
+            get(cache, f"{address}/other")
+        assert get(cache, f"{address}/own").folder.is_dir()
     assert asked == ["/own"]
 
 

@@ -1,13 +1,13 @@
 """Find the base model that `BASE_MODEL` names, and fetch it once, completely or not at all."""
 
-import fcntl
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from src.base_models import KNOWN_MODELS
 from src.errors import UserError
@@ -57,7 +57,8 @@ def find_base_model(environ: Mapping[str, str], *, with_weights: bool = True) ->
     source = re.split("[?#]", mirror, maxsplit=1)[0] or repository
     folder = cache / re.sub(r"[^\w.-]+", "--", source.strip("/"))
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f"{folder.name}.lock")):
+    # One process at a time fetches a model; the others wait and find it there.
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not folder.is_dir() and not with_weights:
             folder = folder.with_name(f"{folder.name}.without-weights")
         if not folder.is_dir():
@@ -73,14 +74,6 @@ def _local(name: str, folder: Path, variable: str) -> BaseModelFiles:
         raise UserError(f"{variable}: there is no folder {printable(folder)}")
     check_complete(folder)
     return BaseModelFiles(name, folder.resolve(), None)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time fetch a model; the others wait and find it there."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch(

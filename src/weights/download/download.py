@@ -1,8 +1,6 @@
 """Fetch one URL into a file: complete and bounded, or not at all."""
 
 import contextlib
-import os
-import secrets
 import string
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ import pycurl
 import requests
 
 from src.errors import UserError
+from src.files.atomic import replacing_file
 from src.files.printable import printable
 from src.weights.download.data_url import decode_data_url
 from src.weights.download.deadline import CancelToken, Deadline, never
@@ -73,22 +72,19 @@ def fetch(
     asked, unless ALLOW_PRIVATE_URLS is 1. Only an archive may be gzip. Raises UserError.
     """
     deadline = Deadline(timeout_seconds, is_canceled)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("xb") as file:
-            if url[:5].lower() == "data:":
-                file.write(decode_data_url(url, max_bytes))
-            else:
-                check_url(url)
-                _fetch_http(
-                    url, file, headers or {}, max_bytes, deadline,
-                    any_address=any_address or private_urls_allowed(), is_archive=is_archive,
-                )  # fmt: skip
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # An archive is unpacked at once, and the download then thrown away.
+    with (
+        replacing_file(path, is_durable=not is_archive) as partial,
+        partial.open("xb") as file,
+    ):
+        if url[:5].lower() == "data:":
+            file.write(decode_data_url(url, max_bytes))
+        else:
+            check_url(url)
+            _fetch_http(
+                url, file, headers or {}, max_bytes, deadline,
+                any_address=any_address or private_urls_allowed(), is_archive=is_archive,
+            )  # fmt: skip
 
 
 def _fetch_http(
