@@ -2,14 +2,15 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from src.errors import UserError
 
 MAX_RANK = 1024
 """The largest that is served."""
-LIMITS = {
+WHOLE_NUMBERS = {
     "num_train_epochs": (1, 10**6),
     "train_batch_size": (1, 10**6),
     "micro_batch_size": (1, 10**6),
@@ -20,14 +21,16 @@ LIMITS = {
     "lora_rank": (1, MAX_RANK),
     "lora_alpha": (1, 10**6),
     "max_steps": (1, 10**9),
+    "checkpoint_seconds": (0, 10**9),
+}
+SHARES = ("lora_dropout", "prompt_loss_weight", "warmup_ratio")
+CHOICES = {
+    "peft_method": ("lora", "qlora"),
+    "learning_rate_schedule": ("cosine", "linear", "constant"),
 }
 MAX_CHARACTERS = 10**6
 MAX_PROMPT_BYTES = 500_000
 """Of the texts around a prompt together, as JSON: `training.json` holds them twice in 1 MiB."""
-TEXTS = (
-    *("prompt_template", "system_prompt", "validation_prompt"),
-    *("lora_target_modules", "resume_from"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +81,10 @@ class TrainSettings:
     save_on_cancel: bool = False
 
     def __post_init__(self) -> None:
-        for name, (lowest, highest) in LIMITS.items():
-            value = getattr(self, name)
-            if value is not None and not lowest <= value <= highest:
-                raise UserError(
-                    f"{name}: expected a whole number from {lowest} to {highest:,}, got {value}"
-                )
-        for name in TEXTS:
-            _check_text(name, getattr(self, name) or "")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                _check(field.name, value)
         prompts = (self.prompt_template, self.system_prompt, self.validation_prompt)
         num_bytes = len(json.dumps(prompts))
         if num_bytes > MAX_PROMPT_BYTES:
@@ -93,14 +92,6 @@ class TrainSettings:
                 "prompt_template, system_prompt and validation_prompt: expected at most "
                 f"{MAX_PROMPT_BYTES:,} bytes together (as JSON), got {num_bytes:,}"
             )
-        if "\0" in (self.resume_from or ""):
-            raise UserError(f"resume_from: expected a folder's name, got {self.resume_from!r:.80}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise UserError(f"learning_rate: expected a number above 0, got {self.learning_rate}")
-        for name in ("prompt_loss_weight", "warmup_ratio", "lora_dropout"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise UserError(f"{name}: expected a number from 0 to 1, got {value}")
         if self.lora_dropout == 1:
             raise UserError(
                 "lora_dropout: expected a number below 1, got 1 (nothing would be learned)"
@@ -121,12 +112,37 @@ class TrainSettings:
         return cls(**json.loads(path.read_text()))
 
 
-def _check_text(name: str, text: str) -> None:
-    if len(text) > MAX_CHARACTERS:
+def _check(name: str, value: Any) -> None:
+    """Raise UserError for a value of a setting that is out of its bounds."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in WHOLE_NUMBERS:
+        lowest, highest = WHOLE_NUMBERS[name]
+        is_good = is_number and isinstance(value, int) and lowest <= value <= highest
+        expected = f"a whole number from {lowest} to {highest:,}"
+    elif name in SHARES:
+        is_good, expected = is_number and 0 <= value <= 1, "a number from 0 to 1"
+    elif name == "learning_rate":
+        is_good, expected = is_number and 0 < value < math.inf, "a number above 0"
+    elif name in CHOICES:
+        is_good, expected = value in CHOICES[name], f"one of {', '.join(CHOICES[name])}"
+    elif isinstance(getattr(TrainSettings, name, None), bool):
+        is_good, expected = isinstance(value, bool), "true or false"
+    else:
+        return _check_text(name, value)
+    if not is_good:
+        raise UserError(f"{name}: expected {expected}, got {value!r:.80}")
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise UserError(f"{name}: expected text, got {value!r:.80}")
+    if len(value) > MAX_CHARACTERS:
         raise UserError(
-            f"{name}: expected at most {MAX_CHARACTERS:,} characters, got {len(text):,}"
+            f"{name}: expected at most {MAX_CHARACTERS:,} characters, got {len(value):,}"
         )
+    if name == "resume_from" and "\0" in value:
+        raise UserError(f"{name}: expected a folder's name, got {value!r:.80}")
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:
         raise UserError(f"{name}: expected Unicode text, got half of a surrogate pair") from None
