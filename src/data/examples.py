@@ -11,23 +11,25 @@ from typing import Any
 from src.chat.conversation import Turn
 from src.data.lines import read_lines
 from src.errors import UserError
+from src.files.printable import printable
 
 MAX_LISTED_ERRORS = 10
 MAX_BAD_LINES = 1_000_000
 """No more are counted: a small gzip file can hold a hundred million."""
 MAX_KEY_CHARACTERS = 100
+MAX_UNKNOWN_KEYS = 100
 
 
 @dataclass(frozen=True)
 class TextExample:
-    """Every token is learned."""
+    """Every token is a target."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class CompletionExample:
-    """The completion is learned."""
+    """The completion is the target."""
 
     prompt: str
     completion: str
@@ -35,7 +37,7 @@ class CompletionExample:
 
 @dataclass(frozen=True)
 class ChatExample:
-    """Every assistant turn is learned."""
+    """Every assistant turn is a target."""
 
     turns: tuple[Turn, ...]
     system: str | None
@@ -84,14 +86,12 @@ class ExampleFile:
                     break
                 if num_bad <= MAX_LISTED_ERRORS:
                     listed.append(f"{self.name}, line {number}: {error}")
-        if num_bad == 1:
-            raise UserError(listed[0])
-        if num_bad:
+        if num_bad > 1:
             shown = f"more than {MAX_BAD_LINES:,}" if num_bad > MAX_BAD_LINES else f"{num_bad:,}"
-            head = f"{self.name}: {shown} bad lines"
-            if num_bad > MAX_LISTED_ERRORS:
-                head += f", the first {MAX_LISTED_ERRORS} are"
-            raise UserError("\n".join([f"{head}:", *listed]))
+            more = f", the first {MAX_LISTED_ERRORS} are" if num_bad > MAX_LISTED_ERRORS else ""
+            listed.insert(0, f"{self.name}: {shown} bad lines{more}:")
+        if listed:
+            raise UserError("\n".join(listed))
         if num_examples == 0:
             raise UserError(
                 f"{self.name}: the file holds no examples; expected one JSON object a line: {KINDS}"
@@ -102,46 +102,42 @@ class ExampleFile:
         record = _parse(line)
         if not isinstance(record, dict):
             raise _BadLineError(f"expected a JSON object {KINDS}, found {_describe(record)}")
-        kinds = _kinds(record)
+        # Tables of mixed kinds fill their holes with null.
+        named = record.keys() & KIND_OF.keys()
+        kinds = {KIND_OF[key] for key in named}
         if len(kinds) > 1:
-            # Tables of mixed kinds fill their holes with null.
-            kinds = _kinds(key for key, value in record.items() if value is not None)
+            kinds = {KIND_OF[key] for key in named if record[key] is not None}
         if len(kinds) != 1:
-            found = "only null in the keys" if _kinds(record) and not kinds else "the keys"
+            found = "only null in the keys" if named and not kinds else "the keys"
             raise _BadLineError(f"expected one of {KINDS}, found {found} {_keys(record)}")
-        (kind,) = kinds
-        if len(record) > 1 + (kind == "pair"):
-            for key in record.keys() - KIND_OF.keys():
-                self._count_unknown(key)
-        if kind == "text":
-            return TextExample(_text(record, "text", may_be_empty=False))
-        if kind == "chat":
-            return self._chat(record["messages"])
-        return CompletionExample(
-            _text(record, "prompt"), _text(record, "completion", may_be_empty=False)
-        )
+        self._count_unknown(record.keys() - KIND_OF.keys())
+        match kinds.pop():
+            case "text":
+                return TextExample(_text(record, "text", may_be_empty=False))
+            case "chat":
+                return self._chat(record["messages"])
+            case _:
+                return CompletionExample(
+                    _text(record, "prompt"), _text(record, "completion", may_be_empty=False)
+                )
 
     def _chat(self, messages: Any) -> ChatExample:
         if not isinstance(messages, list) or not messages:
-            raise _BadLineError(
-                f'"messages": expected a list of messages, found {_describe(messages)}'
-            )
+            found = _describe(messages)
+            raise _BadLineError(f'"messages": expected a list of messages, found {found}')
         system, contents = None, []
-        expected = ("system", "user")
+        expected: tuple[str, ...] = ("system", "user")
         for number, message in enumerate(messages):
-            where = f"messages[{number}]."
+            where = f"messages[{number}]"
             if not isinstance(message, dict):
-                raise _BadLineError(
-                    f'"{where[:-1]}": expected {{"role", "content"}}, found {_describe(message)}'
-                )
+                found = _describe(message)
+                raise _BadLineError(f'"{where}": expected {{"role", "content"}}, found {found}')
             role = message.get("role")
             if role not in expected:
-                names = " or ".join(f'"{name}"' for name in expected)
-                raise _BadLineError(f'"{where}role": expected {names}, found {_describe(role)}')
-            content = _text(message, "content", where=where, may_be_empty=role != "assistant")
-            if len(message) > 2:
-                for key in message.keys() - {"role", "content"}:
-                    self._count_unknown(f"messages[].{key}")
+                roles = " or ".join(f'"{name}"' for name in expected)
+                raise _BadLineError(f'"{where}.role": expected {roles}, found {_describe(role)}')
+            content = _text(message, "content", f"{where}.", may_be_empty=role != "assistant")
+            self._count_unknown(f"messages[].{key}" for key in message.keys() - {"role", "content"})
             if role == "system":
                 system = content
             else:
@@ -155,33 +151,23 @@ class ExampleFile:
         turns = tuple(Turn(*pair) for pair in zip(contents[::2], contents[1::2], strict=True))
         return ChatExample(turns, system)
 
-    def _count_unknown(self, key: str) -> None:
-        # A file with ever new or huge keys must not fill the memory.
-        key = key[:MAX_KEY_CHARACTERS]
-        if key in self.unknown_keys or len(self.unknown_keys) < 100:
-            self.unknown_keys[key] += 1
-
-
-def _kinds(keys: Iterable[str]) -> set[str]:
-    return {KIND_OF[key] for key in keys if key in KIND_OF}
+    def _count_unknown(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            # A file with ever new or huge keys must not fill the memory.
+            key = key[:MAX_KEY_CHARACTERS]
+            if key in self.unknown_keys or len(self.unknown_keys) < MAX_UNKNOWN_KEYS:
+                self.unknown_keys[key] += 1
 
 
 def _parse(line: bytes) -> Any:
     try:
         text = line.decode("utf-8")
+        return _DECODER.decode(text)
     except UnicodeDecodeError as error:
-        found = line[error.start : error.start + 1].hex()
-        raise _BadLineError(
-            f"expected UTF-8, found the byte 0x{found} at column {error.start + 1}"
-        ) from None
-    try:
-        value, end = _scan(text, 0)
-        # The plain way again, for the words of its error.
-        return value if end == len(text) else _DECODER.decode(text)
-    except StopIteration:
-        raise _not_json(text, "Expecting value", 1) from None
+        found = f"the byte 0x{line[error.start]:02x} at column {error.start + 1}"
+        raise _BadLineError(f"expected UTF-8, found {found}") from None
     except json.JSONDecodeError as error:
-        raise _not_json(text, error.msg, error.colno) from None
+        raise _not_json(error.doc, error.msg, error.colno) from None
     except RecursionError:
         raise _BadLineError("expected a JSON object, found brackets nested too deep") from None
     except ValueError:  # Python reads no longer integers
@@ -190,24 +176,23 @@ def _parse(line: bytes) -> Any:
 
 
 def _not_json(text: str, problem: str, column: int) -> _BadLineError:
+    found = f"{_excerpt(text)} ({problem} at column {column})"
     if text.startswith("[") and len(text) < 3:
-        hint = "a JSON array over several lines; expected one JSON object a line"
-    elif problem == "Extra data" and text[column - 1] == "," and text.startswith("{"):
-        hint = "a comma behind the object; expected one JSON object a line"
-    elif problem == "Extra data" and text[column - 2 : column] == '""':
-        hint = "quotes doubled as in CSV; expected one JSON object a line"
+        found = "a JSON array over several lines; expected one JSON object a line"
     elif problem == "Extra data":
-        hint = "more than one JSON value on the line; expected one JSON object a line"
-    else:
-        hint = f"{_excerpt(text)} ({problem} at column {column})"
-    return _BadLineError(f"expected a JSON object {KINDS}, found {hint}")
+        found = "more than one JSON value on the line"
+        if text[column - 1] == "," and text.startswith("{"):
+            found = "a comma behind the object"
+        elif text[column - 2 : column] == '""':
+            found = "quotes doubled as in CSV"
+        found += "; expected one JSON object a line"
+    return _BadLineError(f"expected a JSON object {KINDS}, found {found}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        twice = next(key for key, count in counts.items() if count > 1)
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise _BadLineError(f"expected each key once, found {_excerpt(twice)} twice")
     return record
 
@@ -217,15 +202,10 @@ def _constant(name: str) -> Any:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
-# Without the search for blanks around the value: lines come stripped.
-_scan = _DECODER.scan_once  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _text(record: dict[str, Any], key: str, *, where: str = "", may_be_empty: bool = True) -> str:
-    value = record.get(key)
-    if isinstance(value, str) and value and value.isascii():
-        return value
-    label = f'"{where}{key}"'
+def _text(record: dict[str, Any], key: str, where: str = "", *, may_be_empty: bool = True) -> str:
+    value, label = record.get(key), f'"{where}{key}"'
     if key not in record:
         raise _BadLineError(f"expected the key {label}, found only {_keys(record)}")
     if not isinstance(value, str):
@@ -243,17 +223,19 @@ def _text(record: dict[str, Any], key: str, *, where: str = "", may_be_empty: bo
 
 
 def _describe(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return "an empty list" if not value else "a list"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, str):
-        return f"the text {_excerpt(value)}"
-    return f"the number {str(value)[:40]}"
+    match value:
+        case None | True | False:
+            return json.dumps(value)
+        case []:
+            return "an empty list"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case str():
+            return f"the text {_excerpt(value)}"
+        case _:
+            return f"the number {str(value)[:40]}"
 
 
 def _keys(record: dict[str, Any]) -> str:
@@ -262,6 +244,4 @@ def _keys(record: dict[str, Any]) -> str:
 
 
 def _excerpt(text: str) -> str:
-    """Return the start of a stranger's text as one printable line."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:40])
-    return f'"{shown}{"..." if len(text) > 40 else ""}"'
+    return f'"{printable(text, 40)}"'

@@ -212,7 +212,7 @@ BAD_LINES = {
     "tag": ("<text>a</text>", 'found "<text>a</text>"'),
     "csv-quoted": ('"prompt","completion"', "more than one JSON value"),
     "long-garbage": ("x" * 1_000_000, "..."),
-    "escape-in-garbage": ("\x1b]0;title\x07" * 10, "\\x1b"),
+    "escape-in-garbage": ("\x1b]0;title\x07" * 10, 'found "?]0;title?'),
     "content-parts": (CHAT % '{"role": "user", "content": [{"type": "text"}]}', "found a list"),
 }
 
