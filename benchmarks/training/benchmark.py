@@ -20,7 +20,7 @@ from benchmarks.training.process import Result, run_variant
 from benchmarks.training.variants import choose_variants
 from benchmarks.training.work import NUM_EXAMPLES, TrainWork, make_work
 from src.cli.server import ROOT
-from src.training.plan.devices import count_devices
+from src.training.plan.resources import count_devices
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed")
 

@@ -22,7 +22,7 @@ from src.training.loop import train
 from src.training.lora_model import load_lora_model
 from src.training.plan.disk import check_disks
 from src.training.plan.plan import TrainingPlan, make_plan, peak_line
-from src.training.plan.resources import measure_machine, peak_memory
+from src.training.plan.resources import measure_resources, peak_memory
 from src.training.replicated import ReplicatedTrainer
 from src.training.results.metrics import Progress
 from src.training.results.output import OutputWriter
@@ -50,8 +50,8 @@ def run_rank(settings: TrainSettings, run_dir: Path, status: RankStatus) -> None
         train_data, settings, max_seq_len=encoder.max_seq_len, num_devices=num_devices
     )
     switches = read_switches(os.environ)
-    machine = measure_machine(device, switches.device_memory)
-    plan = make_plan(settings, train_data, step_plan, machine, zero_stage=switches.zero_stage)
+    resources = measure_resources(device, switches.device_memory)
+    plan = make_plan(settings, train_data, step_plan, resources, zero_stage=switches.zero_stage)
     for line in plan.lines():
         say(line)
     if rank == 0:

@@ -13,11 +13,10 @@ from src.data.steps import choose_batch_sizes
 from src.errors import UserError
 from src.files.printable import printable
 from src.files.scratch import LastFolder, remove_abandoned, scratch_folder
-from src.host_memory import free_memory
 from src.settings import TrainSettings
 from src.training.checkpoint.run_identity import check_same_run, describe_run, run_folder
 from src.training.checkpoint.store import newest_checkpoint, read_checkpoint
-from src.training.plan.devices import count_devices, free_gpu_memory
+from src.training.plan.resources import count_devices, foresee_resources
 from src.training.supervise.hosts import Hosts, find_hosts
 from src.training.supervise.supervisor import run_workers
 from src.training.switches import Switches, read_switches
@@ -89,7 +88,7 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
     from src.chat.prompt_encoder import open_prompt_encoder
     from src.data.prepare import build_step_plan, open_datasets, prepare_data
     from src.training.plan.disk import check_disks
-    from src.training.plan.plan import LIBRARIES, Resources, make_plan
+    from src.training.plan.plan import make_plan
 
     switches = read_switches(os.environ)
     settings = _with_checkpoints(_gather_settings(inputs, with_weights=False), os.environ)
@@ -116,15 +115,10 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
         step_plan = build_step_plan(
             data, settings, max_seq_len=max_seq_len, num_devices=num_devices
         )
-        free = free_gpu_memory() if on_gpus else free_memory() / num_local
-        limits = [size for size in (free, switches.device_memory) if size is not None]
-        machine = Resources(
-            on_gpus=on_gpus,
-            available=min(limits, default=None),
-            libraries=0.0 if on_gpus else LIBRARIES,
-            has_bfloat16=on_gpus,
+        resources = foresee_resources(
+            on_gpus=on_gpus, num_processes=num_local, limit=switches.device_memory
         )
-        plan = make_plan(settings, data, step_plan, machine, zero_stage=switches.zero_stage)
+        plan = make_plan(settings, data, step_plan, resources, zero_stage=switches.zero_stage)
         return [*lines, *plan.lines(), check_disks(plan, Path(folder))]
 
 

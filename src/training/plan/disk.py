@@ -21,14 +21,14 @@ def check_disks(plan: TrainingPlan, run_dir: Path) -> str:
     parameters = plan.trainable_parameters
     if parameters is None:
         return "plan: disk space is not estimated for this architecture"
-    adapter = parameters * (2 if plan.machine.has_bfloat16 else 4) + _ABOUT_BYTES
+    adapter = parameters * (2 if plan.resources.has_bfloat16 else 4) + _ABOUT_BYTES
     needs = [
         SpaceNeed("adapter", RUN_FOLDER, run_dir, adapter),
         SpaceNeed("archive", "the temporary files", Path(tempfile.gettempdir()), adapter),
     ]
     if plan.settings.checkpoint_folder is not None:
         folder = Path(plan.settings.checkpoint_folder)
-        # A new one is whole before the oldest goes.
+        # A new one is complete before the oldest goes.
         num_new = min(NUM_KEPT + 1, plan.steps.num_steps) - len(checkpoint_folders(folder))
         state = parameters * _STATE_BYTES + _ABOUT_BYTES
         needs += [

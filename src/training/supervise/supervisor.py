@@ -162,6 +162,6 @@ def _environment(num_processes: int, *, on_gpus: bool) -> dict[str, str]:
     # Freed memory serves tensors of any size: fewer gaps.
     environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if not on_gpus:
-        threads = max(1, (os.cpu_count() or 1) // num_processes)
+        threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
         environment.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS=str(threads))
     return environment
