@@ -8,7 +8,7 @@ import resource
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -53,18 +53,26 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+class Case(NamedTuple):
+    """Which examples to sum in how many megabytes."""
+
+    megabytes: int | None
+    rows: slice
+    is_training: bool = True
+
+
 Outcome = tuple[float | str, Any, str]
 """Loss or error, gradient, and what was logged."""
 
 
-def sum_gradients(folder: Path, cases: list[tuple[int | None, slice]], connection: Any) -> None:
+def sum_gradients(folder: Path, cases: list[Case], connection: Any) -> None:
     """Send the outcome of a micro-batch for each limit in megabytes."""
     torch.set_num_threads(1)
-    for megabytes, rows in cases:
-        connection.send(sum_in_little_memory(folder, megabytes, rows))
+    for case in cases:
+        connection.send(sum_in_little_memory(folder, case))
 
 
-def sum_in_little_memory(folder: Path, megabytes: int | None, rows: slice) -> Outcome:
+def sum_in_little_memory(folder: Path, case: Case) -> Outcome:
     model = load_base_model(folder / "base", dtype=torch.float32, device=torch.device("cpu"))
     names = resolve_target_modules(model, "all-linear")
     attach_adapter(model, target_modules=names, rank=4, alpha=8, dropout=0.0, seed=0)
@@ -75,39 +83,40 @@ def sum_in_little_memory(folder: Path, megabytes: int | None, rows: slice) -> Ou
     use_fast_path(model)
     model.train()
     data = TokenDataset(folder / "data", name="data.jsonl")
-    said: list[str] = []
+    logged: list[str] = []
     accumulator = Accumulator(
         SummedLoss(model),
         parameters,
         make_batch=lambda batch, data: collate(batch, data, prompt_loss_weight=0.0),
         recomputed_layers=0,
-        log=said.append,
+        log=logged.append,
     )
     spans = [Span(a, b) for a, b in pairwise(data.offsets.tolist())]
     short: MicroBatch = ((spans[1],),)
     # Whatever a first pass loads has its room before the limit.
     accumulator.sum([short], data)
     release_memory()
-    if megabytes is not None:
-        limit_process_memory(megabytes * 1e6)
+    if case.megabytes is not None:
+        limit_process_memory(case.megabytes * 1e6)
     try:
-        # An example that fits goes first: what follows must not lose it.
-        sums = accumulator.sum([short, tuple((span,) for span in spans[rows])], data)
+        with torch.set_grad_enabled(case.is_training):
+            # An example that fits goes first: what follows must not lose it.
+            sums = accumulator.sum([short, tuple((span,) for span in spans[case.rows])], data)
     except UserError as error:
-        return str(error), None, " ".join(said)
+        return str(error), None, " ".join(logged)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2)
-    return float(sums.loss), sums.gradient.numpy(), " ".join(said)
+    return float(sums.loss), sums.gradient.numpy(), " ".join(logged)
 
 
 @pytest.fixture
 def outcomes(folder: Path):
     """Return a function that runs the cases in a process of their own."""
 
-    def run(*cases: tuple[int | None, slice]) -> list[Outcome]:
-        max_seq_len = multiprocessing.get_context("spawn")
-        ours, theirs = max_seq_len.Pipe()
-        process = max_seq_len.Process(target=sum_gradients, args=(folder, list(cases), theirs))
+    def run(*cases: Case) -> list[Outcome]:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=sum_gradients, args=(folder, list(cases), theirs))
         process.start()
         theirs.close()
         try:
@@ -120,9 +129,11 @@ def outcomes(folder: Path):
 
 def test_less_memory_gives_the_same_sums(outcomes):
     everything = slice(None)
-    little, half, plenty = outcomes((60, everything), (100, everything), (None, everything))
-    loss, gradients, said = plenty
-    assert said == ""
+    little, half, plenty = outcomes(
+        Case(60, everything), Case(100, everything), Case(None, everything)
+    )
+    loss, gradients, logged = plenty
+    assert logged == ""
     for found, found_gradients, _ in (half, little):
         assert found == pytest.approx(loss, rel=1e-5)
         assert abs(found_gradients - gradients).max() <= 1e-5 * abs(gradients).max()
@@ -133,13 +144,22 @@ def test_less_memory_gives_the_same_sums(outcomes):
 
 
 def test_an_example_that_fits_in_no_way_is_named(outcomes):
-    (error, _, _), (short, _, _) = outcomes((20, slice(0, 1)), (20, slice(1, 2)))
+    (error, _, _), (short, _, _) = outcomes(Case(20, slice(0, 1)), Case(20, slice(1, 2)))
     assert isinstance(error, str)
     assert error.startswith("data.jsonl, line 1: out of memory with this example of 700 tokens")
     length = int(error.split("at most about ")[1].split()[0])
     assert 40 < length < 700
     # What the error promises holds.
     assert isinstance(short, float)
+
+
+def test_memory_that_runs_out_in_a_validation_leaves_the_training_as_it_is(outcomes):
+    """Layers that are recomputed make training slower, and a validation has no use for them."""
+    ((error, _, logged),) = outcomes(Case(4, slice(0, 1), is_training=False))
+    assert isinstance(error, str)
+    assert error.startswith("data.jsonl, line 1: out of memory with this example of 700 tokens")
+    assert "tokens, alone; expected at most about" in error
+    assert logged == ""
 
 
 def count_calls() -> None:
