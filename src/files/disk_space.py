@@ -48,13 +48,13 @@ def _check_disk(needs: list[SpaceNeed]) -> str:
     return f"about {show_bytes(size)} of {show_bytes(free)} free in {places} ({parts})"
 
 
-def disk_full_reason(error: Exception, folder: Path, needed: int) -> str | None:
-    """Return one sentence if an error says that the disk of a folder is full."""
+def write_error_reason(error: Exception, folder: Path, needed: int) -> str:
+    """Return one sentence on why so many bytes were not written to a folder."""
     codes = (errno.ENOSPC, errno.EDQUOT)
     # safetensors puts the code into its text.
     in_text = any(f"os error {code}" in str(error) for code in codes)
     if not in_text and getattr(error, "errno", None) not in codes:
-        return None
+        return str(error)
     free = shutil.disk_usage(folder).free
     return f"the disk is full: about {show_bytes(needed)} are needed, {show_bytes(free)} free"
 

@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from src.errors import UserError
-from src.files.disk_space import disk_full_reason
+from src.files.disk_space import write_error_reason
 from src.training.checkpoint.run_identity import check_same_run, describe_run, run_folder
 from src.training.checkpoint.store import (
     MANIFEST,
@@ -117,8 +117,7 @@ def test_a_disk_that_fills_at_any_place_leaves_the_last_checkpoint(tmp_path: Pat
                 continue
             num_full += 1
             assert error.errno == errno.ENOSPC
-            sentence = disk_full_reason(error, disk, len(content))
-            assert sentence is not None
+            sentence = write_error_reason(error, disk, len(content))
             assert sentence.startswith("the disk is full: about 0.")
             after = newest_checkpoint(disk / "run")
             assert after is not None

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from src.files.atomic import replacing_file, replacing_folder
-from src.files.disk_space import disk_full_reason
+from src.files.disk_space import write_error_reason
 from src.training.checkpoint.run_identity import describe_run
 from src.training.checkpoint.store import METRICS, STATE, CheckpointStore, read_checkpoint
 from src.training.context import Run, Trainer
@@ -40,7 +40,7 @@ class Checkpointer:
         self._run, self._run_dir, self._trainer, self._writer = run, run_dir, trainer, writer
         self._is_on = run.settings.checkpoint_folder is not None
         self._store: CheckpointStore | None = None
-        self._next_save = time.monotonic() + pause_seconds(run.settings.checkpoint_seconds, cost=0)
+        self._plan_next_save(cost=0.0)
         self._writing = threading.Lock()
         self._kept: str | None = None
         if run.settings.checkpoint_folder is not None and run.is_main:
@@ -106,11 +106,13 @@ class Checkpointer:
             print(f"checkpoint: {folder.parent.name}/{folder.name}", flush=True)
         except (OSError, SafetensorError) as error:
             needed = sum(tensor.nbytes for tensor in tensors.values())
-            reason = disk_full_reason(error, self._store.folder, needed) or str(error)
+            reason = write_error_reason(error, self._store.folder, needed)
             print(f"warning: no checkpoint after step {step}: {reason}", flush=True)
-        ended = time.monotonic()
-        pause = pause_seconds(self._run.settings.checkpoint_seconds, cost=ended - started)
-        self._next_save = ended + pause
+        self._plan_next_save(cost=time.monotonic() - started)
+
+    def _plan_next_save(self, *, cost: float) -> None:
+        pause = pause_seconds(self._run.settings.checkpoint_seconds, cost=cost)
+        self._next_save = time.monotonic() + pause
 
     def keep_adapter(self) -> str | None:
         """Write the adapter as of a finished run, marked as stopped early; return where it is.
@@ -155,7 +157,7 @@ class Checkpointer:
                 shutil.copytree(output, partial, dirs_exist_ok=True)
         except (OSError, shutil.Error) as error:
             needed = sum(path.stat().st_size for path in output.iterdir())
-            reason = disk_full_reason(error, self._store.folder, needed) or str(error)
+            reason = write_error_reason(error, self._store.folder, needed)
             print(f"warning: no copy of the adapter in CHECKPOINT_DIR: {reason}", flush=True)
 
     def _keep_when_stopping(self) -> None:
