@@ -22,6 +22,7 @@ import torch
 
 from src.cli.running_server import running_server
 from tests.conftest import ROWS
+from tests.training.processes import session_processes
 
 pytestmark = pytest.mark.xdist_group("launched")  # not two runs at a time
 
@@ -42,6 +43,15 @@ def data_url(content: bytes) -> str:
 
 def jsonl(rows: list) -> str:
     return data_url("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the trainings of this module lie: its name is in the commands of their processes."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -407,38 +417,24 @@ def test_a_bad_training_is_one_sentence(trainings: str, name: str):
     assert "Traceback" not in json.dumps(body)
 
 
-def workers() -> list[int]:
-    """Return the processes of this checkout's trainings."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            arguments = (folder / "cmdline").read_bytes().split(b"\0")
-            is_of_a_run = any(argument.startswith(b"src.training.") for argument in arguments)
-            if is_of_a_run and (folder / "cwd").resolve() == ROOT:
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
-def wait_until_none_works() -> None:
+def wait_until_none_works(runs: Path) -> None:
     """Wait until no process of a training is left, as it must be within five seconds."""
     deadline = time.monotonic() + 5
-    while workers():
+    while session_processes(str(runs)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_a_canceled_training_leaves_no_process(trainings: str):
+def test_a_canceled_training_leaves_no_process(trainings: str, runs: Path):
     url = f"{trainings}/to-cancel"
     request = {"input": {"train_data": jsonl(ROWS), "num_train_epochs": 5000}}
     answer = requests.put(url, json=request, headers={"Prefer": "respond-async"}, timeout=30)
     assert answer.status_code == 202
     while "step 3" not in (requests.put(url, json=request, timeout=30).json().get("logs") or ""):
         time.sleep(0.2)
-    assert workers()
+    assert session_processes(str(runs))
     requests.post(f"{url}/cancel", timeout=30).raise_for_status()
-    wait_until_none_works()
+    wait_until_none_works(runs)
     deadline = time.monotonic() + 10
     health = f"{trainings.removesuffix('/trainings')}/health-check"
     while requests.get(health, timeout=5).json()["status"] != "READY":
@@ -500,7 +496,9 @@ def test_a_bad_command_is_one_sentence(name: str, base_dir: Path, write_rows):
     assert not (ROOT / "weights.tar").exists()
 
 
-def test_an_interrupted_command_leaves_no_process(base_dir: Path, write_rows, tmp_path: Path):
+def test_an_interrupted_command_leaves_no_process(
+    base_dir: Path, write_rows, tmp_path: Path, runs: Path
+):
     data = write_rows(ROWS, "interrupted.jsonl")
     output = tmp_path / "never.tar"
     command = [sys.executable, "-u", "-m", "src.cli.client", "train", str(data)]
@@ -520,10 +518,10 @@ def test_an_interrupted_command_leaves_no_process(base_dir: Path, write_rows, tm
     process.communicate(timeout=30)
     assert process.returncode == 130
     assert not output.exists()
-    wait_until_none_works()
+    wait_until_none_works(runs)
 
 
-def test_a_killed_server_ends_the_command(base_dir: Path, write_rows):
+def test_a_killed_server_ends_the_command(base_dir: Path, write_rows, runs: Path):
     """Through a proxy that nothing listens on: loopback must not go there."""
     data = write_rows(ROWS, "killed.jsonl")
     command = [sys.executable, "-u", "-m", "src.cli.client", "train", str(data)]
@@ -541,7 +539,7 @@ def test_a_killed_server_ends_the_command(base_dir: Path, write_rows):
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     assert errors == "error: the server is gone (often: the machine ran out of memory)\n"
-    wait_until_none_works()
+    wait_until_none_works(runs)
 
 
 def children_of(parent: int) -> list[int]:
