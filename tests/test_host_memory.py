@@ -58,7 +58,7 @@ def test_a_process_is_refused_more_than_its_limit():
         try:
             limit_process_memory(64 * 2**20)
             kept = bytearray(32 * 2**20)
-            bytearray(64 * 2**20)
+            bytearray(128 * 2**20)
         except MemoryError:
             os._exit(0 if len(kept) else 2)
         os._exit(1)

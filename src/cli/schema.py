@@ -14,6 +14,8 @@ from typing import Any
 from cog._adt import InputField, PredictorInfo, Repetition
 from cog._inspector import create_predictor
 
+from src.files.atomic import replacing_file
+
 PREDICTOR = "predict.py:Predictor"
 CONCURRENT_PREDICTOR = "predict.py:ConcurrentPredictor"
 
@@ -41,7 +43,9 @@ def write_schema(root: Path) -> Path:
     path = root / ".cog" / "openapi_schema.json"
     path.parent.mkdir(exist_ok=True)
     predictor = os.environ.get("COG_PREDICT_TYPE_STUB", PREDICTOR)
-    path.write_text(json.dumps(build_schema(predictor)))
+    # A server that is already running may be reading it.
+    with replacing_file(path, is_durable=False) as partial:
+        partial.write_text(json.dumps(build_schema(predictor)))
     return path
 
 
