@@ -68,7 +68,8 @@ def prepare_data(
                 f"warning: {name}: {num_own_bos:,} examples begin with <s>, which is left out: "
                 "every example is given its beginning"
             )
-        if counts := dataset.counts if dataset.counts.cut_examples else None:
+        counts = dataset.counts
+        if counts.cut_examples:
             log(
                 f"warning: {name}: {counts.cut_examples:,} examples were cut to "
                 f"{max_length:,} tokens, {counts.cut_tokens:,} tokens are left out"

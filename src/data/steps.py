@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -43,34 +42,27 @@ def shuffle_epoch(num_sequences: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_sequences)
 
 
-class _Spread(NamedTuple):
-    """Which micro-batch each sequence goes to; micro-batch m is of rank m % world_size."""
-
-    longest_first: np.ndarray  # (steps, sequences)
-    micro_batches: np.ndarray  # (steps, sequences), of the longest sequence first
-    tokens: np.ndarray  # (steps, micro-batches)
-
-
-def spread(lengths: np.ndarray, sizes: BatchSizes) -> _Spread:
+def spread(lengths: np.ndarray, sizes: BatchSizes) -> tuple[np.ndarray, np.ndarray]:
     """Spread the sequences of each step over its micro-batches, the longest ones apart.
 
     The longest first, each goes to the lightest micro-batch with room, the first of equals. All
-    steps have the same number of sequences: lengths (steps, sequences).
+    steps have the same number of sequences: lengths (steps, sequences). Returns the micro-batch of
+    each (steps, sequences), micro-batch m being of rank m % world_size, and the tokens in each
+    micro-batch (steps, micro-batches).
     """
     num_steps, num_sequences = lengths.shape
     num_micro_steps = -(-num_sequences // (sizes.world_size * sizes.micro_batch_size))
     tokens = np.zeros((num_steps, num_micro_steps * sizes.world_size), np.int64)
     filled = np.zeros_like(tokens)
-    longest_first = np.argsort(-lengths, axis=1, kind="stable")
-    micro_batches = np.empty_like(longest_first)
+    micro_batches = np.empty_like(lengths)
     steps = np.arange(num_steps)
     full = np.iinfo(np.int64).max
-    for i, sequence in enumerate(longest_first.T):
+    for sequence in _longest_first(lengths).T:
         lightest = np.where(filled < sizes.micro_batch_size, tokens, full).argmin(axis=1)
-        micro_batches[:, i] = lightest
+        micro_batches[steps, sequence] = lightest
         tokens[steps, lightest] += lengths[steps, sequence]
         filled[steps, lightest] += 1
-    return _Spread(longest_first, micro_batches, tokens)
+    return micro_batches, tokens
 
 
 def split_micro_batches(step: list[PackedSequence], sizes: BatchSizes) -> list[list[MicroBatch]]:
@@ -79,11 +71,15 @@ def split_micro_batches(step: list[PackedSequence], sizes: BatchSizes) -> list[l
     Every rank gets the same number of micro-batches; in a short step some are empty.
     """
     lengths = np.array([[count_tokens(sequence) for sequence in step]])
-    placed = spread(lengths, sizes)
-    found: list[list[PackedSequence]] = [[] for _ in placed.tokens[0]]
-    for sequence, m in zip(placed.longest_first[0], placed.micro_batches[0], strict=True):
-        found[m].append(step[sequence])
+    (micro_batches,), (tokens,) = spread(lengths, sizes)
+    found: list[list[PackedSequence]] = [[] for _ in tokens]
+    for i in _longest_first(lengths)[0]:
+        found[micro_batches[i]].append(step[i])
     return [[tuple(m) for m in found[r :: sizes.world_size]] for r in range(sizes.world_size)]
+
+
+def _longest_first(lengths: np.ndarray) -> np.ndarray:
+    return np.argsort(-lengths, axis=1, kind="stable")
 
 
 @dataclass(frozen=True)
@@ -144,10 +140,9 @@ class StepPlan:
             # All steps at once, but for a short one at the end.
             num_full = len(order) // sizes.global_batch_size * sizes.global_batch_size
             full_steps = order[:num_full].reshape(-1, sizes.global_batch_size)
-            for steps in (full_steps, order[None, num_full:]):
-                if steps.size == 0:
-                    continue
-                most_tokens = spread(lengths[steps], sizes).tokens[:, of_rank].max(axis=1)
+            for steps in (s for s in (full_steps, order[None, num_full:]) if s.size):
+                _, tokens = spread(lengths[steps], sizes)
+                most_tokens = tokens[:, of_rank].max(axis=1)
                 if most_tokens.max() > most:
                     most, longest_step = most_tokens.max(), steps[most_tokens.argmax()]
             if most == no_more:

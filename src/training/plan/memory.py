@@ -38,7 +38,7 @@ class Workload:
     """Under ZeRO-3 every rank holds a share of the base model."""
     num_recomputed: int = 0
     keeps_dequantized: bool = False
-    """4-bit weights are unpacked once, for speed."""
+    """4-bit weights are dequantized once, for speed."""
 
     @property
     def least_tokens(self) -> int:
@@ -86,7 +86,7 @@ def fit(work: Workload, available: float) -> Workload:
     """Return the workload as the memory holds it, if it does, in the fastest way.
 
     Fewer tokens in a pass cost least, as long as they keep the device busy; then come recomputed
-    layers, as few as possible. Unpacked 4-bit weights are for room that is left.
+    layers, as few as possible. Dequantized 4-bit weights are for room that is left.
     """
     budget = available * FILL
     work = replace(work, num_recomputed=0, keeps_dequantized=False)

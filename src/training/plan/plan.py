@@ -45,7 +45,7 @@ class TrainingPlan:
 
     @property
     def keeps_dequantized(self) -> bool:
-        """Whether 4-bit weights are unpacked once, for speed."""
+        """Whether 4-bit weights are dequantized once, for speed."""
         return self.work is not None and self.work.keeps_dequantized
 
     @property
