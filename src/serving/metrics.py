@@ -42,8 +42,8 @@ class ProcessMetrics:
             "requests_served": self._num_served,
             "requests_failed": self._num_failed,
             "requests_canceled": self._num_canceled,
-            "answers_running": engine.num_running,
-            "answers_waiting": engine.num_waiting,
+            "answers_running": engine.scheduler.num_running,
+            "answers_waiting": engine.scheduler.num_waiting,
             "input_token_count": totals.num_computed_tokens,
             "cached_input_token_count": totals.num_cached_tokens,
             "output_token_count": totals.num_output_tokens,
@@ -52,7 +52,7 @@ class ProcessMetrics:
             "tokens_per_second": round(totals.tokens_per_second(), 2),
             "adapters_on_disk": asdict(self._cache.use()),
             "adapters_in_memory": asdict(self._store.use),
-            "adapters_on_device": asdict(engine.adapter_use),
+            "adapters_on_device": asdict(engine.runner.lora.use),
             "memory_bytes": process_memory(),
         }
         if engine.device.type == "cuda":

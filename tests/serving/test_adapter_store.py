@@ -56,6 +56,7 @@ def test_many_askers_at_once_load_once(cache, load, adapters):
     assert len(load.keys) == 1
     assert len({id(adapter.loaded) for adapter in found}) == 1
     assert sum(not adapter.was_loaded for adapter in found) == 1
+    assert (store.use.hits, store.use.misses) == (15, 1)
 
 
 def test_a_slow_download_blocks_those_alone_who_want_the_same(

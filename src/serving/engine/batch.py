@@ -113,7 +113,7 @@ class Batch:
         key = None if adapter is None else adapter.key
         moves, num_cached = self._prefixes.place(slot, sorted(self._free), key, prompt_ids)
         for move in moves:
-            self._runner.kv_cache.copy(move.source, move.target, move.num_tokens)
+            self._runner.kv_cache.copy(*move)
         self._runner.kv_cache.clear_tail(slot, len(prompt_ids))
         sequence.num_computed_tokens = sequence.stats.num_cached_tokens = num_cached
         return True

@@ -24,7 +24,6 @@ from src.serving.model.llama import LlamaModel, refusal
 from src.serving.model.transformers_model import TransformersRunner
 from src.serving.sampling import Sampler
 from src.weights.adapter.adapter import AdapterFile
-from src.weights.cache.cache_use import CacheUse
 
 MAX_SLOTS = 32
 MAX_ADAPTERS = 16
@@ -61,10 +60,10 @@ class Engine:
         if capture is None and self.device.type == "cuda":
             capture = cuda_capture()
         with torch.inference_mode():
-            self._runner = self._build_runner(max_slots, max_adapters, is_captured=bool(capture))
-            self.is_captured = capture is not None and self._runner.is_static
+            self.runner = self._build_runner(max_slots, max_adapters, is_captured=bool(capture))
+            self.is_captured = capture is not None and self.runner.is_static
             batch = Batch(
-                self._runner,
+                self.runner,
                 Sampler(
                     num_slots=self.num_slots,
                     vocab_size=self.vocab_size,
@@ -74,17 +73,17 @@ class Engine:
                 num_slots=self.num_slots,
                 max_seq_len=self.max_seq_len,
                 device=self.device,
-                graphs=CudaGraphs(capture) if capture and self._runner.is_static else None,
+                graphs=CudaGraphs(capture) if capture and self.runner.is_static else None,
             )
         if can_speculate is None:
             # Speculation takes the place of captured steps and of overlapping them.
             can_speculate = not self.is_captured
-        self._scheduler = Scheduler(
+        self.scheduler = Scheduler(
             batch,
             self.totals,
             end_ids=self.tokenizer.end_ids,
             can_overlap=self.is_captured,
-            can_speculate=can_speculate and self._runner.is_static,
+            can_speculate=can_speculate and self.runner.is_static,
         )
         self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._is_closed, self._closing = False, threading.Lock()
@@ -141,21 +140,6 @@ class Engine:
         sequence.is_canceled = True
         self._inbox.put(None)
 
-    @property
-    def num_running(self) -> int:
-        """How many answers have a slot."""
-        return self._scheduler.num_running
-
-    @property
-    def num_waiting(self) -> int:
-        """How many answers wait for a slot."""
-        return self._scheduler.num_waiting
-
-    @property
-    def adapter_use(self) -> CacheUse:
-        """How well the adapters on the device serve."""
-        return self._runner.lora.use
-
     def check_alive(self) -> None:
         """Raise an error where no events will come any more."""
         if not self._thread.is_alive():
@@ -173,7 +157,7 @@ class Engine:
             while not self._is_closed:
                 self._take_new()
                 try:
-                    self._scheduler.step()
+                    self.scheduler.step()
                 except Exception as error:
                     print(f"the engine failed: {error}", flush=True)
                     if isinstance(error, torch.AcceleratorError):
@@ -181,17 +165,17 @@ class Engine:
                         # end this thread alone and leave a server that looks ready; when its
                         # worker is gone, Cog reports it as unhealthy.
                         os._exit(1)
-                    self._scheduler.fail(error)
+                    self.scheduler.fail(error)
         finally:
             with self._closing:
                 self._is_closed = True
             # What was submitted until then is in the inbox.
             while not self._inbox.empty():
                 self._take_new()
-            self._scheduler.fail(RuntimeError("the engine is closed"))
+            self.scheduler.fail(RuntimeError("the engine is closed"))
 
     def _take_new(self) -> None:
-        can_wait = self._scheduler.is_idle and not self._is_closed
+        can_wait = self.scheduler.is_idle and not self._is_closed
         while True:
             try:
                 sequence = self._inbox.get(block=can_wait)
@@ -199,4 +183,4 @@ class Engine:
                 return
             can_wait = False
             if sequence is not None:
-                self._scheduler.add(sequence)
+                self.scheduler.add(sequence)

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +17,7 @@ class _Known:
     used_at: int
 
 
-@dataclass(frozen=True)
-class Move:
+class Move(NamedTuple):
     """A copy between slots."""
 
     source: int

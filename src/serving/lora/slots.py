@@ -165,16 +165,10 @@ class LoraSlots:
     def _rebuild(self, rank: int, num_slots: int, projections: frozenset[int]) -> None:
         stacks: list[StackedLora | None] = [None] * len(self._projections)
         for number in projections:
-            projection, old = self._projections[number], self._stacks[number]
             stacks[number] = new = StackedLora(
-                names=projection.names,
-                in_features=projection.in_features,
-                out_features=projection.out_features,
-                num_slots=num_slots,
-                rank=rank,
-                like=self._like,
+                self._projections[number], num_slots=num_slots, rank=rank, like=self._like
             )
-            if old is not None:
+            if (old := self._stacks[number]) is not None:
                 new.take(old)
         # All of them or none: memory may have run out on the way.
         self._stacks, self._rank, self._num_slots = stacks, rank, num_slots

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from src.serving.lora.weights import LoadedModule
+from src.serving.model.layers import Projection
 
 
 class StackedLora:
@@ -15,22 +16,13 @@ class StackedLora:
     """
 
     def __init__(
-        self,
-        *,
-        names: tuple[str, ...],
-        in_features: int,
-        out_features: tuple[int, ...],
-        num_slots: int,
-        rank: int,
-        like: torch.Tensor,
+        self, projection: Projection, *, num_slots: int, rank: int, like: torch.Tensor
     ) -> None:
-        self.names = names
-        self.num_slots = num_slots
-        self.rank = rank
-        self._ends = torch.tensor(out_features).cumsum(0).tolist()
-        self.rows = len(names) * rank
-        self.a = like.new_zeros((num_slots * self.rows, in_features))
-        self.b = like.new_zeros((num_slots * self.rows, sum(out_features)))
+        self.names, self.num_slots, self.rank = projection.names, num_slots, rank
+        self._ends = torch.tensor(projection.out_features).cumsum(0).tolist()
+        self.rows = len(self.names) * rank
+        self.a = like.new_zeros((num_slots * self.rows, projection.in_features))
+        self.b = like.new_zeros((num_slots * self.rows, sum(projection.out_features)))
 
     @property
     def num_bytes(self) -> int:
