@@ -3,6 +3,8 @@
 import json
 import shutil
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -210,6 +212,25 @@ def test_the_signature_of_a_mirror_is_sent_and_kept_nowhere(
         found = find_base_model({**environ, "BASE_MODEL_URL": f"{address}/m?sig=SECRET"})
     check_complete(found.folder)
     assert not [path for path in tmp_path.rglob("*") if "SECRET" in path.name]
+
+
+def test_two_who_want_a_model_fetch_it_once(single: Path, environ: dict[str, str]):
+    asked: list[str] = []
+
+    def noting(data: bytes):
+        def answer(handler):
+            asked.append(handler.path)
+            time.sleep(0.05)
+            handler.reply(200, data)
+
+        return answer
+
+    routes = {name: noting(data) for name, data in files_of(single).items()}
+    with serving(routes) as address, ThreadPoolExecutor(4) as pool:
+        environ["BASE_MODEL_URL"] = address
+        found = set(pool.map(lambda _: find_base_model(environ), range(4)))
+    assert len(found) == 1
+    assert sorted(asked) == sorted(routes)
 
 
 def test_a_torn_fetch_of_a_killed_process_is_no_model(

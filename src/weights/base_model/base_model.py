@@ -97,7 +97,7 @@ def _fetch(
             fetch_from_hub(repository, partial, environ, with_weights=with_weights)
         (check_complete if with_weights else check_readable)(partial)
     except UserError:
-        # Files that arrived whole stay for the next try; a wrong set of files does not.
+        # Complete files stay for the next try; a wrong set of files does not.
         if (partial / "config.json").is_file():
             shutil.rmtree(partial)
         raise

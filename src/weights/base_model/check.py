@@ -1,4 +1,4 @@
-"""Is a folder in Hugging Face layout whole?"""
+"""Is a folder in Hugging Face layout complete?"""
 
 import json
 import re
@@ -12,7 +12,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def check_complete(folder: Path) -> None:
-    """Prove that a folder holds a whole base model in Hugging Face layout.
+    """Prove that a folder holds a complete base model in Hugging Face layout.
 
     Raises UserError that names the file that is missing, damaged or cut off.
     """
