@@ -1,8 +1,10 @@
 """A switch is on, off or left alone, and nothing else."""
 
+from pathlib import Path
+
 import pytest
 
-from src.environment import read_flag
+from src.environment import ServeEnvironment, read_flag, read_serve_environment
 from src.errors import UserError
 
 
@@ -15,3 +17,18 @@ def test_a_flag_is_read(value: str | None, is_on: bool | None):
 def test_a_flag_that_cannot_be_meant_is_refused(value: str):
     with pytest.raises(UserError, match=f"^LOOK_AHEAD: expected 0 or 1, found '{value}'"):
         read_flag("LOOK_AHEAD", {"LOOK_AHEAD": value})
+
+
+def test_the_environment_of_a_server_is_read():
+    nothing_set = read_serve_environment({})
+    assert (nothing_set.in_4bit, nothing_set.can_speculate) == (False, None)
+    assert nothing_set.weights_cache.is_relative_to(Path.home())
+    assert nothing_set.weights_dir is None
+    environ = {
+        "BASE_MODEL_IN_4BIT": "1", "LOOK_AHEAD": "0", "WEIGHTS_CACHE": "/a", "WEIGHTS_DIR": "/b",
+    }  # fmt: skip
+    assert read_serve_environment(environ) == ServeEnvironment(
+        in_4bit=True, can_speculate=False, weights_cache=Path("/a"), weights_dir=Path("/b")
+    )
+    with pytest.raises(UserError, match=r"^BASE_MODEL_IN_4BIT: expected 0 or 1"):
+        read_serve_environment({"BASE_MODEL_IN_4BIT": "yes"})

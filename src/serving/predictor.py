@@ -9,13 +9,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from src.base_models import KNOWN_MODELS
 from src.chat.chat_format import ChatFormat, build_chat_format
 from src.chat.prompt_length import check_prompt_length
-from src.environment import read_flag
+from src.environment import read_serve_environment
 from src.errors import UserError
 from src.serving.engine.engine import Engine
 from src.serving.engine.request import Event, Grammar
@@ -33,7 +32,6 @@ from src.weights.cache.cache import Weights, WeightsCache
 from src.weights.download.deadline import CancelToken, never
 
 RecordMetric = Callable[..., None]
-DEFAULT_WEIGHTS_CACHE = "~/.cache/cog-finetune-weights"
 MAX_PREPARING = 64
 WAIT_SECONDS = 0.5
 """Cog's cancel is not noticed by a thread that waits without end."""
@@ -44,20 +42,18 @@ class TextPredictor:
 
     def __init__(self, weights: str | None) -> None:
         started = time.monotonic()
-        in_4bit = read_flag("BASE_MODEL_IN_4BIT", os.environ) or False
-        can_speculate = read_flag("LOOK_AHEAD", os.environ)
+        environment = read_serve_environment(os.environ)
         base_model = find_base_model(os.environ)
         known = KNOWN_MODELS.get(base_model.name)
         self._base_model = base_model.name
         self._engine = Engine(
             base_model.folder,
             known_max_seq_len=known.max_seq_len if known else None,
-            in_4bit=in_4bit,
-            can_speculate=can_speculate,
+            in_4bit=environment.in_4bit,
+            can_speculate=environment.can_speculate,
         )
-        folder = Path(os.environ.get("WEIGHTS_CACHE") or DEFAULT_WEIGHTS_CACHE).expanduser()
         limit = adapter_bytes_limit(self._engine.linear_shapes)
-        cache = WeightsCache(folder, max_archive_bytes=limit, own_url=weights)
+        cache = WeightsCache(environment.weights_cache, max_archive_bytes=limit, own_url=weights)
         self._store = AdapterStore(cache, self._load)
         self._process = ProcessMetrics(self._engine, self._store, cache)
         self._grammars = JsonGrammars(
@@ -68,8 +64,7 @@ class TextPredictor:
         self._preparing = ThreadPoolExecutor(MAX_PREPARING, thread_name_prefix="prepare")
         self._fetching = ThreadPoolExecutor(MAX_PREPARING, thread_name_prefix="fetch")
         """For requests that name weights, which may take long: others never wait for them."""
-        root = os.environ.get("WEIGHTS_DIR")
-        self._weights_dir = Path(root) if root else None
+        self._weights_dir = environment.weights_dir
         self._own = self._store.acquire(weights, local_root=None) if weights else BARE
         warm_up_seconds = warm_up(self._engine, self._own.loaded)
         # What stays for good is not searched again: a full collection would hold up all answers.

@@ -99,13 +99,16 @@ def test_the_speed_is_that_of_the_last_minute(monkeypatch):
     assert totals.tokens_per_second() == 0
 
 
-def test_a_closed_predictor_leaves_no_thread(base_dir: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_closed_predictor_leaves_no_thread(
+    base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def own_threads() -> set[threading.Thread]:
         names = ("engine", "prepare", "fetch")
         return {thread for thread in threading.enumerate() if thread.name.startswith(names)}
 
     before = own_threads()
     monkeypatch.setenv("BASE_MODEL", str(base_dir))
+    monkeypatch.setenv("WEIGHTS_CACHE", str(tmp_path / "cache"))
     predictor = TextPredictor(None)
     asyncio.run(ask_async(predictor))
     started = own_threads() - before
