@@ -9,7 +9,7 @@ from cog import (
     streaming,
 )
 
-from src.process_tree import end_with_parent
+from src.process_tree import end_with_server
 
 
 class Inputs:
@@ -74,7 +74,7 @@ class Predictor(BaseRunner):
 
     def setup(self, weights: str | None = None) -> None:  # type: ignore[override]
         """Load the base model, and the container's own fine-tuned weights if it has any."""
-        end_with_parent()
+        end_with_server()
         # Here, so that the inputs can be read without loading torch.
         from src.serving.predictor import TextPredictor
 

@@ -4,12 +4,12 @@ from typing import Any
 
 from cog import BaseModel, Input, Path, current_scope
 
-from src.process_tree import end_with_parent
+from src.process_tree import end_with_server
 from src.training.run import run_training
 
 
 class TrainingOutput(BaseModel):
-    weights: Path
+    weights: Path | None
 
 
 def train(
@@ -105,9 +105,12 @@ def train(
         default=False,
     ),
 ) -> TrainingOutput:
-    """Fine-tune the base model on the examples and return the adapter as one archive."""
+    """Fine-tune the base model on the examples and return the adapter as one archive.
+
+    Of several machines only the one with the file train_data returns it.
+    """
     inputs = locals()
-    end_with_parent()
+    end_with_server()
     scope: Any = current_scope()
     weights = run_training(inputs, record_metric=scope.record_metric)
-    return TrainingOutput(weights=Path(weights))  # type: ignore[call-arg]
+    return TrainingOutput(weights=weights and Path(weights))  # type: ignore[call-arg]

@@ -1,16 +1,79 @@
-"""A switch of the environment: on, off, or left alone."""
+"""What the operator sets in the environment: each variable is read once, typed and checked."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from src.errors import UserError
 
+FAST_PATH_PARTS = ("norm", "attention", "mlp", "lora")
+FROZEN_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainEnvironment:
+    """The variables of a training; stored with its settings, so that it can be replayed."""
+
+    num_processes: int | None = None
+    """`NUM_PROCESSES`: GPUs of this machine to use, or CPU processes where there is none."""
+    on_gpus: bool = False
+    """Whether these processes have GPUs; found, not set."""
+    zero_stage: int | None = None
+    """`ZERO_STAGE`: 2 or 3, instead of choosing by memory."""
+    device_memory: float | None = None
+    """`DEVICE_MEMORY_GB`, in bytes: the most that training may take of each device."""
+    frozen_seconds: float = FROZEN_SECONDS
+    """`FROZEN_SECONDS`: a rank without a heartbeat for so long ends the run."""
+    fast_path_off: tuple[str, ...] = ()
+    """`FAST_PATH_OFF`: parts of the fast path to leave out."""
+    checkpoint_dir: str | None = None
+    """`CHECKPOINT_DIR`: where trainings keep checkpoints."""
+    num_nodes: int = 1
+    """`NUM_NODES`: machines that train together."""
+    rendezvous: str | None = None
+    """`RENDEZVOUS`: host:port of the machine where they meet."""
+    port: int | None = None
+    """`PORT`: where Cog's server listens."""
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "TrainEnvironment":
+        """Return what `dataclasses.asdict` and JSON made of an environment."""
+        return cls(**{**record, "fast_path_off": tuple(record["fast_path_off"])})
+
+
+def read_train_environment(environ: Mapping[str, str]) -> TrainEnvironment:
+    """Return what the environment asks of a training.
+
+    Raises UserError that names the variable that cannot be meant.
+    """
+    memory_gb = _number_above_0("DEVICE_MEMORY_GB", environ)
+    num_nodes = _whole_number("NUM_NODES", environ) or 1
+    rendezvous = environ.get("RENDEZVOUS", "").strip() or None
+    _, _, port = (rendezvous or "").rpartition(":")
+    if num_nodes > 1 and not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(
+            "RENDEZVOUS: expected host:port of one of the NUM_NODES machines, found "
+            f"{rendezvous or 'none'}"
+        )
+    return TrainEnvironment(
+        num_processes=_whole_number("NUM_PROCESSES", environ),
+        zero_stage=_zero_stage(environ.get("ZERO_STAGE")),
+        device_memory=None if memory_gb is None else memory_gb * 1e9,
+        frozen_seconds=_number_above_0("FROZEN_SECONDS", environ) or FROZEN_SECONDS,
+        fast_path_off=_fast_path_off(environ.get("FAST_PATH_OFF", "")),
+        checkpoint_dir=environ.get("CHECKPOINT_DIR", "").strip() or None,
+        num_nodes=num_nodes,
+        rendezvous=rendezvous if num_nodes > 1 else None,
+        port=_whole_number("PORT", environ),
+    )
+
 
 def read_flag(name: str, environ: Mapping[str, str]) -> bool | None:
-    """Return whether a switch is on; None where it is left alone.
+    """Return whether an option is on; None where it is left alone.
 
-    Raises UserError for anything but 0 and 1: a switch that is overlooked is worse than an error.
+    Raises UserError for anything but 0 and 1: an option that is overlooked is worse than an error.
     """
     asked = environ.get(name, "").strip()
     if asked not in ("", "0", "1"):
@@ -45,3 +108,43 @@ def read_serve_environment(environ: Mapping[str, str]) -> ServeEnvironment:
         weights_cache=Path(weights_cache).expanduser(),
         weights_dir=Path(weights_dir) if weights_dir else None,
     )
+
+
+def _whole_number(name: str, environ: Mapping[str, str]) -> int | None:
+    asked = environ.get(name)
+    if asked is None:
+        return None
+    if not asked.isdecimal() or int(asked) < 1:
+        raise UserError(f"{name}: expected a number of at least 1, found {asked!r}")
+    return int(asked)
+
+
+def _zero_stage(asked: str | None) -> int | None:
+    if not asked:
+        return None
+    if asked not in ("2", "3"):
+        raise UserError(f"ZERO_STAGE: expected 2 or 3, found {asked!r}")
+    return int(asked)
+
+
+def _number_above_0(name: str, environ: Mapping[str, str]) -> float | None:
+    asked = environ.get(name)
+    if asked is None:
+        return None
+    try:
+        number = float(asked)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise UserError(f"{name}: expected a number above 0, found {asked!r}")
+    return number
+
+
+def _fast_path_off(asked: str) -> tuple[str, ...]:
+    parts = {part.strip() for part in asked.split(",") if part.strip()}
+    if unknown := parts.difference(FAST_PATH_PARTS):
+        raise UserError(
+            f"FAST_PATH_OFF: expected some of {','.join(FAST_PATH_PARTS)}; "
+            f"found {', '.join(sorted(unknown))}"
+        )
+    return tuple(sorted(parts))

@@ -1,9 +1,10 @@
-"""Cog's server starts a worker, and a worker without its server is of no use and holds a GPU.
+"""No process outlives the one that started it.
 
 `python src/process_tree.py PARENT CHILD` kills the child when the parent is gone
 (Linux; standard library only).
 """
 
+import ctypes
 import functools
 import os
 import select
@@ -12,12 +13,26 @@ import subprocess
 import sys
 
 
-@functools.cache
-def end_with_parent() -> "subprocess.Popen[bytes] | None":
-    """Have this process killed when the process that started it is gone; return the watcher.
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent's thread that started it ends.
 
-    A thread could wait for the interpreter's lock for seconds, which native code holds at times;
-    the kernel's own PR_SET_PDEATHSIG follows a thread of the parent, and threads come and go.
+    `parent` is the process that was to be the parent: where it has ended before this call, another
+    one has taken its place.
+    """
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@functools.cache
+def end_with_server() -> "subprocess.Popen[bytes] | None":
+    """Have this process, Cog's worker, killed when Cog's server is gone; return the watcher.
+
+    The threads of that parent come and go, so the kernel's way is not open. A thread of our own
+    could wait for the interpreter's lock for seconds, which native code holds at times.
     """
     if sys.platform != "linux":
         return None

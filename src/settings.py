@@ -2,10 +2,12 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from src.environment import TrainEnvironment
 from src.errors import UserError
 
 MAX_RANK = 1024
@@ -79,12 +81,14 @@ class TrainSettings:
     resume_from: str | None = None
     """The checkpoint to go on from."""
     save_on_cancel: bool = False
+    environment: TrainEnvironment = field(default_factory=TrainEnvironment)
+    """What the operator of the server set."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None or field.default is not None:
-                _check(field.name, value)
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name != "environment" and (value is not None or setting.default is not None):
+                _check(setting.name, value)
         prompts = (self.prompt_template, self.system_prompt, self.validation_prompt)
         num_bytes = len(json.dumps(prompts))
         if num_bytes > MAX_PROMPT_BYTES:
@@ -109,7 +113,13 @@ class TrainSettings:
     @classmethod
     def load(cls, path: Path) -> "TrainSettings":
         """Read settings that `save` wrote."""
-        return cls(**json.loads(path.read_text()))
+        return cls.from_json(json.loads(path.read_text()))
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "TrainSettings":
+        """Return what `dataclasses.asdict` and JSON made of settings."""
+        environment = TrainEnvironment.from_json(record["environment"])
+        return cls(**{**record, "environment": environment})
 
 
 def _check(name: str, value: Any) -> None:

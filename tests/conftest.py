@@ -10,6 +10,7 @@ import pytest
 
 from src.chat.tokenizer import Tokenizer
 from src.cli.tiny_model import make_base_model
+from src.environment import read_train_environment
 from src.settings import TrainSettings
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -76,6 +77,7 @@ def make_settings(base_dir: Path, write_rows):
                 "train_data": str(write_rows(ROWS if rows is None else rows)),
                 "train_data_name": "data.jsonl",
                 "lora_dropout": 0.0,
+                "environment": read_train_environment(os.environ),
                 **values,
             }
         )

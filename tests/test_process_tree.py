@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-CHILD = "from src.process_tree import end_with_parent; end_with_parent(); print('up', flush=True)\n"
+CHILD = "from src.process_tree import end_with_server; end_with_server(); print('up', flush=True)\n"
 PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, text=True)

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.training.device import peak_memory
 from benchmarks.training.variants import Variant
 from benchmarks.training.work import LEARNING_RATE, TrainWork, plain_settings
 from src.cli.server import ROOT
+from src.environment import read_train_environment
 
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 _PLANNED = re.compile(rb"^plan: memory: about ([\d.,]+) (GB|MB)")
@@ -40,7 +41,6 @@ def run_variant(variant: Variant, work: TrainWork, run_dir: Path) -> Result:
     """Run one variant in a folder of its own, with one thread on a CPU; return what it did."""
     run_dir.mkdir()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment["FAST_PATH_OFF"] = variant.off
     if not work.on_gpu:
         environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     command = (_our_command if variant.peer is None else _peer_command)(variant, work, run_dir)
@@ -81,6 +81,9 @@ def _our_command(variant: Variant, work: TrainWork, run_dir: Path) -> list[str]:
         micro_batch_size=micro_batch_size,
         pack_sequences=variant.packed,
         chunk_size=work.length if variant.packed else 2048,
+        environment=replace(
+            read_train_environment({"FAST_PATH_OFF": variant.off}), on_gpus=work.on_gpu
+        ),
         **dict(variant.settings),
     )
     path = run_dir / "settings.json"

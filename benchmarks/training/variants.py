@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from src.training.switches import FAST_PATH_PARTS
+from src.environment import FAST_PATH_PARTS
 
 
 @dataclass(frozen=True)

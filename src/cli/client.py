@@ -23,9 +23,10 @@ from src.cli.running_server import running_server
 from src.cli.schema import write_schema
 from src.cli.server import ROOT
 from src.cli.server_http import RequestError
+from src.environment import read_train_environment
 from src.errors import UserError
 from src.files.atomic import replacing_file
-from src.training.run import plan_training
+from src.training.plan.dry_run import plan_training
 
 
 def main(arguments: list[str], root: Path = ROOT) -> int:
@@ -36,7 +37,10 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
         schema = json.loads(write_schema(root).read_text())["components"]["schemas"]
         if options.mode == "train":
             pairs = [f"train_data={options.data}", *options.input]
-            inputs = parse_inputs(pairs, schema["TrainingInput"]["properties"])
+            num_nodes = read_train_environment(os.environ).num_nodes
+            inputs = parse_inputs(
+                pairs, schema["TrainingInput"]["properties"], may_lack_files=num_nodes > 1
+            )
             if options.plan:
                 print(*plan_training(inputs), sep="\n")
                 return 0
@@ -94,6 +98,8 @@ def _train(inputs: dict[str, Any], output: Path, root: Path, *, verbose: bool) -
             "webhook_events_filter": ["logs", "completed"],
         }
         result = follow_training(address, request, events)
+    if result["output"]["weights"] is None:
+        return  # the log names the machine that has them
     _write_output(result["output"]["weights"], output)
     size = output.stat().st_size / 1e6
     print(f"weights: {output} ({size:.1f} MB) after {time.monotonic() - started:.0f} s", flush=True)

@@ -11,10 +11,13 @@ from src.errors import UserError
 from src.files.printable import printable
 
 
-def parse_inputs(pairs: Sequence[str], properties: Mapping[str, Any]) -> dict[str, Any]:
+def parse_inputs(
+    pairs: Sequence[str], properties: Mapping[str, Any], *, may_lack_files: bool = False
+) -> dict[str, Any]:
     """Return the inputs with the types of the schema; a file is a `Path`.
 
-    Raises UserError for a name that does not exist and a value that is no such type.
+    With `may_lack_files` one that is not here, but on another machine, stays a text. Raises
+    UserError for a name that does not exist and a value that is no such type.
     """
     inputs: dict[str, Any] = {}
     for pair in pairs:
@@ -25,7 +28,9 @@ def parse_inputs(pairs: Sequence[str], properties: Mapping[str, Any]) -> dict[st
             close = difflib.get_close_matches(name, properties, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(properties)}"
             raise UserError(f"-i {printable(name)}: there is no such input; {hint}")
-        inputs[name] = _value(name, text, properties[name])
+        schema = properties[name]
+        is_elsewhere = may_lack_files and _names_no_file(text, schema)
+        inputs[name] = text if is_elsewhere else _value(name, text, schema)
     return inputs
 
 
@@ -63,7 +68,15 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
 
 def existing_file(name: str, where: str) -> Path:
     """Return the path of a file; raises UserError if there is none."""
-    # Unlike a Path, it takes names of any length.
-    if not os.path.isfile(name):
+    if not _is_file(name):
         raise UserError(f"{where}: there is no file {printable(name)}")
     return Path(name)
+
+
+def _names_no_file(text: str, schema: Mapping[str, Any]) -> bool:
+    return schema.get("format") == "uri" and not _is_file(text.removeprefix("@"))
+
+
+def _is_file(name: str) -> bool:
+    # Unlike a Path, it takes names of any length.
+    return os.path.isfile(name)

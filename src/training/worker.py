@@ -1,53 +1,150 @@
-"""Entry of one rank: runs the training and leaves word of how it went.
+"""One rank of a training, from the data to what comes back, and how it reports its end.
 
-Started by DeepSpeed's launcher; `python -m src.training.worker settings.json` runs one rank alone.
+Started by torch's agent; `python -m src.training.worker SETTINGS.json` replays a run on one rank.
 """
 
-import ctypes
-import os
-import signal
+# ruff: noqa: E402
 import sys
-import traceback
-from dataclasses import replace
 from pathlib import Path
+
+from src.training.supervise.heartbeat import RankStatus
+from src.training.supervise.rank_process import begin_rank
+
+STATUS: RankStatus | None = None
+if __name__ == "__main__":
+    # A rank shows that it lives before it imports what takes seconds.
+    STATUS = begin_rank(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+
+import os
+import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
+import torch.distributed as dist
+
+from src.chat.prompt_encoder import open_prompt_encoder
+from src.data.prepare import build_step_plan
 from src.errors import UserError
+from src.files.atomic import replacing_folder
+from src.model.oom import is_out_of_memory
 from src.settings import TrainSettings
-from src.training.supervise.heartbeat import RankStatus
+from src.training.checkpoint.checkpointer import Checkpointer, StoppedEarly
+from src.training.context import Run
+from src.training.deepspeed_engine import join_ranks
+from src.training.loop import train
+from src.training.lora_model import load_lora_model
+from src.training.machines.share import OtherMachines, share_data
+from src.training.plan.disk import check_disks
+from src.training.plan.plan import make_plan, peak_line
+from src.training.plan.resources import measure_resources, peak_memory
+from src.training.replicated import ReplicatedTrainer
+from src.training.results.metrics import Progress
+from src.training.results.output import output_writer
+from src.training.results.validation_reply import build_reply_generator
+from src.training.supervise.run_folder import RunFolder
+from src.training.zero3 import Zero3Trainer
 
-ALONE = {
-    "RANK": "0",
-    "LOCAL_RANK": "0",
-    "LOCAL_SIZE": "1",
-    "WORLD_SIZE": "1",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29500",
-}
 
-
-def main(settings_path: Path) -> None:
-    """Run this rank; a failure is left as a file for the supervisor and ends with exit code 1."""
-    _end_with_parent()
-    for name, value in ALONE.items():
-        os.environ.setdefault(name, value)
-    run_dir = settings_path.parent
-    status = RankStatus(run_dir, rank=int(os.environ["RANK"]))
+def main(settings_path: Path, status: RankStatus | None = None) -> NoReturn:
+    """Run this rank; a failure is left for the supervisor and ends with exit code 1."""
+    status = status or begin_rank(settings_path)
     try:
-        from src.training.rank import run_rank
-
-        settings = TrainSettings.load(settings_path)
-        # On a machine that joins, the base model may lie elsewhere.
-        folder = os.environ.get("BASE_MODEL_DIR", settings.base_model_dir)
-        run_rank(replace(settings, base_model_dir=folder), run_dir, status)
+        run_rank(TrainSettings.load(settings_path), RunFolder(settings_path.parent), status)
     except BaseException as error:
         if not isinstance(error, UserError):
             traceback.print_exc()
         status.fail(_explain(error))
-        # Other ranks may wait in a collective; leaving at once lets the launcher end them.
+        # Other ranks may wait in a collective; leaving at once lets the agent end them.
         _leave(1)
     # All is written; the interpreter would take seconds to end, in which it shows no sign of life.
     _leave(0)
+
+
+def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> None:
+    """Train on this rank's device; the main rank writes `folder.output`."""
+    environment, rank = settings.environment, status.rank
+    machines = OtherMachines() if os.environ["GROUP_WORLD_SIZE"] != "1" else None
+    main_rank = machines.find_main_rank(settings) if machines else 0
+    say: Callable[[str], None] = _say if rank == main_rank else _say_nothing
+
+    # Data, as the base model reads it; the ranks meet later, as it may take longer than they wait.
+    encoder = open_prompt_encoder(settings)
+    train_data, validation_data = share_data(
+        settings, encoder, folder.data, say, is_main=rank == main_rank, machines=machines
+    )
+    device = join_ranks(int(os.environ["LOCAL_RANK"]))
+
+    # The plan, before the base model is loaded.
+    num_devices = dist.get_world_size()
+    step_plan = build_step_plan(
+        train_data, settings, max_seq_len=encoder.max_seq_len, num_devices=num_devices
+    )
+    resources = measure_resources(device, environment.device_memory)
+    plan = make_plan(settings, train_data, step_plan, resources, zero_stage=environment.zero_stage)
+    for line in plan.lines():
+        say(line)
+    if rank == main_rank:
+        say(check_disks(plan, folder.path))
+
+    # The base model with its adapter.
+    lora_model = load_lora_model(plan, device, fast_path_off=environment.fast_path_off, log=say)
+
+    # What takes the steps.
+    is_sharded = lora_model.sharding is not None
+    run = Run(
+        settings=settings,
+        step_plan=step_plan,
+        train_data=train_data,
+        validation_data=validation_data,
+        rank=rank,
+        device=device,
+        status=status,
+        generate_reply=build_reply_generator(
+            settings, encoder, lora_model.model, device, is_sharded=is_sharded
+        ),
+        main_rank=main_rank,
+    )
+    start = Zero3Trainer if is_sharded else ReplicatedTrainer
+    trainer = start(plan, run, lora_model)
+
+    # What is kept on the way, and what a checkpoint brings back.
+    writer = output_writer(plan, encoder, run, lora_model.target_modules, folder.metrics)
+    progress = Progress(folder.metrics if run.is_main else None, num_steps=step_plan.num_steps)
+    checkpointer = Checkpointer(run, folder, trainer, writer)
+    done = 0
+    if settings.resume_from is not None:
+        done = checkpointer.resume(Path(settings.resume_from), progress)
+        say(f"resumed after step {done} of {step_plan.num_steps}")
+
+    # Training.
+    try:
+        train(trainer, run, progress, checkpointer, done=done)
+    except StoppedEarly:
+        return
+    except FloatingPointError as error:
+        raise checkpointer.keep_after(error) from None
+    say(peak_line(plan, peak_memory(device)))
+
+    # What comes back.
+    with status.busy():
+        _, tensors = trainer.gather_adapter()
+        if run.is_main:
+            with replacing_folder(folder.output) as partial:
+                losses = {"train_loss": progress.train_loss, "eval_loss": progress.validation_loss}
+                writer.write(partial, tensors, losses=losses)
+            checkpointer.keep_finished(folder.output)
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def _explain(error: BaseException) -> BaseException:
+    """Return the error; for memory that ran out where nothing can be made smaller, what helps."""
+    if isinstance(error, UserError) or not is_out_of_memory(error):
+        return error
+    return UserError(
+        "out of memory outside of the training passes: expected peft_method=qlora, a smaller "
+        "lora_rank or base model, fewer processes (NUM_PROCESSES), or more memory"
+    )
 
 
 def _leave(code: int) -> NoReturn:
@@ -56,26 +153,13 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _explain(error: BaseException) -> BaseException:
-    """Return the error; for memory that ran out where nothing can be made smaller, what helps."""
-    if isinstance(error, UserError) or "torch" not in sys.modules:
-        return error
-    from src.model.oom import is_out_of_memory
-
-    if not is_out_of_memory(error):
-        return error
-    return UserError(
-        "out of memory outside of the training passes: expected peft_method=qlora, a smaller "
-        "lora_rank or base model, fewer processes (NUM_PROCESSES), or more memory"
-    )
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
-def _end_with_parent() -> None:
-    """Have the kernel end this rank when the launcher dies, so that none is left on a GPU."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+def _say_nothing(line: str) -> None:
+    """Only one rank speaks."""
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), STATUS)

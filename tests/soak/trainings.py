@@ -139,7 +139,7 @@ class Trainings:
         name, request = self._begin()
         if found := self._find(lambda p: p.rank is not None, request):
             rank = self._strike(found, signal.SIGKILL).rank
-            pattern = rf"^rank {rank} ended without a word (after step \d+|{NO_STEP})|{NO_STEP}"
+            pattern = rf"^rank {rank} was killed by SIGKILL (after step \d+|{NO_STEP})|{NO_STEP}"
             self._expect_failure(name, request, pattern, ERROR_SECONDS)
         self._resume(name)
 
@@ -236,8 +236,8 @@ class Trainings:
 
 
 def _is_launcher(process: Process) -> bool:
-    """Whether it is DeepSpeed's launcher or the guard above it."""
-    return "deepspeed.launcher.launch" in process.command
+    """Whether it is the agent above the ranks."""
+    return "src.training.supervise.agent" in process.command
 
 
 def _archive(end: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 from src.training.supervise.supervisor import run_workers
 from tests.training import faults
 from tests.training.ranks import run_ranks
+from tests.training.runs import on_processes
 
 
 @pytest.fixture
@@ -48,10 +49,8 @@ def launch(new_run_dir, make_settings):
 
     def run(*, num_processes: int = 2, on_metric=lambda record: None, **values) -> Path:
         return run_workers(
-            make_settings(**values),
+            on_processes(make_settings(**values), num_processes),
             new_run_dir(),
-            num_processes=num_processes,
-            on_gpus=False,
             on_metric=on_metric,
             worker=faults.MODULE,
         )

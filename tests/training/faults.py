@@ -20,7 +20,7 @@ MODULE = "tests.training.faults"
 
 def install(fault: str) -> None:
     """Wrap the functions at which the fault strikes, in the process of one rank."""
-    from src.training import context, loop, rank
+    from src.training import context, loop, worker
     from src.training.checkpoint import checkpointer
 
     asked_rank, point, kind = fault.split(":")
@@ -63,7 +63,7 @@ def install(fault: str) -> None:
 
         return wrapped
 
-    before(rank, "train", lambda *_, **__: "start")
+    before(worker, "train", lambda *_, **__: "start")
     before(loop, "step_seed", lambda _seed, step, _rank: f"step{step}")
     before(loop, "validate", lambda *_, step, **__: f"validation{step}")
     before(checkpointer.shutil, "copyfile", _save_point)
@@ -77,21 +77,13 @@ def _save_point(_source: Path, target: Path) -> str:
     return f"save{int(folder.name.removeprefix('step-'))}" if is_partial else ""
 
 
-def _main(settings_path: Path) -> None:
-    from src.training import worker
-
-    asked, make_status = os.environ.get("FAULT"), worker.RankStatus
-
-    def make_status_and_install(*arguments: Any, **options: Any) -> Any:
-        # What is wrapped takes seconds to import: the rank shows first that it is alive.
-        status = make_status(*arguments, **options)
-        if asked:
-            install(asked)
-        return status
-
-    worker.RankStatus = make_status_and_install
-    worker.main(settings_path)
-
-
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    from src.training.supervise.rank_process import begin_rank
+
+    STATUS = begin_rank(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+
+    from src.training.worker import main
+
+    if asked := os.environ.get("FAULT"):
+        install(asked)
+    main(Path(sys.argv[1]), STATUS)

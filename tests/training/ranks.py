@@ -20,7 +20,7 @@ from src.settings import TrainSettings
 ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = [
     *("pytest", "peft", "bitsandbytes", "transformers.models.llama.modeling_llama"),
-    *("src.training.worker", "src.training.rank", __name__),
+    *("src.training.worker", __name__),
 ]
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",

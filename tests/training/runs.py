@@ -1,7 +1,16 @@
 """Settings of the runs that tests compare, and their losses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+
+from src.settings import TrainSettings
+
+
+def on_processes(settings: TrainSettings, num_processes: int) -> TrainSettings:
+    """Return the settings of a run on so many processes of this machine."""
+    return replace(settings, environment=replace(settings.environment, num_processes=num_processes))
+
 
 CURVE = {"learning_rate": 3e-3, "train_batch_size": 8, "num_train_epochs": 4, "warmup_ratio": 0.1}
 

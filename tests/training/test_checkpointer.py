@@ -18,6 +18,7 @@ from src.model.adapter import copy_to_cpu
 from src.training.checkpoint.checkpointer import Checkpointer, pause_seconds
 from src.training.checkpoint.store import newest_checkpoint
 from src.training.deepspeed_engine import join_ranks
+from src.training.supervise.run_folder import RunFolder
 from tests.training.ranks import RanksFailed, call_in_ranks, run_ranks
 from tests.training.runs import CURVE, metrics
 
@@ -147,7 +148,7 @@ def keep_what_cannot_be_kept(run_dir: Path, settings: Any, fault: str) -> None:
         gather_adapter=lambda: (3, copy_to_cpu([("matrix", value)])),
     )  # fmt: skip
     writer: Any = SimpleNamespace(write=write)
-    checkpointer = Checkpointer(run, run_dir, trainer, writer)
+    checkpointer = Checkpointer(run, RunFolder(run_dir), trainer, writer)
     try:
         checkpointer.keep_adapter()
     except (FloatingPointError, OSError) as error:

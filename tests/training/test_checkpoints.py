@@ -1,12 +1,10 @@
 """Whatever ends a run, the next one goes on from it, and the numbers are those of a whole run."""
 
-import io
 import json
 import os
 import shutil
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 
@@ -18,8 +16,6 @@ from src.errors import UserError
 from src.training.checkpoint.store import newest_checkpoint
 from src.training.run import run_training
 from src.training.supervise.failure import TrainingError
-from src.training.supervise.session import Session
-from src.training.supervise.stop import ServerWatch
 from src.weights.adapter.manifest import read_manifest
 from tests.conftest import ROWS
 from tests.training.processes import session_processes
@@ -132,12 +128,6 @@ def test_a_server_that_ends_leaves_the_adapter(launch, tmp_path: Path):
     check_stopped(tmp_path)
 
 
-def test_a_server_without_a_port_of_its_own_is_seen():
-    """Cog's server listens at port 5000 unless PORT says otherwise."""
-    assert ServerWatch({}).port == 5000
-    assert ServerWatch({"PORT": "5001"}).port == 5001
-
-
 @pytest.mark.parametrize("is_port_closed", [True, False])
 def test_a_server_that_ends_takes_no_metrics(launch, tmp_path: Path, is_port_closed: bool):
     server = socket.create_server(("127.0.0.1", 0))
@@ -152,24 +142,6 @@ def test_a_server_that_ends_takes_no_metrics(launch, tmp_path: Path, is_port_clo
     with server, pytest.raises(BrokenPipeError):
         launch(num_train_epochs=2000, on_metric=end_at_step_3)
     check_stopped(tmp_path)
-
-
-def test_a_server_that_ends_takes_no_lines(monkeypatch, tmp_path: Path):
-    """What a run says is lost then, and the run does not break or wait."""
-
-    class Closed(io.StringIO):
-        def write(self, text: str) -> int:
-            raise OSError("slot channel closed")
-
-    told = tmp_path / "told"
-    code = f"for n in range(50_000): print('step', n)\nopen({str(told)!r}, 'w').write('all')"
-    monkeypatch.setattr(sys, "stdout", Closed())
-    session = Session([sys.executable, "-c", code], os.environ)
-    deadline = time.monotonic() + 60
-    while session.is_running() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    session.end()
-    assert told.read_text() == "all"
 
 
 def test_a_server_that_ends_with_the_run_leaves_the_adapter(launch, tmp_path: Path):

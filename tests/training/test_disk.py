@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.training.run import plan_training, run_training
+from src.training.plan.dry_run import plan_training
+from src.training.run import run_training
 from tests.conftest import ROWS
 
 

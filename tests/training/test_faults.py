@@ -19,7 +19,7 @@ from src.training.supervise.failure import TrainingError
 from src.training.supervise.supervisor import run_workers
 from tests.training import faults
 from tests.training.processes import session_processes
-from tests.training.runs import CURVE
+from tests.training.runs import CURVE, on_processes
 
 pytestmark = pytest.mark.xdist_group("launched")  # not two runs at a time
 
@@ -41,7 +41,7 @@ class Strike(threading.Thread):
         has_word: bool = True,
         number: signal.Signals = signal.SIGKILL,
     ) -> None:
-        """Without a rank it is DeepSpeed's launcher; `has_word` waits until the rank has begun."""
+        """Without a rank it is torch's agent; `has_word` waits until the rank has begun."""
         super().__init__(daemon=True)
         self._run_dir, self._rank, self._seconds = run_dir, rank, seconds
         self._has_word, self._number = has_word, number
@@ -57,18 +57,14 @@ class Strike(threading.Thread):
     def _find(self) -> int | None:
         for pid in session_processes(str(self._run_dir)):
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            is_launcher = b"deepspeed.launcher.launch" in command
-            if (
-                self._rank is None
-                and is_launcher
-                and b"src.training.supervise.guard" not in command
-            ):
+            is_agent = b"src.training.supervise.agent" in command
+            if self._rank is None and is_agent:
                 return pid
             word = self._run_dir / "ranks" / f"{self._rank}.json"
             if word.is_file() != self._has_word:
                 continue
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if not is_launcher and b"RANK=%d" % (self._rank or 0) in environment:
+            if not is_agent and b"RANK=%d" % (self._rank or 0) in environment:
                 return pid
         return None
 
@@ -79,10 +75,8 @@ def fail(make_settings, run_dir: Path, strike: Strike) -> tuple[str, float]:
     strike.start()
     with pytest.raises(TrainingError) as error:
         run_workers(
-            make_settings(**{**CURVE, "num_train_epochs": 5000}),
+            on_processes(make_settings(**{**CURVE, "num_train_epochs": 5000}), 2),
             run_dir,
-            num_processes=2,
-            on_gpus=False,
             on_metric=lambda record: None,
         )
     return str(error.value), time.monotonic() - strike.struck
@@ -98,7 +92,7 @@ def test_a_rank_killed_at_any_moment_is_named(tmp_path: Path, make_settings, ran
         error, seconds = fail(make_settings, run_dir, strike)
         assert session_processes(str(tmp_path)) == []
         assert seconds < 5
-        assert re.match(rf"rank {rank} ended without a word {PLACE}: .*killed", error), error
+        assert re.match(rf"rank {rank} was killed by SIGKILL {PLACE}", error), error
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -107,7 +101,7 @@ def test_a_rank_killed_before_its_first_word_is_named(tmp_path: Path, make_setti
     error, seconds = fail(make_settings, tmp_path / "run", strike)
     assert session_processes(str(tmp_path)) == []
     assert seconds < 5
-    assert error.startswith(f"rank {rank} ended without a word before its first step ended: ")
+    assert error.startswith(f"rank {rank} was killed by SIGKILL before its first step ended")
 
 
 def test_a_rank_frozen_before_its_first_word_is_named(tmp_path: Path, make_settings):
@@ -120,7 +114,7 @@ def test_a_rank_frozen_before_its_first_word_is_named(tmp_path: Path, make_setti
 
 
 @pytest.mark.timeout(60 * (NUM_POINTS + 2))
-def test_a_killed_launcher_leaves_none(tmp_path: Path, make_settings):
+def test_a_killed_agent_leaves_none(tmp_path: Path, make_settings):
     numbers = random.Random(2)
     for point in range(NUM_POINTS):
         run_dir = tmp_path / f"run-{point}"
@@ -128,11 +122,10 @@ def test_a_killed_launcher_leaves_none(tmp_path: Path, make_settings):
         error, seconds = fail(make_settings, run_dir, strike)
         assert session_processes(str(tmp_path)) == []
         assert seconds < 2
-        assert "killed" in error
-        assert "Traceback" not in error
+        assert re.match(rf"the agent of the ranks was killed by SIGKILL {PLACE}", error), error
 
 
-def test_a_frozen_launcher_keeps_no_run_waiting(tmp_path: Path, make_settings):
+def test_a_frozen_agent_keeps_no_run_waiting(tmp_path: Path, make_settings):
     """It is frozen while the ranks take their last step; what they leave is all there."""
     (tmp_path / "run").mkdir()
     frozen: list[float] = []
@@ -144,10 +137,8 @@ def test_a_frozen_launcher_keeps_no_run_waiting(tmp_path: Path, make_settings):
             frozen.append(strike.struck)
 
     output = run_workers(
-        make_settings(**CURVE, max_steps=1, run_validation=False),
+        on_processes(make_settings(**CURVE, max_steps=1, run_validation=False), 1),
         tmp_path / "run",
-        num_processes=1,
-        on_gpus=False,
         on_metric=freeze_at_last_step,
     )
     assert (output / "adapter_model.safetensors").is_file()
@@ -156,14 +147,12 @@ def test_a_frozen_launcher_keeps_no_run_waiting(tmp_path: Path, make_settings):
 
 
 DONE = """
-import sys, threading, time, types
+import sys, threading, time
 from pathlib import Path
-rank = types.ModuleType("src.training.rank")
-rank.run_rank = lambda *_: threading.Thread(target=time.sleep, args=(60,)).start()
-sys.modules["src.training.rank"] = rank
-from src.training.worker import main
+from src.training import worker
+worker.run_rank = lambda *_: threading.Thread(target=time.sleep, args=(60,)).start()
 print("done", end="")
-main(Path(sys.argv[1]))
+worker.main(Path(sys.argv[1]))
 """
 
 
@@ -172,7 +161,7 @@ def test_a_rank_that_is_done_leaves_at_once(tmp_path: Path, make_settings):
     make_settings().save(tmp_path / "settings.json")
     command = [sys.executable, "-c", DONE, str(tmp_path / "settings.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stdout) == (0, "done"), done.stderr
+    assert (done.returncode, done.stdout[-4:]) == (0, "done"), done.stderr
 
 
 def test_a_rank_frozen_before_its_first_step_is_named(tmp_path: Path, make_settings):
@@ -180,10 +169,8 @@ def test_a_rank_frozen_before_its_first_step_is_named(tmp_path: Path, make_setti
     (tmp_path / "run").mkdir()
     with pytest.raises(TrainingError, match=r"^rank 1 is frozen before its first step ended"):
         run_workers(
-            make_settings(**CURVE),
+            on_processes(make_settings(**CURVE), 2),
             tmp_path / "run",
-            num_processes=2,
-            on_gpus=False,
             on_metric=lambda record: None,
             worker=faults.MODULE,
         )

@@ -13,9 +13,10 @@ from src.data.prepare import build_step_plan
 from src.data.token_file import TokenDataset, write_tokens
 from src.data.tokenization import TokenizedExample
 from src.errors import UserError
+from src.training.plan.dry_run import plan_training
 from src.training.plan.plan import TrainingPlan, make_plan
 from src.training.plan.resources import Resources
-from src.training.run import plan_training, run_training
+from src.training.run import run_training
 from tests.conftest import ROWS
 
 LLAMA_70B_CONFIG = {

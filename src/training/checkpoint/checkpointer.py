@@ -1,6 +1,5 @@
 """When a run is saved, and what: its state between steps, its adapter when it has to stop."""
 
-import json
 import shutil
 import threading
 import time
@@ -12,14 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from src.files.atomic import replacing_file, replacing_folder
+from src.files.atomic import replacing_folder
 from src.files.disk_space import write_error_reason
 from src.training.checkpoint.run_identity import describe_run
 from src.training.checkpoint.store import METRICS, STATE, CheckpointStore, read_checkpoint
 from src.training.context import Run, Trainer
 from src.training.results.metrics import Progress
 from src.training.results.output import OutputWriter
-from src.training.supervise.stop import STOP_FILE, STOPPED_FILE
+from src.training.supervise.run_folder import RunFolder
 
 POLL_SECONDS = 0.1
 MIN_PAUSE_SECONDS, MAX_SHARE = 60.0, 0.05
@@ -36,16 +35,16 @@ class Checkpointer:
     Without a checkpoint folder in the settings nothing is kept.
     """
 
-    def __init__(self, run: Run, run_dir: Path, trainer: Trainer, writer: OutputWriter) -> None:
-        self._run, self._run_dir, self._trainer, self._writer = run, run_dir, trainer, writer
+    def __init__(self, run: Run, folder: RunFolder, trainer: Trainer, writer: OutputWriter) -> None:
+        self._run, self._folder, self._trainer, self._writer = run, folder, trainer, writer
         self._is_on = run.settings.checkpoint_folder is not None
         self._store: CheckpointStore | None = None
         self._plan_next_save(cost=0.0)
         self._writing = threading.Lock()
         self._kept: str | None = None
         if run.settings.checkpoint_folder is not None and run.is_main:
-            folder = Path(run.settings.checkpoint_folder)
-            self._store = CheckpointStore(folder, describe_run(run.settings))
+            place = Path(run.settings.checkpoint_folder)
+            self._store = CheckpointStore(place, describe_run(run.settings))
             if not trainer.is_sharded:
                 threading.Thread(target=self._keep_when_stopping, daemon=True).start()
 
@@ -62,7 +61,7 @@ class Checkpointer:
         state = None
         if checkpoint is not None:
             state = load_file(folder / STATE)  # safetensors: nothing is unpickled
-            shutil.copyfile(folder / METRICS, self._run_dir / METRICS)
+            shutil.copyfile(folder / METRICS, self._folder.metrics)
         self._trainer.restore_state(state, step=step, source=self._run.main_rank)
         progress.resume(numbers)
         self._run.status.note_step(step)
@@ -99,7 +98,7 @@ class Checkpointer:
 
         def write_files(folder: Path) -> None:
             save_file(tensors, folder / STATE)
-            shutil.copyfile(self._run_dir / METRICS, folder / METRICS)
+            shutil.copyfile(self._folder.metrics, folder / METRICS)
 
         try:
             folder = self._store.save(step, progress.state(), write_files)
@@ -167,7 +166,7 @@ class Checkpointer:
         self._write_adapter(*self._trainer.gather_adapter())
 
     def _is_stopping(self) -> bool:
-        return (self._run_dir / STOP_FILE).exists()
+        return self._folder.is_asked_to_stop()
 
     def _write_adapter(self, step: int, tensors: dict[str, Tensor]) -> str | None:
         """Write the adapter after a step, once; the watching thread may have done so."""
@@ -178,8 +177,7 @@ class Checkpointer:
                 with replacing_folder(folder) as partial:
                     self._writer.write(partial, tensors, losses={}, stopped_after=step)
                 self._kept = f"{folder.parent.name}/{folder.name}"
-                with replacing_file(self._run_dir / STOPPED_FILE) as path:
-                    path.write_text(json.dumps({"step": step, "folder": str(folder)}))
+                self._folder.write_stopped(step, folder)
             return self._kept
 
 

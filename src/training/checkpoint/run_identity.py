@@ -17,6 +17,7 @@ _NOT_THE_RUN = frozenset(
         *("base_model", "base_model_dir", "train_data", "train_data_name"),
         *("validation_data", "validation_data_name"),
         *("checkpoint_folder", "checkpoint_seconds", "resume_from", "save_on_cancel"),
+        "environment",
     }
 )
 """Settings that say where things lie, and not what the run computes."""

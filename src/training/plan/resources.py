@@ -104,7 +104,7 @@ def measure_resources(device: "torch.device", limit: float | None) -> Resources:
         if limit is not None:
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
     else:
-        free = free_memory() / int(os.environ["LOCAL_SIZE"])
+        free = free_memory() / int(os.environ["LOCAL_WORLD_SIZE"])
         if limit is not None:
             limit_process_memory(limit + LATER_LIBRARIES)
     least = torch.tensor(min(free, limit or free), dtype=torch.float64, device=device)

@@ -10,8 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from src.chat.chat_format import ChatFormat
+from src.chat.prompt_encoder import PromptEncoder
 from src.model.adapter import save_adapter
+from src.model.base_model import training_dtype
 from src.settings import TrainSettings
+from src.training.loop import Run
+from src.training.plan.plan import TrainingPlan
 from src.training.results.report import write_report
 from src.weights.adapter.manifest import FORMAT_VERSION
 
@@ -24,6 +28,7 @@ _NOT_SHOWN = (
     "validation_data",
     "checkpoint_folder",
     "resume_from",
+    "environment",
 )
 """Settings that are paths of this machine, or stand elsewhere in the manifest."""
 
@@ -78,3 +83,32 @@ class OutputWriter:
         (folder / "training.json").write_text(json.dumps(manifest, indent=2, allow_nan=False))
         shutil.copyfile(self.metrics_path, folder / "metrics.jsonl")
         write_report(folder / "report.html", manifest, folder / "metrics.jsonl")
+
+
+def output_writer(
+    plan: TrainingPlan,
+    encoder: PromptEncoder,
+    run: Run,
+    target_modules: list[str],
+    metrics_path: Path,
+) -> OutputWriter:
+    """Return what writes the adapter of this run, with the settings as they were resolved."""
+    step_plan = run.step_plan
+    return OutputWriter(
+        run.settings,
+        chat_format=encoder.chat_format,
+        target_modules=target_modules,
+        resolved={
+            **asdict(step_plan.batch_sizes),
+            "num_steps": step_plan.num_steps,
+            "zero_stage": plan.zero_stage,
+            "context": encoder.max_seq_len,
+            "dtype": str(training_dtype(run.device)).removeprefix("torch."),
+        },
+        data={
+            "train": asdict(run.train_data.counts),
+            "validation": asdict(run.validation_data.counts),
+            "sequences": len(step_plan.sequences),
+        },
+        metrics_path=metrics_path,
+    )

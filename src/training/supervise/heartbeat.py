@@ -1,46 +1,51 @@
-"""The files by which a rank tells the supervisor how far it has come, and why it failed."""
+"""The heartbeat of a rank: what it reports of itself, and how its silence is noticed."""
 
 import contextlib
-import json
 import os
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections import deque
+from collections.abc import Iterator, Mapping
+from statistics import median
+from typing import Any
 
 from src.errors import UserError
-from src.files.atomic import replacing_file
+from src.training.supervise.failure import KILLED, Failure, after_step
+from src.training.supervise.run_folder import RunFolder
 
-BEAT_SECONDS = 1.0
+HEARTBEAT_SECONDS = 1.0
 BUSY_SECONDS = 900.0
 """The longest that saving, or a reply to the validation prompt, may take."""
+FIRST_PASS_SECONDS = 900.0
+"""Time for the first pass, before there are steps to tell how long one takes."""
 
 
 class RankStatus:
-    """Word of one rank, in the run's folder."""
+    """What one rank reports of itself, in the run's folder."""
 
-    def __init__(self, run_dir: Path, *, rank: int) -> None:
+    def __init__(self, folder: RunFolder, *, rank: int, local_rank: int) -> None:
         self.rank = rank
-        self._step = self._work = self._beat = 0
+        """Among all machines."""
+        self._folder, self._local_rank = folder, local_rank
+        self._step = self._work = self._heartbeat = 0
         self._busy_until = 0.0
         self._writing = threading.Lock()
-        self._folder = run_dir / "ranks"
-        self._folder.mkdir(exist_ok=True)
         self.note_step(0)
         threading.Thread(target=self._beat_for_ever, daemon=True).start()
 
     def note_step(self, step: int) -> None:
-        """Tell which optimizer step was the last to end."""
+        """Report the last optimizer step that has ended."""
         self._step = step
-        self._tell()
+        self._report()
 
     def note_work(self) -> None:
-        """Tell, with the next beat, that this rank has come a little further."""
+        """Report, with the next heartbeat, that this rank has come a little further."""
         self._work += 1
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
-        """Let each beat count as work, in what takes long and cannot tell how far it is."""
+        """Let each heartbeat count as work, in what takes long and cannot report how far it is."""
         self._busy_until = time.monotonic() + BUSY_SECONDS
         try:
             yield
@@ -48,31 +53,76 @@ class RankStatus:
             self._busy_until = 0.0
 
     def fail(self, error: BaseException) -> None:
-        """Tell why this rank ends."""
+        """Report why this rank ends: to the supervisor, or in the log where the disk is full."""
         is_user_error = isinstance(error, UserError)
-        record = {
-            "time": time.time(),
-            "step": self._step,
-            "is_user_error": is_user_error,
-            "error": str(error) if is_user_error else f"{type(error).__name__}: {error}",
-        }
-        self._write(f"{self.rank}.error.json", record)
+        text = str(error) if is_user_error else f"{type(error).__name__}: {error}"
+        record = {"rank": self.rank, "step": self._step, "time": time.time()}
+        record |= {"is_user_error": is_user_error, "error": text}
+        try:
+            self._folder.write_error(self._local_rank, record)
+        except OSError as why:
+            print(f"rank {self.rank}: {text} (not reported: {why})", file=sys.stderr, flush=True)
 
     def _beat_for_ever(self) -> None:
         """Show that this process runs at all; a frozen one shows nothing."""
         while True:
-            time.sleep(BEAT_SECONDS)
-            self._beat += 1
+            time.sleep(HEARTBEAT_SECONDS)
+            self._heartbeat += 1
             if time.monotonic() < self._busy_until:
                 self.note_work()
-            self._tell()
+            self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
+        status = {"rank": self.rank, "pid": os.getpid(), "step": self._step}
+        status |= {"work": self._work, "heartbeat": self._heartbeat}
         with self._writing, contextlib.suppress(OSError):
-            signs = {"step": self._step, "work": self._work, "beat": self._beat}
-            self._write(f"{self.rank}.json", {"pid": os.getpid(), **signs})
+            self._folder.write_status(self._local_rank, status)
 
-    def _write(self, name: str, record: dict[str, object]) -> None:
-        """Write a file that is read while it is replaced."""
-        with replacing_file(self._folder / name, is_durable=False) as partial:
-            partial.write_text(json.dumps(record))
+
+class HeartbeatWatch:
+    """Notices ranks without a heartbeat, and a run in which no rank comes any further."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._seen: dict[Any, tuple[object, float]] = {}
+        self._step, self._step_ended = 0, 0.0
+        self._step_times: deque[float] = deque(maxlen=1000)
+
+    def check(self, statuses: Mapping[int, Mapping[str, Any]]) -> Failure | None:
+        """Return what is wrong with the ranks; one that was only started has an empty status."""
+        for local_rank, status in statuses.items():
+            silent = self._unchanged_for(local_rank, status.get("heartbeat"))
+            if silent > self._timeout:
+                rank, place = status.get("rank", local_rank), after_step(status.get("step", 0))
+                sentence = f"rank {rank} is frozen {place}: no sign of it for {silent:.0f} s"
+                return Failure(sentence, KILLED)
+        step = min((status.get("step", 0) for status in statuses.values()), default=0)
+        self._note_step(step)
+        progress = [(status.get("step"), status.get("work")) for status in statuses.values()]
+        stuck = self._unchanged_for("progress", progress)
+        has_begun = bool(statuses) and all(status.get("work") for status in statuses.values())
+        if has_begun and stuck > self._stuck_timeout():
+            sentence = f"no rank has come any further for {stuck:.0f} s {after_step(step)}"
+            return Failure(sentence, KILLED)
+        return None
+
+    def _unchanged_for(self, what: object, value: object) -> float:
+        """Return for how many seconds something has been the same."""
+        now = time.monotonic()
+        if what not in self._seen or self._seen[what][0] != value:
+            self._seen[what] = value, now
+        return now - self._seen[what][1]
+
+    def _note_step(self, step: int) -> None:
+        if step <= self._step:
+            return
+        now = time.monotonic()
+        if self._step:  # what came before the first one was no step, or was another run's
+            self._step_times.append((now - self._step_ended) / (step - self._step))
+        self._step, self._step_ended = step, now
+
+    def _stuck_timeout(self) -> float:
+        # The first pass may take much longer than a step: it finds what memory holds.
+        if not self._step_times:
+            return FIRST_PASS_SECONDS
+        return max(self._timeout, 10 * median(self._step_times))

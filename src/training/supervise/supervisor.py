@@ -1,167 +1,200 @@
-"""Starts one worker per device with DeepSpeed's launcher and waits for the adapter.
+"""Starts the ranks of this machine, follows them, and waits for the adapter.
 
-Standard library only: this process holds no GPU memory while the ranks need it.
+It loads no torch: this process holds no GPU memory while the ranks need it.
 """
 
-import json
 import os
-import socket
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from src.settings import TrainSettings
-from src.training.supervise.failure import MetricsTail, RankWatch, TrainingError
-from src.training.supervise.hosts import Hosts, encode_world, local_devices
-from src.training.supervise.session import POLL_SECONDS, ROOT, Session
-from src.training.supervise.stop import (
-    CANCEL_SECONDS,
-    SHUTDOWN_SECONDS,
-    STOP_FILE,
-    STOPPED_FILE,
-    ServerWatch,
-)
-from src.training.switches import read_switches
+import psutil
 
-BEAT_SECONDS = 1.0
-"""How often the first machine shows the others that a run is alive."""
+from src.settings import TrainSettings
+from src.training.supervise.failure import Failure, TrainingError, failure_without_agent
+from src.training.supervise.heartbeat import HeartbeatWatch
+from src.training.supervise.run_folder import MetricsTail, RunFolder
+from src.training.supervise.server_watch import ServerWatch
+
+ROOT = Path(__file__).resolve().parents[3]
 WORKER = "src.training.worker"
+POLL_SECONDS = 0.1
+TERMINATE_SECONDS = 2.0
+GONE_SECONDS = 5.0
+"""Time for the agent to end after the last rank."""
+CANCEL_SECONDS = 2.5
+SHUTDOWN_SECONDS = 7.0
+"""Cog's server ends its worker ten seconds after it is asked to end."""
 
 
 def run_workers(
     settings: TrainSettings,
     run_dir: Path,
     *,
-    num_processes: int,
-    on_gpus: bool,
     on_metric: Callable[[dict[str, Any]], None],
-    hosts: Hosts | None = None,
     worker: str = WORKER,
-) -> Path:
-    """Train with one worker per device and return the folder of the finished adapter.
+) -> Path | None:
+    """Train with one rank per device and return the folder of the finished adapter.
 
-    `worker` is the module that each rank runs.
-
-    Raises UserError for what the user can change, TrainingError for every other failure; whatever
-    happens, no process of the run is left on this machine when this returns.
+    `worker` is the module that each rank runs. Of several machines only the one with the data gets
+    the adapter, the others None. Raises UserError for what the user can change, TrainingError for
+    every other failure; whatever happens, no process of the run is left on this machine when this
+    returns.
     """
-    settings.save(run_dir / "settings.json")
-    num_local = num_processes if hosts is None else hosts.num_local
-    port = _free_port()
-    invitation = run_dir / "invitation.json"
-    invitation.write_text(json.dumps({"port": port, "on_gpus": on_gpus}))
-    session = start_session(
-        run_dir, port=port, num_local=num_local, on_gpus=on_gpus, hosts=hosts, worker=worker
-    )
-    patience = read_switches(os.environ).frozen_seconds
-    ranks = RankWatch(run_dir / "ranks", num_local, session.spawned, patience=patience)
-    metrics = MetricsTail(run_dir / "metrics.jsonl", on_metric)
-    server, output = ServerWatch(os.environ), run_dir / "output"
-    last_beat = time.monotonic()
+    folder, environment = RunFolder(run_dir), settings.environment
+    keeps_adapter = settings.checkpoint_folder is not None
+    settings.save(folder.settings)
+    agent = Agent(folder, worker, environment.num_processes or 1)
+    heartbeats = HeartbeatWatch(environment.frozen_seconds)
+    server, metrics = ServerWatch(environment.port, os.getppid()), MetricsTail(folder, on_metric)
+    last_alive = time.monotonic()
     try:
-        while session.is_running() and not ranks.is_over(is_done=output.is_dir()):
-            ranks.wait(POLL_SECONDS)
+        while agent.is_running() and time.monotonic() - last_alive < GONE_SECONDS:
+            time.sleep(POLL_SECONDS)
             metrics.poll()
-            if time.monotonic() - last_beat > BEAT_SECONDS:
-                last_beat = time.monotonic()
-                os.utime(invitation)
-                if server.is_gone() and settings.checkpoint_folder is not None:
-                    _stop(run_dir, session, SHUTDOWN_SECONDS)
-                    break
-        ranks.wait(0)
+            if not agent.have_ranks_ended():
+                last_alive = time.monotonic()
+            if failure := heartbeats.check(agent.statuses()):
+                folder.write_failure(asdict(failure))
+                break
+            if keeps_adapter and server.is_gone():
+                _stop(folder, agent, SHUTDOWN_SECONDS)
+                break
     except BaseException as error:
-        if not isinstance(error, TrainingError) and settings.checkpoint_folder is not None:
-            # A server that ends takes no more metrics, which may be the first sign of its end.
-            # Cog's cancel is no Exception.
-            if isinstance(error, Exception) or server.is_gone():
-                _stop(run_dir, session, SHUTDOWN_SECONDS)
-            elif settings.save_on_cancel:
-                _stop(run_dir, session, CANCEL_SECONDS)
+        # A server that ends takes no more metrics, which may be the first sign of its end.
+        # Cog's cancel is no Exception.
+        if keeps_adapter and (isinstance(error, Exception) or server.is_gone(now=True)):
+            _stop(folder, agent, SHUTDOWN_SECONDS)
+        elif keeps_adapter and settings.save_on_cancel:
+            _stop(folder, agent, CANCEL_SECONDS)
         raise
     finally:
-        ranks.close()
-        session.end()
+        agent.end()
     metrics.poll()
-    if not output.is_dir():
-        was_asked = (run_dir / STOP_FILE).exists()
-        raise (was_asked and _stopped(run_dir)) or ranks.failure(session.return_code)
-    return output
+    if folder.output.is_dir():
+        return folder.output
+    if agent.exit_code == 0 and not settings.train_data:
+        return None
+    if stopped := _stopped(folder):
+        raise stopped
+    reported = folder.failure()
+    failure = Failure(**reported) if reported else failure_without_agent(agent.exit_code, folder)
+    raise failure.error()
 
 
-def _stop(run_dir: Path, session: Session, seconds: float) -> None:
+def _stop(folder: RunFolder, agent: "Agent", seconds: float) -> None:
     """Ask the run to keep its adapter, and wait until it has or the time is over."""
-    (run_dir / STOP_FILE).touch()
+    folder.ask_to_stop()
     deadline = time.monotonic() + seconds
-    while session.is_running() and time.monotonic() < deadline:
-        if (stopped := _stopped(run_dir)) is not None:
-            with suppress(OSError):  # a server that ends takes no words
+    while agent.is_running() and time.monotonic() < deadline:
+        if (stopped := _stopped(folder)) is not None:
+            with suppress(OSError):  # a server that ends takes no lines
                 print(stopped, flush=True)
             return
         time.sleep(POLL_SECONDS / 2)
 
 
-def _stopped(run_dir: Path) -> TrainingError | None:
-    """Return what to tell of a run that was ended and has kept its adapter."""
-    try:
-        kept = json.loads((run_dir / STOPPED_FILE).read_text())
-    except (OSError, ValueError):
+def _stopped(folder: RunFolder) -> TrainingError | None:
+    """Return how to report a run that was asked to end and has kept its adapter."""
+    kept = folder.stopped() if folder.is_asked_to_stop() else None
+    if kept is None:
         return None
-    folder = Path(kept["folder"])
+    step, place = kept
     return TrainingError(
-        f"stopped early after step {kept['step']}: the adapter is in CHECKPOINT_DIR, "
-        f"{folder.parent.name}/{folder.name}; resume_from=auto goes on from the last checkpoint"
+        f"stopped early after step {step}: the adapter is in CHECKPOINT_DIR, "
+        f"{place.parent.name}/{place.name}; resume_from=auto goes on from the last checkpoint"
     )
 
 
-def start_session(
-    run_dir: Path,
-    *,
-    port: int,
-    num_local: int,
-    on_gpus: bool,
-    hosts: Hosts | None,
-    worker: str = WORKER,
-) -> Session:
-    """Start this machine's workers; on all machines the workers of a run find each other."""
-    if hosts is None:
-        world, node_rank, address = {"localhost": local_devices(num_local)}, 0, "127.0.0.1"
-    else:
-        world = {host: list[int | str](range(slots)) for host, slots in hosts.slots.items()}
-        node_rank, address = hosts.node_rank, hosts.main_address
-    command = [
-        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch"),
-        *(f"--world_info={encode_world(world)}", f"--node_rank={node_rank}"),
-        *(f"--master_addr={address}", f"--master_port={port}", "--no_local_rank"),
-        *("--module", worker, str(run_dir / "settings.json")),
-    ]
-    return Session(command, _environment(num_local, on_gpus=on_gpus))
+class Agent:
+    """Torch's agent as a child process, which starts the ranks and which none of them outlives."""
+
+    def __init__(self, folder: RunFolder, worker: str, num_ranks: int) -> None:
+        self.exit_code: int | None = None
+        """How the agent ended, below 0 by a signal; None if it had to be killed."""
+        self._folder, self._num_ranks = folder, num_ranks
+        command = ("-u", "-m", "src.training.supervise.agent", str(folder.settings), worker)
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        # Secrets are for fetching the base model, which is done.
+        environment = {name: text for name, text in os.environ.items() if name != "HF_TOKEN"}
+        self._process = subprocess.Popen(
+            [sys.executable, *command, str(os.getpid())],
+            cwd=ROOT,
+            env={**environment, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._pump = threading.Thread(target=self._print_lines, daemon=True)
+        self._pump.start()
+
+    def is_running(self) -> bool:
+        """Whether the agent has not ended."""
+        self.exit_code = self._process.poll()
+        return self.exit_code is None
+
+    def statuses(self) -> dict[int, dict[str, Any]]:
+        """Return what each rank reported last; nothing yet of those that have only been started."""
+        statuses = self._folder.statuses()
+        with suppress(psutil.NoSuchProcess):
+            if len(statuses) < self._num_ranks and psutil.Process(self._process.pid).children():
+                return {rank: statuses.get(rank, {}) for rank in range(self._num_ranks)}
+        return statuses
+
+    def have_ranks_ended(self) -> bool:
+        """Whether all ranks have begun and ended."""
+        pids = [status["pid"] for status in self._folder.statuses().values()]
+        return len(pids) == self._num_ranks and not any(map(_is_alive, pids))
+
+    def end(self) -> None:
+        """End every process, however often this thread is interrupted meanwhile."""
+        # Cog raises its cancellation in this thread, a second one even while cleaning up.
+        cleaner = threading.Thread(target=self._end)
+        interruption: BaseException | None = None
+        cleaner.start()
+        while cleaner.is_alive():
+            try:
+                cleaner.join(timeout=POLL_SECONDS)
+            except BaseException as error:
+                interruption = error
+        if interruption is not None:
+            raise interruption
+        self._pump.join(timeout=5)
+
+    def _end(self) -> None:
+        """Have the agent end its ranks and tell other machines, or the kernel end them with it."""
+        if self.is_running():
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(TERMINATE_SECONDS)
+        self._process.kill()
+        self._process.wait()
+        deadline = time.monotonic() + TERMINATE_SECONDS
+        pids = [status["pid"] for status in self._folder.statuses().values()]
+        while any(map(_is_alive, pids)) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS / 10)
+
+    def _print_lines(self) -> None:
+        """Print lines as they come: Cog logs only what this process prints.
+
+        A server that ends takes no more lines; the ranks go on writing them, and must not wait.
+        """
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                with suppress(OSError):
+                    print(line.decode("utf-8", "replace").rstrip("\r\n"), flush=True)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _environment(num_processes: int, *, on_gpus: bool) -> dict[str, str]:
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), environment.get("PYTHONPATH")])
-    )
-    environment.update(
-        PYTHONUNBUFFERED="1",
-        PYTHONWARNINGS="ignore::FutureWarning",  # of torch, about what DeepSpeed calls
-        TOKENIZERS_PARALLELISM="false",
-        HF_HUB_OFFLINE="1",
-    )
-    # Secrets are for fetching the base model, which is done.
-    environment.pop("HF_TOKEN", None)
-    # Freed memory serves tensors of any size: fewer gaps.
-    environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    if not on_gpus:
-        threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
-        environment.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS=str(threads))
-    return environment
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False

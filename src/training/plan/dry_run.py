@@ -1,0 +1,49 @@
+"""What a training would do, without doing it."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from src.errors import UserError
+from src.training.inputs import resolve_settings
+from src.training.plan.resources import foresee_resources
+
+
+def plan_training(inputs: Mapping[str, Any]) -> list[str]:
+    """Return the lines that tell what `run_training` would do; nothing is trained."""
+    from src.chat.prompt_encoder import open_prompt_encoder
+    from src.data.prepare import build_step_plan, open_datasets, prepare_data
+    from src.training.plan.disk import check_disks
+    from src.training.plan.plan import make_plan
+
+    settings = resolve_settings(inputs, with_weights=False)
+    environment = settings.environment
+    if not settings.train_data:
+        raise UserError("train_data: a plan is made on the machine with the file")
+    assert environment.num_processes is not None
+    encoder = open_prompt_encoder(settings)
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="plan-") as folder:
+        prepare_data(
+            settings,
+            encoder.tokenizer,
+            encoder.chat_format,
+            max_seq_len=encoder.max_seq_len,
+            folder=Path(folder),
+            log=lines.append,
+        )
+        data, _ = open_datasets(Path(folder))
+        step_plan = build_step_plan(
+            data,
+            settings,
+            max_seq_len=encoder.max_seq_len,
+            num_devices=environment.num_processes * environment.num_nodes,
+        )
+        resources = foresee_resources(
+            on_gpus=environment.on_gpus,
+            num_processes=environment.num_processes,
+            limit=environment.device_memory,
+        )
+        plan = make_plan(settings, data, step_plan, resources, zero_stage=environment.zero_stage)
+        return [*lines, *plan.lines(), check_disks(plan, Path(folder))]
