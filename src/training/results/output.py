@@ -14,7 +14,7 @@ from src.chat.prompt_encoder import PromptEncoder
 from src.model.adapter import save_adapter
 from src.model.base_model import training_dtype
 from src.settings import TrainSettings
-from src.training.loop import Run
+from src.training.context import Run
 from src.training.plan.plan import TrainingPlan
 from src.training.results.report import write_report
 from src.weights.adapter.manifest import FORMAT_VERSION

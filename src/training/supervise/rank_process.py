@@ -14,6 +14,7 @@ ALONE = {
     "LOCAL_RANK": "0",
     "LOCAL_WORLD_SIZE": "1",
     "WORLD_SIZE": "1",
+    "GROUP_WORLD_SIZE": "1",
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "0",
 }
