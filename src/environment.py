@@ -1,6 +1,8 @@
 """What the operator sets in the environment: each variable is read once, typed and checked."""
 
 import math
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,12 +102,13 @@ def read_serve_environment(environ: Mapping[str, str]) -> ServeEnvironment:
 
     Raises UserError that names the variable that cannot be meant.
     """
-    weights_cache = environ.get("WEIGHTS_CACHE") or "~/.cache/cog-finetune-weights"
+    # Temporary files are where a container with a read-only root can write.
+    own = Path(tempfile.gettempdir(), f"cog-finetune-weights-{os.geteuid()}")
     weights_dir = environ.get("WEIGHTS_DIR")
     return ServeEnvironment(
         in_4bit=read_flag("BASE_MODEL_IN_4BIT", environ) or False,
         can_speculate=read_flag("LOOK_AHEAD", environ),
-        weights_cache=Path(weights_cache).expanduser(),
+        weights_cache=Path(environ.get("WEIGHTS_CACHE") or own),
         weights_dir=Path(weights_dir) if weights_dir else None,
     )
 
