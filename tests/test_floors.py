@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,3 +72,10 @@ def test_a_package_has_one_door(package: str):
 def test_the_supervisor_leaves_torch_unloaded(module: str):
     check = f"import sys, {module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True, cwd=SRC.parent)
+
+
+def test_a_folder_holds_ten_files_and_a_file_250_lines():
+    files = [path for path in SRC.rglob("*.py") if path.name != "__init__.py"]
+    long = {path: n for path in files if (n := len(path.read_text().splitlines())) > 250}
+    full = {path: n for path, n in Counter(p.parent for p in files).items() if n > 10}
+    assert (long, full) == ({}, {})

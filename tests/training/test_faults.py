@@ -165,7 +165,7 @@ def test_a_rank_that_is_done_leaves_at_once(tmp_path: Path, make_settings):
 
 
 def test_a_rank_frozen_before_its_first_step_is_named(tmp_path: Path, make_settings):
-    os.environ |= {"FAULT": "1:start:stop", "FROZEN_SECONDS": "4"}
+    os.environ |= {"FAULT": "1:start:stop", "FROZEN_SECONDS": "10"}
     (tmp_path / "run").mkdir()
     with pytest.raises(TrainingError, match=r"^rank 1 is frozen before its first step ended"):
         run_workers(
