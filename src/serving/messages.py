@@ -13,6 +13,16 @@ MAX_MESSAGES = 1000
 NOT_SERVED = ("tool_calls", "function_call", "audio")
 """What OpenAI's messages may carry beside their content; null or empty where there is none."""
 
+JSON_KINDS = {
+    type(None): "nothing",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+}
+
 
 def parse_messages(text: str) -> tuple[str | None, Conversation]:
     """Return an optional system message, and the turns of user and assistant after it.
@@ -52,7 +62,7 @@ def _message(number: int, message: Any) -> tuple[str, str]:
     where = f"messages: message {number}"
     if not isinstance(message, dict):
         raise UserError(
-            f"{where}: expected an object with role and content, found {_describe(message)}"
+            f"{where}: expected an object with role and content, found {JSON_KINDS[type(message)]}"
         )
     role, content = message.get("role"), message.get("content")
     if role not in ("system", "user", "assistant"):
@@ -65,33 +75,19 @@ def _message(number: int, message: Any) -> tuple[str, str]:
     if isinstance(content, list):
         content = "".join(_part(f"{where}: part {n}", part) for n, part in enumerate(content, 1))
     if not isinstance(content, str):
-        raise UserError(f"{where}: expected content that is text, found {_describe(content)}")
+        raise UserError(
+            f"{where}: expected content that is text, found {JSON_KINDS[type(content)]}"
+        )
     check_unicode(where, content)
     return role, content
 
 
 def _part(where: str, part: Any) -> str:
     if not isinstance(part, dict):
-        raise UserError(f"{where}: expected an object with text, found {_describe(part)}")
+        raise UserError(f"{where}: expected an object with text, found {JSON_KINDS[type(part)]}")
     kind, text = part.get("type", "text"), part.get("text")
     if kind != "text":
         raise UserError(f"{where}: expected type text, found {printable(kind, 40)}")
     if not isinstance(text, str):
-        raise UserError(f"{where}: expected text, found {_describe(text)}")
+        raise UserError(f"{where}: expected text, found {JSON_KINDS[type(text)]}")
     return text
-
-
-def _describe(value: Any) -> str:
-    match value:
-        case None:
-            return "nothing"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "text"
-        case list():
-            return "a list"
-        case _:
-            return "an object"

@@ -56,11 +56,6 @@ class ProcessMetrics:
             "memory_bytes": process_memory(),
         }
         if engine.device.type == "cuda":
-            metrics["device_memory_bytes"] = device_bytes_in_use(engine.device)
+            free, total = torch.cuda.mem_get_info(engine.device)
+            metrics["device_memory_bytes"] = total - free
         return metrics
-
-
-def device_bytes_in_use(device: torch.device) -> int:
-    """Return how much of a GPU's memory is taken."""
-    free, whole = torch.cuda.mem_get_info(device)
-    return whole - free

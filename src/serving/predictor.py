@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -56,11 +57,7 @@ class TextPredictor:
         cache = WeightsCache(environment.weights_cache, max_archive_bytes=limit, own_url=weights)
         self._store = AdapterStore(cache, self._load)
         self._process = ProcessMetrics(self._engine, self._store, cache)
-        self._grammars = JsonGrammars(
-            self._engine.tokenizer,
-            vocab_size=self._engine.vocab_size,
-            end_ids=self._engine.tokenizer.end_ids,
-        )
+        self._grammars = JsonGrammars(self._engine.tokenizer, vocab_size=self._engine.vocab_size)
         self._preparing = ThreadPoolExecutor(MAX_PREPARING, thread_name_prefix="prepare")
         self._fetching = ThreadPoolExecutor(MAX_PREPARING, thread_name_prefix="fetch")
         """For requests that name weights, which may take long: others never wait for them."""
@@ -83,21 +80,18 @@ class TextPredictor:
         Raises UserError for a request that cannot be answered.
         """
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
-        state = None
-        try:
-            with self._process.request():
-                state = self._prepare(request)
-                state.submit(lambda *event: events.put(event))
-                while not state.is_over:
-                    try:
-                        event = events.get(timeout=WAIT_SECONDS)
-                    except queue.Empty:
-                        self._engine.check_alive()
-                        continue
-                    if text := state.push(*event):
-                        yield text
-        finally:
-            self._end(state, record_metric)
+        with ExitStack() as cleanup, self._process.request():
+            state = self._prepare(request)
+            cleanup.callback(self._end, state, record_metric)
+            state.submit(lambda *event: events.put(event))
+            while not state.is_over:
+                try:
+                    event = events.get(timeout=WAIT_SECONDS)
+                except queue.Empty:
+                    self._engine.check_alive()
+                    continue
+                if text := state.push(*event):
+                    yield text
 
     async def stream_async(
         self, request: Mapping[str, Any], *, record_metric: RecordMetric
@@ -105,22 +99,18 @@ class TextPredictor:
         """Like `stream`, with others answered at the same time."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        state = None
-        try:
-            with self._process.request():
-                state = await self._prepare_aside(request)
-                state.submit(lambda *event: loop.call_soon_threadsafe(events.put_nowait, event))
-                while not state.is_over:
-                    try:
-                        async with asyncio.timeout(WAIT_SECONDS):
-                            event = await events.get()
-                    except TimeoutError:
-                        self._engine.check_alive()
-                        continue
-                    if text := state.push(*event):
-                        yield text
-        finally:
-            self._end(state, record_metric)
+        with ExitStack() as cleanup, self._process.request():
+            state = await self._prepare_aside(request)
+            cleanup.callback(self._end, state, record_metric)
+            state.submit(lambda *event: loop.call_soon_threadsafe(events.put_nowait, event))
+            while not state.is_over:
+                try:
+                    event = await asyncio.wait_for(events.get(), WAIT_SECONDS)
+                except TimeoutError:
+                    self._engine.check_alive()
+                    continue
+                if text := state.push(*event):
+                    yield text
 
     def close(self) -> None:
         """End all requests, and the threads that serve them."""
@@ -140,9 +130,7 @@ class TextPredictor:
             preparing.add_done_callback(self._abandon)
             raise
 
-    def _end(self, state: RequestState | None, record_metric: RecordMetric) -> None:
-        if state is None:
-            return
+    def _end(self, state: RequestState, record_metric: RecordMetric) -> None:
         state.cancel()
         self._release(state.adapter)
         for name, value in state.metrics().items():

@@ -35,19 +35,14 @@ def warm_up(engine: Engine, adapter: LoadedAdapter | None) -> float:
             engine.submit(
                 Request(prompt_ids, sampling, events.put, adapter=adapter, ignores_end=True)
             )
-        errors = [error for _ in range(num_requests) if (error := _end(events).error) is not None]
+        ends = (event for event in iter(events.get, None) if isinstance(event, Finished))
+        errors = [end.error for end in itertools.islice(ends, num_requests) if end.error]
         if errors and (num_requests, num_tokens) == (1, SHORTEST):
             raise errors[0]
         if errors:
             print(f"warm-up: {num_requests} x {num_tokens} tokens: {errors[0]}", flush=True)
     engine.totals.restart()
     return time.monotonic() - started
-
-
-def _end(events: queue.SimpleQueue[Event]) -> Finished:
-    while not isinstance(event := events.get(), Finished):
-        pass
-    return event
 
 
 def captured_loads(num_slots: int, max_seq_len: int) -> Iterator[tuple[int, int]]:

@@ -30,7 +30,7 @@ from src.serving.grammar.json_grammar import JsonGrammars
 from src.chat.tokenizer import Tokenizer
 
 tokenizer = Tokenizer(Path(sys.argv[1]))
-grammars = JsonGrammars(tokenizer, vocab_size=len(tokenizer), end_ids=tokenizer.end_ids)
+grammars = JsonGrammars(tokenizer, vocab_size=len(tokenizer))
 grammars.start('{"type": "string"}')
 for schema in sys.stdin:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -217,7 +217,7 @@ ORDINARY: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def grammars(base: Path) -> JsonGrammars:
     tokenizer = Tokenizer(base)
-    return JsonGrammars(tokenizer, vocab_size=len(tokenizer), end_ids=tokenizer.end_ids)
+    return JsonGrammars(tokenizer, vocab_size=len(tokenizer))
 
 
 @pytest.mark.parametrize("name", ORDINARY)

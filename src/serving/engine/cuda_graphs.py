@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,7 @@ MAX_GRAPHS = 512
 Step = Callable[[], torch.Tensor]
 Graph = tuple[Callable[[], object], torch.Tensor]
 """A function that replays a step, and what the step returned."""
+_NoGraph = Literal["warmed up", "refused"]
 Capture = Callable[[Step], Graph]
 """Records a step without running it; raises RuntimeError for one that cannot be recorded."""
 
@@ -38,23 +40,23 @@ class CudaGraphs:
 
     def __init__(self, capture: Capture, *, max_graphs: int = MAX_GRAPHS) -> None:
         self._capture, self._max_graphs = capture, max_graphs
-        self._graphs: OrderedDict[Hashable, Graph | None] = OrderedDict()
-        self._plain: set[Hashable] = set()
+        self._graphs: OrderedDict[Hashable, Graph | _NoGraph] = OrderedDict()
 
     def run(self, shape: Hashable, step: Step) -> torch.Tensor:
         """Run the step, or the graph of one of this shape, and return what it returns."""
-        is_new = shape not in self._graphs
         graph = self._graphs.pop(shape, None)
-        if graph is None and not is_new and shape not in self._plain:
+        if graph is None:
+            graph = "warmed up"
+        elif graph == "warmed up":
             try:
                 graph = self._capture(step)
             except RuntimeError as error:
                 print(f"a shape of step runs without a CUDA graph: {error}", flush=True)
-                self._plain.add(shape)
+                graph = "refused"
         self._graphs[shape] = graph
         if len(self._graphs) > self._max_graphs:
-            self._plain.discard(self._graphs.popitem(last=False)[0])
-        if graph is None:
+            self._graphs.popitem(last=False)
+        if isinstance(graph, str):
             return step()
         replay, output = graph
         replay()

@@ -73,7 +73,7 @@ class Engine:
                 num_slots=self.num_slots,
                 max_seq_len=self.max_seq_len,
                 device=self.device,
-                graphs=CudaGraphs(capture) if capture and self.runner.is_static else None,
+                graphs=CudaGraphs(capture) if capture and self.is_captured else None,
             )
         if can_speculate is None:
             # Speculation takes the place of captured steps and of overlapping them.

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
@@ -36,9 +35,8 @@ TOO_MUCH: dict[int, str] = {
 class JsonGrammars:
     """Makes the grammar of a schema; the vocabulary is read at the first one."""
 
-    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, end_ids: Iterable[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
-        self._end_ids = sorted(end_ids)
         self._vocabulary: LLTokenizer | None = None
         self._lock = threading.Lock()
 
@@ -59,7 +57,9 @@ class JsonGrammars:
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = from_tokenizer(
-                    self._tokenizer.tokenizer, n_vocab=self._vocab_size, eos_token=self._end_ids
+                    self._tokenizer.tokenizer,
+                    n_vocab=self._vocab_size,
+                    eos_token=sorted(self._tokenizer.end_ids),
                 )
             return self._vocabulary
 

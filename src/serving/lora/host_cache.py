@@ -44,7 +44,14 @@ class AdapterStore:
         self._num_users: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._loading = KeyedLocks()
-        self.use = CacheUse(entries=0, bytes=0, hits=0, misses=0)
+        self._num_hits = self._num_misses = 0
+
+    @property
+    def use(self) -> CacheUse:
+        """How well the memory serves as a cache."""
+        with self._lock:
+            num_bytes = sum(self._sizes().values())
+            return CacheUse(len(self._adapters), num_bytes, self._num_hits, self._num_misses)
 
     def acquire(
         self, source: str, *, local_root: Path | None, is_canceled: CancelToken = never
@@ -59,14 +66,17 @@ class AdapterStore:
             self._loading.hold(weights.key),
         ):
             with self._lock:
-                adapter = self._adapters.get(weights.key)
-                if adapter is not None:
-                    self._take(weights.key, hits=1)
+                if adapter := self._adapters.get(weights.key):
+                    self._num_hits += 1
+                    self._num_users[weights.key] += 1
+                    self._adapters.move_to_end(weights.key)
                     return adapter
             adapter = self._load(weights)
             with self._lock:
+                self._num_misses += 1
+                self._num_users[weights.key] += 1
                 self._adapters[weights.key] = adapter
-                self._take(weights.key, misses=1)
+                self._evict()
             return replace(adapter, was_loaded=False)
 
     def release(self, adapter: Adapter) -> None:
@@ -76,18 +86,14 @@ class AdapterStore:
                 self._num_users[adapter.loaded.key] -= 1
                 self._evict()
 
-    def _take(self, key: str, *, hits: int = 0, misses: int = 0) -> None:
-        self._num_users[key] += 1
-        self._adapters.move_to_end(key)
-        self.use = replace(self.use, hits=self.use.hits + hits, misses=self.use.misses + misses)
-        self._evict()
+    def _sizes(self) -> dict[str, int]:
+        return {key: a.loaded.num_bytes for key, a in self._adapters.items() if a.loaded}
 
     def _evict(self) -> None:
         """Let idle adapters go while all together take too much."""
-        sizes = {key: a.loaded.num_bytes if a.loaded else 0 for key, a in self._adapters.items()}
+        sizes = self._sizes()
         total = sum(sizes.values())
         for key, num_bytes in sizes.items():
             if total > self._max_bytes and not self._num_users[key]:
                 del self._adapters[key], self._num_users[key]
                 total -= num_bytes
-        self.use = replace(self.use, entries=len(self._adapters), bytes=total)
