@@ -36,14 +36,12 @@ def read_archive(path: Path, folder: Path, *, max_bytes: int) -> None:
         with path.open("rb") as file:
             start = file.read(512)
             file.seek(0)
-            if is_gzip(start):
-                read_tar(_bounded(Gunzip(file, LIMITS).read, members.total_bytes), members.copy)
-            elif is_tar(start):
-                read_tar(_bounded(file.read, members.total_bytes), members.copy)
-            else:
+            if not is_gzip(start) and not is_tar(start):
                 raise UserError(
                     f"the weights are not a .tar or .tar.gz archive: found {_describe(start)}"
                 )
+            read = Gunzip(file, LIMITS).read if is_gzip(start) else file.read
+            read_tar(_bounded(read, members.total_bytes), members.copy)
         members.check_required()
     except BaseException:
         members.remove()

@@ -60,7 +60,9 @@ def read_tar(read: Read, copy: Copy) -> None:
             path = _text(extension) if kind == b"L" else _pax_path(extension, kind)
             long_name = path or long_name
         elif kind == b"5" or (kind == b"\0" and name.endswith("/")):
-            _check_folder(name, size)
+            member_parts(name)
+            if size != 0:
+                raise UserError(f"weights archive: the folder {printable(name)!r} has a size")
             long_name = None
         elif kind in (b"0", b"\0"):
             if not copy(name, size, read):
@@ -101,12 +103,6 @@ def _size(header: bytes) -> int:
             f"weights archive: {printable(_name(header))!r} has a size that is no octal number"
         )
     return int(field, 8)
-
-
-def _check_folder(name: str, size: int) -> None:
-    member_parts(name)
-    if size != 0:
-        raise UserError(f"weights archive: the folder {printable(name)!r} has a size")
 
 
 def _pax_path(data: bytes, kind: bytes) -> str | None:

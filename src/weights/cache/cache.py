@@ -68,7 +68,6 @@ class WeightsCache:
         entries = sorted(self.folder.iterdir(), key=lambda entry: entry.stat().st_mtime_ns)
         self._sizes = OrderedDict((entry.name, _num_bytes(entry)) for entry in entries)
         """In bytes, the least recently used first."""
-        self._total = sum(self._sizes.values())
 
     @contextmanager
     def hold(
@@ -100,7 +99,8 @@ class WeightsCache:
     def use(self) -> CacheUse:
         """Return how well the cache serves."""
         with self._lock:
-            return CacheUse(len(self._sizes), self._total, self._num_hits, self._num_misses)
+            num_bytes = sum(self._sizes.values())
+            return CacheUse(len(self._sizes), num_bytes, self._num_hits, self._num_misses)
 
     def _of_url(self, url: str, is_canceled: CancelToken) -> Weights:
         if url[:5].lower() == "data:":  # it is its own content
@@ -190,7 +190,6 @@ class WeightsCache:
                 if key not in self._sizes:  # it may have come from elsewhere meanwhile
                     folder.rename(self.folder / key)
                     self._sizes[key] = _num_bytes(self.folder / key)
-                    self._total += self._sizes[key]
                 weights = self._taken(key)
                 self._make_room()
                 return weights
@@ -203,14 +202,14 @@ class WeightsCache:
 
     def _make_room(self) -> None:
         for key in list(self._sizes):
-            if self._total <= self._max_bytes:
+            if sum(self._sizes.values()) <= self._max_bytes:
                 return
             if not self._num_users[key]:
                 self._remove(key)
 
     def _remove(self, key: str) -> None:
         shutil.rmtree(self.folder / key, ignore_errors=True)
-        self._total -= self._sizes.pop(key)
+        del self._sizes[key]
 
 
 def _num_bytes(folder: Path) -> int:
