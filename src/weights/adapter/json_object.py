@@ -8,18 +8,14 @@ from src.errors import UserError
 
 
 def read_json_object(path: Path, *, max_bytes: int) -> dict[str, Any]:
-    """Return the JSON object in the file."""
+    """Return the file's JSON object, in which no key stands twice and every number is one."""
+    name = path.name
     if not path.is_file():
-        raise UserError(f"{path.name}: the file is missing")
+        raise UserError(f"{name}: the file is missing")
     with path.open("rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise UserError(f"{path.name}: expected at most {max_bytes:,} bytes, found more")
-    return parse_json_object(data, path.name)
-
-
-def parse_json_object(data: bytes, name: str) -> dict[str, Any]:
-    """Return the object, in which no key stands twice and every number is one."""
+        raise UserError(f"{name}: expected at most {max_bytes:,} bytes, found more")
     try:
         # Decoded here: json would take bytes for UTF-16 or UTF-32 too.
         value = json.loads(

@@ -1,6 +1,6 @@
 """What a fine-tuned model says of itself in `training.json`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"training.json: expected format_version {FORMAT_VERSION}, "
             f"found {printable(version, 20)}"
         )
-    manifest = Manifest(
-        prompt_template=_text(record, "prompt_template"),
-        system_prompt=_text(record, "system_prompt"),
-        base_model=_text(record, "base_model"),
-    )
+    manifest = Manifest(**{field.name: _text(record, field.name) for field in fields(Manifest)})
     if manifest.prompt_template is not None and "{prompt}" not in manifest.prompt_template:
         raise UserError(
             "training.json: expected a prompt_template that holds {prompt}, "
