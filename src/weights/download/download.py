@@ -1,6 +1,7 @@
 """Fetch one URL into a file: complete and bounded, or not at all."""
 
 import contextlib
+import os
 import string
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +11,12 @@ from urllib.parse import quote, urljoin, urlsplit
 import pycurl
 import requests
 
+from src.environment import read_flag
 from src.errors import UserError
 from src.files.atomic import replacing_file
 from src.files.printable import printable
 from src.weights.download.data_url import decode_data_url
 from src.weights.download.deadline import CancelToken, Deadline, never
-from src.weights.download.public_address import private_urls_allowed
 from src.weights.download.transfer import TOO_LARGE, Response, TransferError, get
 from src.weights.download.url import check_url, not_valid, printable_url
 
@@ -81,9 +82,10 @@ def fetch(
             file.write(decode_data_url(url, max_bytes))
         else:
             check_url(url)
+            any_address = any_address or bool(read_flag("ALLOW_PRIVATE_URLS", os.environ))
             _fetch_http(
                 url, file, headers or {}, max_bytes, deadline,
-                any_address=any_address or private_urls_allowed(), is_archive=is_archive,
+                any_address=any_address, is_archive=is_archive,
             )  # fmt: skip
 
 

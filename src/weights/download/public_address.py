@@ -1,14 +1,10 @@
 """Which addresses are of the public internet."""
 
 import ipaddress
-import os
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
-from src.environment import read_flag
 from src.errors import UserError
 from src.files.printable import printable
-
-SWITCH = "ALLOW_PRIVATE_URLS"
 
 _NAT64 = IPv6Network("64:ff9b::/96")
 _IPV6_PUBLIC = IPv6Network("2000::/3")
@@ -27,11 +23,6 @@ _IPV4_SPECIAL = [
         "224.0.0.0/3",
     )
 ]
-
-
-def private_urls_allowed() -> bool:
-    """Tell whether the operator lets URLs lead into the private network."""
-    return read_flag(SWITCH, os.environ) or False
 
 
 def is_public(text: str) -> bool:
@@ -53,5 +44,5 @@ def not_public(host: str) -> UserError:
     return UserError(
         # Not where: the addresses of a private network are nobody's business.
         f"cannot download from {printable(host, 60)}: expected a public address, found "
-        f"one that is not (for a network of your own, set {SWITCH}=1)"
+        f"one that is not (for a network of your own, set ALLOW_PRIVATE_URLS=1)"
     )
