@@ -87,6 +87,8 @@ def machines(tmp_path: Path):
         for has_data in data:
             folder = tmp_path / f"machine-{len(started)}"
             started.append(Machine(folder, settings, has_data=has_data, fault=fault))
+            while not session_processes(str(folder / "settings.json")):  # its agent
+                time.sleep(0.05)
         return started[-2:]
 
     yield start

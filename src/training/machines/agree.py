@@ -20,7 +20,7 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_
 from src.data.steps import choose_batch_sizes
 from src.errors import UserError
 from src.settings import TrainSettings
-from src.training.supervise.failure import ENDED, Failure
+from src.training.supervise.failure import CANCELED, ENDED, Failure
 from src.training.supervise.run_folder import RunFolder
 from src.weights.base_model.fingerprint import fingerprint_base_model
 
@@ -46,7 +46,7 @@ class Machines:
             _, self._store = create_backend(parameters)
         except (OSError, RendezvousConnectionError):
             raise UserError(f"RENDEZVOUS: no machine answers at {rendezvous}") from None
-        self._is_ending = threading.Event()
+        self._is_ending, self._follows_others = threading.Event(), False
         self._number = self._store.add("machines", 1) - 1
         if self._number >= num_nodes:
             raise UserError(f"NUM_NODES: more than {num_nodes} machines came to {rendezvous}")
@@ -112,7 +112,9 @@ class Machines:
     def share_failure(self, failure: Failure | None) -> Failure:
         """Tell the others what ended this machine, and return what ended the first of all."""
         self.leave()
-        failure = failure or Failure(f"the training was ended on {self.address}", ENDED)
+        if failure is None:
+            kind = ENDED if self._follows_others else CANCELED
+            failure = Failure(f"the training was ended on {self.address}", kind)
         with suppress(RuntimeError):
             self._store.set("failed", "")
         found = self._exchange("failure", asdict(failure), SHARE_SECONDS)
@@ -134,6 +136,7 @@ class Machines:
             except RuntimeError:
                 if self._is_ending.wait(SHARE_SECONDS):  # it has ended well, and so does this one
                     return
+            self._follows_others = True
             os.kill(os.getpid(), signal.SIGTERM)
             return
 

@@ -12,7 +12,7 @@ from src.training.supervise.run_folder import RunFolder
 if TYPE_CHECKING:  # the supervisor loads no torch
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-USER_ERROR, KILLED, ERROR, ENDED = range(4)
+USER_ERROR, KILLED, CANCELED, ERROR, ENDED = range(5)
 """How near to the cause a failure is: ranks that lose one of them fail with an error of their own,
 and then the rest is ended."""
 
