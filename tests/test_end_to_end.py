@@ -20,7 +20,7 @@ import pytest
 import requests
 import torch
 
-from src.cli.running_server import running_server
+from src.cli.server import running_server
 from tests.conftest import ROWS
 from tests.training.processes import session_processes
 
@@ -57,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def trainings(base_dir: Path) -> Iterator[str]:
     os.environ["BASE_MODEL"] = str(base_dir)
-    with running_server("train", ROOT, verbose=False) as address:
+    with running_server("train") as address:
         yield f"{address}/trainings"
 
 
@@ -93,7 +93,7 @@ def predictions(request, base_dir: Path, archive: Path) -> Iterator[str]:
             patch.setenv("COG_PREDICT_TYPE_STUB", f"predict.py:{request.param}")
             if request.param == "ConcurrentPredictor":
                 patch.setenv("COG_MAX_CONCURRENCY", str(NUM_READERS))
-            address = stack.enter_context(running_server("predict", ROOT, verbose=False))
+            address = stack.enter_context(running_server("predict"))
         yield f"{address}/predictions"
 
 
@@ -186,7 +186,7 @@ def test_weights_of_the_container(base_dir: Path, archive: Path, kind: str):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/weights.tar"
     os.environ.update(BASE_MODEL=str(base_dir), COG_WEIGHTS=url if kind == "url" else str(archive))
-    with running_server("predict", ROOT, verbose=False) as address:
+    with running_server("predict") as address:
         for row in ROWS[:2]:
             assert text_of(ask(f"{address}/predictions", row["prompt"])) == row["completion"]
     server.shutdown()

@@ -6,7 +6,6 @@
 
 import argparse
 import base64
-import json
 import os
 import signal
 import sys
@@ -19,9 +18,8 @@ import requests
 from src.cli.file_server import file_server
 from src.cli.follow import follow_training, stream_answer
 from src.cli.inputs import existing_file, parse_inputs
-from src.cli.running_server import running_server
-from src.cli.schema import write_schema
-from src.cli.server import ROOT
+from src.cli.schema import build_schema
+from src.cli.server import running_server
 from src.cli.server_http import RequestError
 from src.environment import read_train_environment
 from src.errors import UserError
@@ -29,12 +27,12 @@ from src.files.atomic import replacing_file
 from src.training.plan.dry_run import plan_training
 
 
-def main(arguments: list[str], root: Path = ROOT) -> int:
+def main(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        schema = json.loads(write_schema(root).read_text())["components"]["schemas"]
+        schema = build_schema()["components"]["schemas"]
         if options.mode == "train":
             pairs = [f"train_data={options.data}", *options.input]
             num_nodes = read_train_environment(os.environ).num_nodes
@@ -44,18 +42,18 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
             if options.plan:
                 print(*plan_training(inputs), sep="\n")
                 return 0
-            _train(inputs, Path(options.output), root, verbose=options.verbose)
+            _train(inputs, Path(options.output), verbose=options.verbose)
         else:
             inputs = parse_inputs(options.input, schema["Input"]["properties"])
             if options.weights is not None:
                 os.environ["COG_WEIGHTS"] = _weights_source(options.weights)
-            _predict(inputs, root, verbose=options.verbose)
-    except UserError as error:
+            with running_server("predict", verbose=options.verbose) as address:
+                for piece in stream_answer(address, inputs):
+                    print(piece, end="", flush=True)
+            print()
+    except (UserError, RequestError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UserError) else 1
     except requests.RequestException:
         print("error: the server is gone (often: the machine ran out of memory)", file=sys.stderr)
         return 1
@@ -80,17 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _train(inputs: dict[str, Any], output: Path, root: Path, *, verbose: bool) -> None:
+def _train(inputs: dict[str, Any], output: Path, *, verbose: bool) -> None:
     started = time.monotonic()
     if not output.parent.is_dir():
         raise UserError(f"-o: there is no folder {output.parent}")
     with (
         file_server(inputs) as (served, events, hook),
-        running_server("train", root, verbose=verbose) as address,
+        running_server("train", verbose=verbose) as address,
     ):
         request = {
             "input": served,
@@ -120,13 +114,6 @@ def _write_output(url: str, output: Path) -> None:
             partial.write_bytes(base64.b64decode(url.partition(",")[2]))
         else:
             partial.write_bytes(requests.get(url, timeout=600).content)
-
-
-def _predict(inputs: dict[str, Any], root: Path, *, verbose: bool) -> None:
-    with running_server("predict", root, verbose=verbose) as address:
-        for piece in stream_answer(address, inputs):
-            print(piece, end="", flush=True)
-    print()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from src.cli.client import main as run_client
 from src.cli.follow import stream_answer
-from src.cli.running_server import running_server
-from src.cli.server import ROOT
+from src.cli.server import running_server
 from src.cli.tiny_model import make_base_model
 
 MODULES = ("os.path", "shutil", "textwrap", "tempfile", "string", "json", "glob", "fnmatch", "copy")
@@ -25,8 +24,6 @@ SETTINGS = (
     "lora_dropout=0",
     "num_validation_samples=4",
 )
-
-
 QUESTION = {"temperature": 0, "repetition_penalty": 1, "seed": 0, "max_new_tokens": 48}
 
 
@@ -54,7 +51,7 @@ def main() -> int:
     if code:
         return code
     os.environ["WEIGHTS_DIR"] = str(folder)
-    with running_server("predict", ROOT, verbose=False) as address:
+    with running_server("predict") as address:
         for example in examples[:NUM_QUESTIONS]:
             request = {**QUESTION, "prompt": example["prompt"]}
             trained = {**request, "replicate_weights": weights.name}

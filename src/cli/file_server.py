@@ -2,10 +2,9 @@
 
 import contextlib
 import json
-import shutil
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -21,7 +20,23 @@ def file_server(
     """Serve the local files of a request and take its webhooks; yield (inputs, events, hook)."""
     files = {f"/{name}/{quote(v.name)}": v for name, v in inputs.items() if isinstance(v, Path)}
     events: Queue[dict[str, Any]] = Queue()
-    server = ThreadingHTTPServer((HOST, 0), _handler(files, events.put))
+
+    class Handler(SimpleHTTPRequestHandler):
+        def translate_path(self, path: str) -> str:
+            """Return the file of this path; no name at all, which is not found, for any other."""
+            return str(files.get(path, ""))
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            events.put(json.loads(body))
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer((HOST, 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://{HOST}:{server.server_port}"
     urls = {path.split("/")[1]: address + path for path in files}
@@ -29,31 +44,3 @@ def file_server(
         yield {**inputs, **urls}, events, f"{address}/webhook"
     finally:
         server.shutdown()
-
-
-def _handler(
-    files: dict[str, Path], on_event: Callable[[dict[str, Any]], None]
-) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = files.get(self.path)
-            if path is None:
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(path.stat().st_size))
-            self.end_headers()
-            with path.open("rb") as file:
-                shutil.copyfileobj(file, self.wfile)
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            on_event(json.loads(body))
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    return Handler

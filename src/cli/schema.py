@@ -38,7 +38,7 @@ def build_schema(predictor: str = PREDICTOR) -> dict[str, Any]:
     }
 
 
-def write_schema(root: Path) -> Path:
+def write_schema(root: Path) -> None:
     """Write the document where Cog's server looks for it, for the predictor it will run."""
     path = root / ".cog" / "openapi_schema.json"
     path.parent.mkdir(exist_ok=True)
@@ -46,7 +46,6 @@ def write_schema(root: Path) -> Path:
     # A server that is already running may be reading it.
     with replacing_file(path, is_durable=False) as partial:
         partial.write_text(json.dumps(build_schema(predictor)))
-    return path
 
 
 def _components(info: PredictorInfo, *, prefix: str) -> dict[str, Any]:

@@ -4,16 +4,84 @@
 """
 
 import argparse
+import contextlib
 import os
+import re
+import signal
+import socket
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
+
+import requests
 
 from src.cli.schema import CONCURRENT_PREDICTOR, PREDICTOR, write_schema
+from src.cli.server_http import RequestError, http_session, plain_error
 
 ROOT = Path(__file__).resolve().parents[2]
+HOST = "127.0.0.1"
 
 
-def server_environment(root: Path, port: int) -> dict[str, str]:
+@contextlib.contextmanager
+def running_server(mode: str, *, verbose: bool = False) -> Iterator[str]:
+    """Run Cog's server on a free port for as long as it is needed; yield its address."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    write_schema(ROOT)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            server_command(mode, HOST),
+            cwd=ROOT,
+            env=server_environment(port),
+            stdin=subprocess.DEVNULL,
+            stdout=None if verbose else log,
+            stderr=None if verbose else log,
+            start_new_session=True,
+        )
+        try:
+            address = f"http://{HOST}:{port}"
+            _wait_until_ready(process, address, log)
+            yield address
+        finally:
+            _stop(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
+    while process.poll() is None:
+        try:
+            health: dict[str, Any] = http_session().get(f"{address}/health-check", timeout=5).json()
+        except requests.RequestException:
+            health = {"status": "STARTING"}
+        if health["status"] in ("READY", "BUSY"):
+            return
+        if health["status"] == "SETUP_FAILED":
+            logs = (health.get("setup") or {}).get("logs", "").strip().splitlines()
+            last = logs[-1] if logs else "the model could not be set up"
+            raise RequestError(plain_error(re.sub(r"^.*?(?=UserError: )", "", last)))
+        time.sleep(0.1)
+    log.seek(0)
+    raise RequestError(f"the server did not start: {log.read().decode(errors='replace')[-500:]}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and whatever it started."""
+    process.terminate()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def server_environment(port: int) -> dict[str, str]:
     """Return the environment that `cog build` puts into an image, for this checkout."""
     environment = dict(os.environ)
     environment.setdefault("COG_PREDICT_TYPE_STUB", PREDICTOR)
@@ -26,7 +94,7 @@ def server_environment(root: Path, port: int) -> dict[str, str]:
     for name in ("no_proxy", "NO_PROXY"):
         environment[name] = ",".join(filter(None, ["127.0.0.1", environment.get(name)]))
     environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(root), environment.get("PYTHONPATH")])
+        filter(None, [str(ROOT), environment.get("PYTHONPATH")])
     )
     return environment
 
@@ -50,7 +118,7 @@ def main() -> None:
     write_schema(ROOT)
     os.chdir(ROOT)
     command = server_command(arguments.mode, arguments.host)
-    os.execve(command[0], command, server_environment(ROOT, arguments.port))
+    os.execve(command[0], command, server_environment(arguments.port))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class SoakServer:
         with socket.socket() as probe:
             probe.bind((HOST, 0))
             port = probe.getsockname()[1]
-        environment = {**server_environment(ROOT, port), **self._environment, **more}
+        environment = {**server_environment(port), **self._environment, **more}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 server_command(self.mode, HOST),
