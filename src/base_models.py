@@ -10,10 +10,10 @@ class KnownModel:
     """Where a base model lives on the Hub, and how it is spoken to."""
 
     repository: str
-    prompt_format: str
-    """`plain`, `llama-2` or `mistral`."""
-    max_seq_len: int
-    """Longest sequence in tokens."""
+    prompt_format: str | None = None
+    """`plain`, `llama-2` or `mistral`; None is the chat template in its files."""
+    max_seq_len: int | None = None
+    """Longest sequence in tokens; None is what its configuration says."""
     system_prompt: str = ""
     """Used when a request names none."""
 
@@ -34,3 +34,8 @@ KNOWN_MODELS = {
     "mistral-7b-v0.1": KnownModel("mistralai/Mistral-7B-v0.1", "plain", 32768),
     "mistral-7b-instruct-v0.2": KnownModel("mistralai/Mistral-7B-Instruct-v0.2", "mistral", 32768),
 }
+
+
+def describe_model(name: str) -> KnownModel:
+    """Return what is known of a base model; any other name is a repository with its own format."""
+    return KNOWN_MODELS.get(name, KnownModel(name))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 
-from src.base_models import KNOWN_MODELS
+from src.base_models import describe_model
 from src.chat.chat_template import ChatTemplateFormat
 from src.chat.conversation import Conversation, Turn
 from src.chat.inst_prompt import read_inst_prompt
@@ -38,12 +38,6 @@ class ChatFormat:
         return Conversation([Turn(prompt.removeprefix("<s>"))], system=system)
 
 
-def base_format(base_model: str, tokenizer: Tokenizer) -> PromptFormat:
-    """Return the base model's own format: of the table, else its chat template, else none."""
-    known = KNOWN_MODELS.get(base_model)
-    return FORMATS[known.prompt_format] if known else tokenizer.chat_format or PLAIN
-
-
 def build_chat_format(
     base_model: str,
     tokenizer: Tokenizer,
@@ -56,16 +50,19 @@ def build_chat_format(
 
     In training, a plain prompt is ended by a line break.
     """
-    prompt_format = base_format(base_model, tokenizer)
+    known = describe_model(base_model)
+    if known.prompt_format is None:
+        prompt_format = tokenizer.chat_format or PLAIN
+    else:
+        prompt_format = FORMATS[known.prompt_format]
     if for_training and template is None and prompt_format == PLAIN:
         template = BASE_TRAIN_TEMPLATE
     if template is not None:
         prompt_format = with_template(prompt_format, template)
     if system_prompt is None:
-        known = KNOWN_MODELS.get(base_model)
         # A default is not forced on a template that has no place for it.
         has_place = template is None or "{system_prompt}" in template
-        system_prompt = known.system_prompt if known is not None and has_place else ""
+        system_prompt = known.system_prompt if has_place else ""
     return ChatFormat(prompt_format, template, system_prompt)
 
 

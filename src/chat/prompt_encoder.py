@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.base_models import KNOWN_MODELS
+from src.base_models import describe_model
 from src.chat.chat_format import ChatFormat, build_train_format
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
@@ -40,7 +40,6 @@ def open_prompt_encoder(settings: TrainSettings) -> PromptEncoder:
     Raises UserError for a validation prompt that leaves no room for a reply.
     """
     folder = Path(settings.base_model_dir)
-    known = KNOWN_MODELS.get(settings.base_model)
     tokenizer = Tokenizer(folder)
     chat_format = build_train_format(
         settings.base_model,
@@ -48,7 +47,7 @@ def open_prompt_encoder(settings: TrainSettings) -> PromptEncoder:
         template=settings.prompt_template,
         system_prompt=settings.system_prompt,
     )
-    max_seq_len = max_sequence_length(folder, known=known.max_seq_len if known else None)
+    max_seq_len = max_sequence_length(folder, known=describe_model(settings.base_model).max_seq_len)
     encoder = PromptEncoder(tokenizer, chat_format, max_seq_len)
     if settings.run_validation and settings.validation_prompt is not None:
         encoder.prompt_ids(settings.validation_prompt)

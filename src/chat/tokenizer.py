@@ -139,10 +139,9 @@ class Tokenizer:
 
     def render_chat(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         """Render messages with the base model's own chat template."""
-        text: Any = self.tokenizer.apply_chat_template(
+        return self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt
         )
-        return text
 
 
 def check_unicode(where: str, text: str) -> None:

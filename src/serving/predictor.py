@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from src.base_models import KNOWN_MODELS
+from src.base_models import describe_model
 from src.chat.chat_format import ChatFormat, build_chat_format
 from src.chat.prompt_length import check_prompt_length
 from src.environment import read_serve_environment
@@ -45,11 +45,10 @@ class TextPredictor:
         started = time.monotonic()
         environment = read_serve_environment(os.environ)
         base_model = find_base_model(os.environ)
-        known = KNOWN_MODELS.get(base_model.name)
         self._base_model = base_model.name
         self._engine = Engine(
             base_model.folder,
-            known_max_seq_len=known.max_seq_len if known else None,
+            known_max_seq_len=describe_model(base_model.name).max_seq_len,
             in_4bit=environment.in_4bit,
             can_speculate=environment.can_speculate,
         )

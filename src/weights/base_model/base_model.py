@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from src.base_models import KNOWN_MODELS
+from src.base_models import KNOWN_MODELS, describe_model
 from src.errors import UserError
 from src.files.printable import printable
 from src.weights.base_model.check import check_complete, check_readable
@@ -45,8 +45,7 @@ def find_base_model(environ: Mapping[str, str], *, with_weights: bool = True) ->
         check_url(mirror)
     if not mirror and name not in KNOWN_MODELS and Path(name).is_dir():
         return _local(name, Path(name), "BASE_MODEL")
-    known = KNOWN_MODELS.get(name)
-    repository = known.repository if known else name
+    repository = describe_model(name).repository
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) and not mirror:
         raise UserError(
             f"BASE_MODEL: {printable(name)!r} is no folder here, no Hub id (owner/name) and none "
