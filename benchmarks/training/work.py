@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.shapes import SHAPES, flops_per_token
 from benchmarks.training.device import matmul_flops
 from src.chat.chat_format import build_train_format
+from src.chat.prompt_encoder import PromptEncoder
 from src.chat.tokenizer import Tokenizer
 from src.cli.demo import MODULES, collect_functions
 from src.cli.tiny_model import make_base_model
@@ -95,14 +96,9 @@ def make_work(folder: Path, arguments: argparse.Namespace, *, on_gpu: bool) -> T
     )
     settings = plain_settings(base_model, data, epochs=1)
     tokenizer = Tokenizer(base_model)
-    prepare_data(
-        settings,
-        tokenizer,
-        build_train_format(settings.base_model, tokenizer),
-        max_seq_len=length,
-        folder=folder / "prepared",
-        log=print,
-    )
+    chat_format = build_train_format(settings.base_model, tokenizer)
+    encoder = PromptEncoder(tokenizer, chat_format, max_seq_len=length)
+    prepare_data(settings, encoder, folder=folder / "prepared", log=print)
     prepared, _ = open_datasets(folder / "prepared")
     return TrainWork(
         base_model,

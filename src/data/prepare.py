@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from src.chat.chat_format import ChatFormat
-from src.chat.tokenizer import Tokenizer
+from src.chat.prompt_encoder import PromptEncoder
 from src.data.examples import ExampleFile
 from src.data.packing import one_by_one, pack, wrap
 from src.data.steps import StepPlan, choose_batch_sizes
@@ -38,14 +37,13 @@ def num_held_out(num_examples: int, settings: TrainSettings) -> int:
 
 def prepare_data(
     settings: TrainSettings,
-    tokenizer: Tokenizer,
-    chat_format: ChatFormat,
+    encoder: PromptEncoder,
     *,
-    max_seq_len: int,
     folder: Path,
     log: Callable[[str], None],
 ) -> None:
     """Tokenize the files into `folder`, for `open_datasets`, and log what was decided."""
+    tokenizer, max_seq_len = encoder.tokenizer, encoder.max_seq_len
     folder.mkdir(exist_ok=True)
 
     def write(path: str, name: str, part: str, max_length: int) -> TokenDataset:
@@ -56,7 +54,7 @@ def prepare_data(
             nonlocal num_own_bos
             for line_number, example in file:
                 num_own_bos += begins_with_bos(example)
-                complete = tokenize(example, tokenizer, chat_format)
+                complete = tokenize(example, tokenizer, encoder.chat_format)
                 yield line_number, cut(complete, max_length=max_length, eos_id=tokenizer.eos_id)
 
         write_tokens(tokenized(), folder / part)

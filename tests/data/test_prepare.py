@@ -8,12 +8,8 @@ from src.data.token_file import TokenDataset
 
 
 def prepare(settings, folder: Path) -> tuple[TokenDataset, list[str]]:
-    encoder = open_prompt_encoder(settings)
     said: list[str] = []
-    prepare_data(
-        settings, encoder.tokenizer, encoder.chat_format,
-        max_seq_len=encoder.max_seq_len, folder=folder, log=said.append,
-    )  # fmt: skip
+    prepare_data(settings, open_prompt_encoder(settings), folder=folder, log=said.append)
     return open_datasets(folder)[0], said
 
 

@@ -99,14 +99,7 @@ def share_data(
     """Return the data for training and validation: the main rank prepares it, all ranks map it."""
     if is_main:
         with replacing_folder(folder) as partial:
-            prepare_data(
-                settings,
-                encoder.tokenizer,
-                encoder.chat_format,
-                max_seq_len=encoder.max_seq_len,
-                folder=partial,
-                log=say,
-            )
+            prepare_data(settings, encoder, folder=partial, log=say)
         if machines:
             machines.send("data", folder)
     elif machines and not settings.train_data:

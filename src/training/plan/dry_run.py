@@ -25,14 +25,7 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
     encoder = open_prompt_encoder(settings)
     lines: list[str] = []
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-        prepare_data(
-            settings,
-            encoder.tokenizer,
-            encoder.chat_format,
-            max_seq_len=encoder.max_seq_len,
-            folder=Path(folder),
-            log=lines.append,
-        )
+        prepare_data(settings, encoder, folder=Path(folder), log=lines.append)
         data, _ = open_datasets(Path(folder))
         step_plan = build_step_plan(
             data,
