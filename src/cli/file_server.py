@@ -10,7 +10,7 @@ from queue import Queue
 from typing import Any
 from urllib.parse import quote
 
-HOST = "127.0.0.1"
+from src.cli.server_http import HOST
 
 
 @contextlib.contextmanager

@@ -20,10 +20,9 @@ from typing import IO, Any
 import requests
 
 from src.cli.schema import CONCURRENT_PREDICTOR, PREDICTOR, write_schema
-from src.cli.server_http import RequestError, http_session, plain_error
+from src.cli.server_http import HOST, RequestError, http_session, plain_error
 
 ROOT = Path(__file__).resolve().parents[2]
-HOST = "127.0.0.1"
 
 
 @contextlib.contextmanager
@@ -83,19 +82,20 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def server_environment(port: int) -> dict[str, str]:
     """Return the environment that `cog build` puts into an image, for this checkout."""
-    environment = dict(os.environ)
-    environment.setdefault("COG_PREDICT_TYPE_STUB", PREDICTOR)
-    environment.setdefault("COG_TRAIN_TYPE_STUB", "train.py:train")
-    environment["PORT"] = str(port)
-    # Cog's server starts its worker as `python`.
-    bin_dir = str(Path(sys.executable).parent)
-    environment["PATH"] = os.pathsep.join([bin_dir, environment.get("PATH", "")])
-    # Cog fetches local files and sends its webhooks over loopback, never through a proxy.
-    for name in ("no_proxy", "NO_PROXY"):
-        environment[name] = ",".join(filter(None, ["127.0.0.1", environment.get(name)]))
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), environment.get("PYTHONPATH")])
-    )
+    environment = {
+        "COG_PREDICT_TYPE_STUB": PREDICTOR,
+        "COG_TRAIN_TYPE_STUB": "train.py:train",
+        **os.environ,
+        "PORT": str(port),
+    }
+    for name, separator, first in (
+        ("PATH", os.pathsep, str(Path(sys.executable).parent)),  # the worker starts as `python`
+        ("PYTHONPATH", os.pathsep, str(ROOT)),
+        # Cog fetches local files and sends its webhooks over loopback, never through a proxy.
+        ("no_proxy", ",", HOST),
+        ("NO_PROXY", ",", HOST),
+    ):
+        environment[name] = separator.join(filter(None, [first, environment.get(name)]))
     return environment
 
 

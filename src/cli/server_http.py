@@ -4,6 +4,7 @@ import re
 
 import requests
 
+HOST = "127.0.0.1"
 _WRAPPING = re.compile(
     r"^(?:(?:Async prediction|Prediction|Training) failed: |Generator iteration error: "
     r"|(?:UserError|HttpError|ValueError|TrainingError|RuntimeError): )+"
