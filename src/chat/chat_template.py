@@ -13,16 +13,6 @@ _PLACEHOLDER = re.compile("( ?)\ue000(\\d+)\ue001( ?)")
 
 
 @dataclass(frozen=True)
-class Placeholder:
-    """Where a content stands in the rendered text."""
-
-    start: int
-    end: int
-    content: str
-    is_answer: bool
-
-
-@dataclass(frozen=True)
 class ChatTemplateFormat:
     """The base model's own chat template; `render` turns messages into text with it.
 
@@ -35,17 +25,19 @@ class ChatTemplateFormat:
     @cached_property
     def uses_inst_tags(self) -> bool:
         """Whether a prompt may hold a conversation in [INST] tags."""
-        return "[INST]" in self._open_text
+        return any("[INST]" in context for context in self._open_contexts)
 
     @cached_property
     def answer_prefix(self) -> str:
         """What stands between prompt and answer and belongs to neither."""
-        finished, placeholders = self._rendered(Conversation([Turn("", "")]))
-        prefix = finished[len(self._open_text) : placeholders[-1].start]
-        return prefix if finished.startswith(self._open_text) and not prefix.strip() else ""
+        opening, ending = self._open_contexts
+        (start, between, _), _ = self._rendered(Conversation([Turn("", "")]))
+        prefix = between.removeprefix(ending)
+        follows = start == opening and between.startswith(ending)
+        return prefix if follows and not prefix.strip() else ""
 
     @cached_property
-    def _open_text(self) -> str:
+    def _open_contexts(self) -> list[str]:
         return self._rendered(Conversation([Turn("")]))[0]
 
     @cached_property
@@ -58,16 +50,13 @@ class ChatTemplateFormat:
 
     def segments(self, conversation: Conversation, *, num_target_turns: int = 0) -> list[Segment]:
         """Return the conversation as segments; the last `num_target_turns` answers are targets."""
-        rendered, placeholders = self._rendered(conversation)
-        if conversation.is_open:
-            rendered = rendered[: placeholders[-1].end]
+        (*contexts, ending), messages = self._rendered(conversation)
         segments: list[Segment] = []
-        position = 0
-        num_answers_before = sum(p.is_answer for p in placeholders) - num_target_turns
-        for placeholder in placeholders:
-            context, content = rendered[position : placeholder.start], placeholder.content
-            position = placeholder.end
-            if not placeholder.is_answer:
+        num_answers_before = sum(role == "assistant" for role, _ in messages) - num_target_turns
+        for number, (context, (role, content)) in enumerate(
+            zip(contexts, messages, strict=True), 1
+        ):
+            if role != "assistant":
                 *before, last = self._context(context)
                 assert isinstance(last, Text)
                 segments += [*before, Text(last.text + content)]
@@ -75,13 +64,15 @@ class ChatTemplateFormat:
             if self.answer_prefix and context.endswith(self.answer_prefix):
                 context = context.removesuffix(self.answer_prefix)
                 content = self.answer_prefix + content
-            segments += self._context(context)
             num_answers_before -= 1
-            is_begun = conversation.is_open and placeholder is placeholders[-1]
-            segments.append(
-                Text(content, is_target=num_answers_before < 0, continues=True, ends=not is_begun)
+            is_begun = conversation.is_open and number == len(messages)
+            answer = Text(
+                content, is_target=num_answers_before < 0, continues=True, ends=not is_begun
             )
-        return _merge_text([*segments, *self._context(rendered[position:])])
+            segments += [*self._context(context), answer]
+        if not conversation.is_open:
+            segments += self._context(ending)
+        return _merge_text(segments)
 
     def _context(self, text: str) -> list[Segment]:
         """Split template text at its special tokens, the only ones that count as such."""
@@ -95,8 +86,11 @@ class ChatTemplateFormat:
 
     def _rendered(
         self, conversation: Conversation, *, merges_system: bool = True
-    ) -> tuple[str, list[Placeholder]]:
-        """Render with placeholders, so that nothing people wrote meets the template."""
+    ) -> tuple[list[str], list[tuple[str, str]]]:
+        """Return what the template writes around each message, and (role, content) of these.
+
+        It is rendered with placeholders, so that nothing people wrote meets the template.
+        """
         said = [("system", conversation.system)] if conversation.system else []
         for turn in conversation.turns:
             said.append(("user", turn.user))
@@ -111,20 +105,19 @@ class ChatTemplateFormat:
             both = f"{system['content']}\n\n{user['content']}"
             messages = [{"role": "user", "content": both}, *rest]
         text = self.render(messages, conversation.turns[-1].answer is None)
-        found = list(_PLACEHOLDER.finditer(text))
-        numbers = [int(match[2]) for match in found]
+        parts = _PLACEHOLDER.split(text)
+        numbers = [int(number) for number in parts[2::4]]
         if numbers != list(range(len(said))):
             raise UserError(
                 "the base model's chat template leaves out or reorders messages: "
                 f"expected {len(said)} in order, found {numbers}; set prompt_template"
             )
-        placeholders = []
-        for match, (role, content) in zip(found, said, strict=True):
+        trimmed = []
+        for (role, content), before, after in zip(said, parts[1::4], parts[3::4], strict=True):
             # A template that trims contents has trimmed the spaces around the placeholder.
-            content = content if match[1] else content.lstrip()
-            content = content if match[3] else content.rstrip()
-            placeholders.append(Placeholder(*match.span(), content, role == "assistant"))
-        return text, placeholders
+            content = content if before else content.lstrip()
+            trimmed.append((role, content if after else content.rstrip()))
+        return parts[::4], trimmed
 
 
 def _merge_text(segments: list[Segment]) -> list[Segment]:

@@ -92,9 +92,11 @@ def _train(inputs: dict[str, Any], output: Path, *, verbose: bool) -> None:
             "webhook_events_filter": ["logs", "completed"],
         }
         result = follow_training(address, request, events)
-    if result["output"]["weights"] is None:
+    weights = result["output"]["weights"]
+    if weights is None:
         return  # the log names the machine that has them
-    _write_output(result["output"]["weights"], output)
+    with replacing_file(output) as partial:
+        partial.write_bytes(base64.b64decode(weights.partition("base64,")[2], validate=True))
     size = output.stat().st_size / 1e6
     print(f"weights: {output} ({size:.1f} MB) after {time.monotonic() - started:.0f} s", flush=True)
 
@@ -105,15 +107,6 @@ def _weights_source(name: str) -> str:
         return name
     path = Path(name) if os.path.isdir(name) else existing_file(name, "-w")
     return str(path.resolve())
-
-
-def _write_output(url: str, output: Path) -> None:
-    """Write the weights, completely or not at all."""
-    with replacing_file(output) as partial:
-        if url.startswith("data:"):
-            partial.write_bytes(base64.b64decode(url.partition(",")[2]))
-        else:
-            partial.write_bytes(requests.get(url, timeout=600).content)
 
 
 if __name__ == "__main__":
