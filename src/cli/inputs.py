@@ -28,13 +28,11 @@ def parse_inputs(
             close = difflib.get_close_matches(name, properties, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(properties)}"
             raise UserError(f"-i {printable(name)}: there is no such input; {hint}")
-        schema = properties[name]
-        is_elsewhere = may_lack_files and _names_no_file(text, schema)
-        inputs[name] = text if is_elsewhere else _value(name, text, schema)
+        inputs[name] = _value(name, text, properties[name], may_lack_files)
     return inputs
 
 
-def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
+def _value(name: str, text: str, schema: Mapping[str, Any], may_lack_files: bool) -> Any:
     kind = schema.get("type", "string")
     try:
         match kind:
@@ -52,9 +50,11 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
         found = printable(text, 40)
         raise UserError(f"-i {name}: expected {expected[kind]}, found {found!r}") from None
     if schema.get("format") == "uri":
-        if text.startswith(("http://", "https://", "data:")):
+        is_url = text.startswith(("http://", "https://", "data:"))
+        path = text.removeprefix("@")
+        if is_url or (may_lack_files and not os.path.isfile(path)):
             return text
-        return existing_file(text.removeprefix("@"), f"-i {name}")
+        return existing_file(path, f"-i {name}")
     if text.startswith("@"):
         try:
             where = f"-i {name}: what begins with @ names a file"
@@ -68,15 +68,7 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
 
 def existing_file(name: str, where: str) -> Path:
     """Return the path of a file; raises UserError if there is none."""
-    if not _is_file(name):
+    # Unlike a Path, it takes names of any length.
+    if not os.path.isfile(name):
         raise UserError(f"{where}: there is no file {printable(name)}")
     return Path(name)
-
-
-def _names_no_file(text: str, schema: Mapping[str, Any]) -> bool:
-    return schema.get("format") == "uri" and not _is_file(text.removeprefix("@"))
-
-
-def _is_file(name: str) -> bool:
-    # Unlike a Path, it takes names of any length.
-    return os.path.isfile(name)
