@@ -35,7 +35,8 @@ class OurWay:
         self._adapters = [self._loaded(path) for path in work.adapters]
 
     def _loaded(self, path: str) -> LoadedAdapter:
-        return self._engine.load_adapter(read_adapter(Path(path), self._engine.linear_shapes))
+        file = read_adapter(Path(path), self._engine.linear_shapes)
+        return self._engine.load_adapter(file, key=path)
 
     def answers(
         self,

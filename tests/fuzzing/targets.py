@@ -96,7 +96,7 @@ def adapters(rng: Random, folder: Path) -> bool:
     (folder / "training.json").write_bytes(as_json(rng, manifest, [b"{}"]))
     try:
         adapter = read_adapter(folder, SHAPES)
-        loaded = load_adapter(adapter, dtype=torch.float32)
+        loaded = load_adapter(adapter, dtype=torch.float32, key="")
     except UserError:
         return False
     for name, module in adapter.modules.items():

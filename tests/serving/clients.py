@@ -22,7 +22,6 @@ class Client:
         self.end: Finished | None = None
         request = Request(list(ids), params, self.events.put, **options)
         self.engine, self.sequence = engine, engine.submit(request)
-        self.stats = self.sequence.stats
 
     @property
     def ids(self) -> list[int]:

@@ -71,6 +71,6 @@ def new_engine(base_dir: Path) -> Iterator[Callable[..., Engine]]:
 @pytest.fixture(scope="module")
 def loaded(engine: Engine, adapters: dict[str, Path]) -> dict[str, LoadedAdapter]:
     return {
-        name: engine.load_adapter(read_adapter(path, engine.linear_shapes))
+        name: engine.load_adapter(read_adapter(path, engine.linear_shapes), key=name)
         for name, path in adapters.items()
     }

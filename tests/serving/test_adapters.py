@@ -14,7 +14,7 @@ from tests.weights.adapters import REFUSED_NUMBERS, SHAPES, good_tensors, write
 
 def load(folder: Path, factor: float, dtype: torch.dtype = torch.float32, **config):
     tensors = {name: np.float32(factor) * tensor for name, tensor in good_tensors().items()}
-    return load_adapter(read_adapter(write(folder, tensors, config), SHAPES), dtype=dtype)
+    return load_adapter(read_adapter(write(folder, tensors, config), SHAPES), dtype=dtype, key="")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -44,7 +44,7 @@ def test_bad_numbers_are_refused(tmp_path: Path, name: str):
     REFUSED_NUMBERS[name](tmp_path)
     file = read_adapter(tmp_path, SHAPES)
     with pytest.raises(UserError, match=r"expected finite numbers|the adapter has no effect"):
-        load_adapter(file, dtype=torch.float32)
+        load_adapter(file, dtype=torch.float32, key="")
 
 
 def test_what_was_loaded_no_longer_needs_its_file(tmp_path: Path):

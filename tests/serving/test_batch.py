@@ -298,10 +298,10 @@ def test_known_tokens_are_not_read_again_and_change_nothing(engine, loaded, refe
         second = Client(engine, longer, adapter=adapter)
         reference.check_greedy(name, longer, second.read())
         # All but the last token of the answer, which nothing was generated after.
-        assert second.stats.num_cached_tokens >= len(conversation) + len(answer) - 1
+        assert second.sequence.num_cached_tokens >= len(conversation) + len(answer) - 1
     stranger = Client(engine, conversation, adapter=loaded["few"])
     reference.check_greedy("few", conversation, stranger.read())
-    assert stranger.stats.num_cached_tokens == 0
+    assert stranger.sequence.num_cached_tokens == 0
 
 
 def test_memory_is_flat_over_adapter_loads(engine, loaded):

@@ -55,7 +55,7 @@ def test_greedy_answers_are_those_of_transformers_and_peft(engine, base_dir, ada
     before = base_hash(engine)
     prompts = [engine.tokenizer.encode(text) for text in ("What is it?\n", "It", "number 7" * 9)]
     loaded = {None: None} | {
-        path: engine.load_adapter(read_adapter(path, engine.linear_shapes))
+        path: engine.load_adapter(read_adapter(path, engine.linear_shapes), key=str(path))
         for path in adapters.values()
     }
     answers = set()
@@ -72,7 +72,7 @@ def test_requests_that_take_turns_do_not_mix(engine, adapters):
     """Two at once, a token each in turn, with different adapters."""
     ids = engine.tokenizer.encode("What is it?\n")
     one, two = (
-        engine.load_adapter(read_adapter(path, engine.linear_shapes))
+        engine.load_adapter(read_adapter(path, engine.linear_shapes), key=str(path))
         for path in (adapters["all"], adapters["few"])
     )
     expected = [ask(engine, ids, adapter) for adapter in (one, two)]
@@ -126,7 +126,7 @@ def test_a_base_model_in_4bit_answers_as_peft_on_it(base_dir: Path, adapters):
     engine = Engine(base_dir, in_4bit=True)
     model = load_base_model(base_dir, dtype=float32, device=cpu, in_4bit=True)
     model = PeftModel.from_pretrained(model, adapters["all"])
-    adapter = engine.load_adapter(read_adapter(adapters["all"], engine.linear_shapes))
+    adapter = engine.load_adapter(read_adapter(adapters["all"], engine.linear_shapes), key="all")
     ids = engine.tokenizer.encode("What is it?\n")
     for active in (adapter, None):
         answer = ask(engine, ids, active)

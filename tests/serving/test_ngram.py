@@ -64,8 +64,8 @@ def test_tokens_are_those_of_single_steps(new_engine, plain_engine, loaded, kind
         expected = answer(plain_engine, prompt, SAMPLING[kind], adapter=adapter)
         client = Client(engine, prompt, SAMPLING[kind], adapter=adapter)
         assert client.answer() == expected, (name, len(prompt))
-        assert client.stats.num_accepted <= client.stats.num_proposed
-        num_accepted += client.stats.num_accepted
+        assert client.sequence.num_accepted <= client.sequence.num_proposed
+        num_accepted += client.sequence.num_accepted
     assert num_accepted > 20
 
 
@@ -90,13 +90,11 @@ def test_an_answer_is_never_longer_than_asked(engine, plain_engine):
 
 
 def test_logprobs_are_those_of_single_steps(engine, plain_engine):
-    def logprobs(engine: Engine) -> tuple[list[float], int]:
+    def logprobs(engine: Engine) -> tuple[list[float | None], int]:
         client = Client(engine, [9, 10, 11] * 20, GREEDY, num_logprobs=2)
         client.answer()
-        scores = [token.scores for token in client.tokens]
-        found = [(s.own, *(value for _, value in s.best)) for s in scores if s is not None]
-        assert len(found) == len(client.tokens)
-        return list(itertools.chain(*found)), client.stats.num_accepted
+        found = [(token.logprob, *(value for _, value in token.best)) for token in client.tokens]
+        return list(itertools.chain(*found)), client.sequence.num_accepted
 
     expected, none = logprobs(plain_engine)
     found, num_accepted = logprobs(engine)
@@ -118,7 +116,7 @@ def test_rejected_tokens_are_not_taken_for_known(engine, plain_engine, loaded):
         second = Client(engine, longer, GREEDY, adapter=adapter)
         found = second.answer()
         num_held = len(prompt) + len(said) - 1
-        assert second.stats.num_cached_tokens == (num_held if num_held >= SHORTEST else 0)
+        assert second.sequence.num_cached_tokens == (num_held if num_held >= SHORTEST else 0)
         # Another adapter of the same content reads everything anew.
         stranger = replace(adapter, key=f"stranger-{number}")
         assert found == answer(plain_engine, longer, adapter=stranger)
@@ -134,7 +132,7 @@ def test_others_that_come_and_go_change_nothing(engine, plain_engine):
         other = Client(engine, prompt[:9], replace(GREEDY, max_new_tokens=5))
         assert client.answer() == tokens
         other.answer()
-        num_accepted += client.stats.num_accepted
+        num_accepted += client.sequence.num_accepted
     assert num_accepted > 20
 
 

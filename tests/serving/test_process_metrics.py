@@ -10,7 +10,7 @@ import pytest
 
 from src.errors import UserError
 from src.serving.engine.request import Sequence
-from src.serving.engine.stats import WINDOW_SECONDS, Totals
+from src.serving.engine.totals import WINDOW_SECONDS, Totals
 from src.serving.predictor import TextPredictor
 from tests.serving.request import REQUEST
 
@@ -87,7 +87,7 @@ def test_requests_count_by_how_they_end(predictor: TextPredictor):
 
 def test_the_speed_is_that_of_the_last_minute(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("src.serving.engine.stats.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("src.serving.engine.totals.time.monotonic", lambda: clock[0])
     totals = Totals()
     for _ in range(2 * WINDOW_SECONDS):
         for _ in range(5):

@@ -8,7 +8,7 @@ import torch
 from src.serving.engine.cuda_graphs import CudaGraphs
 from src.serving.engine.model_runner import Runner, bucket_of
 from src.serving.engine.prefix_cache import PrefixCache
-from src.serving.engine.request import Sequence, TokenScores
+from src.serving.engine.request import Sequence, Token
 from src.serving.sampling import Sampler
 
 
@@ -39,15 +39,15 @@ class StepOutput:
             for row in running
         )
 
-    def scores(self, row: int, token: int) -> TokenScores | None:
-        """Return the log-probabilities of a row, if its request asks for them."""
+    def token(self, row: int, token_id: int) -> Token:
+        """Return the token of a row, with log-probabilities if its request asks for them."""
         sequence = self.rows[row]
         if sequence is None or sequence.request.num_logprobs < 0:
-            return None
+            return Token(token_id)
         logprobs = self.logits[row].float().log_softmax(-1)
         values, ids = logprobs.topk(min(sequence.request.num_logprobs, len(logprobs)))
         best = zip(ids.tolist(), values.tolist(), strict=True)
-        return TokenScores(float(logprobs[token]), tuple(best))
+        return Token(token_id, float(logprobs[token_id]), tuple(best))
 
 
 class Batch:
@@ -115,7 +115,7 @@ class Batch:
         for move in moves:
             self._runner.kv_cache.copy(*move)
         self._runner.kv_cache.clear_tail(slot, len(prompt_ids))
-        sequence.num_computed_tokens = sequence.stats.num_cached_tokens = num_cached
+        sequence.num_computed_tokens = sequence.num_cached_tokens = num_cached
         return True
 
     def prefill(self, sequence: Sequence, max_tokens: int) -> StepOutput | None:

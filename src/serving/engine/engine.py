@@ -18,7 +18,7 @@ from src.serving.engine.kv_budget import adapter_bytes_that_fit, num_slots_that_
 from src.serving.engine.model_runner import ModelRunner, Runner
 from src.serving.engine.request import Request, Sequence
 from src.serving.engine.scheduler import Scheduler
-from src.serving.engine.stats import Totals
+from src.serving.engine.totals import Totals
 from src.serving.lora.weights import LoadedAdapter, load_adapter
 from src.serving.model.llama import LlamaModel, refusal
 from src.serving.model.transformers_model import TransformersRunner
@@ -113,7 +113,7 @@ class Engine:
             has_fixed_shapes=is_captured,
         )
 
-    def load_adapter(self, file: AdapterFile, *, key: str | None = None) -> LoadedAdapter:
+    def load_adapter(self, file: AdapterFile, *, key: str) -> LoadedAdapter:
         """Bring a checked adapter into memory."""
         return load_adapter(file, dtype=self.dtype, key=key)
 

@@ -1,5 +1,6 @@
 """A request to the engine, the engine's bookkeeping of it, and the events that answer it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -7,7 +8,6 @@ from typing import Literal, Protocol
 import torch
 
 from src.serving.engine.ngram import NgramProposer
-from src.serving.engine.stats import RequestStats
 from src.serving.lora.weights import LoadedAdapter
 from src.serving.sampling import SamplingParams
 
@@ -25,19 +25,14 @@ class Grammar(Protocol):
 
 
 @dataclass(frozen=True)
-class TokenScores:
-    """Log-probabilities that the model itself gives, before any sampling."""
-
-    own: float
-    best: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True)
 class Token:
     """The next token of an answer."""
 
     id: int
-    scores: TokenScores | None = None
+    logprob: float | None = None
+    """What the model itself gives it, before any sampling; None where it is not asked for."""
+    best: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens with theirs."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +64,25 @@ class Request:
 
 @dataclass(eq=False)
 class Sequence:
-    """The engine's bookkeeping of a request; other threads may read `request` and `stats`."""
+    """The engine's bookkeeping of a request; other threads may read all of it."""
 
     request: Request
     max_tokens: int
     """The longest that its answer can be, in tokens."""
-    stats: RequestStats = field(default_factory=RequestStats)
+    submitted_at: float = field(default_factory=time.monotonic)
+    """As all times here, of the monotonic clock."""
+    started_at: float | None = None
+    first_token_at: float | None = None
     slot: int = -1
     lora_slot: int | None = None
     num_computed_tokens: int = 0
     """Tokens of the prompt that the KV cache holds."""
+    num_cached_tokens: int = 0
+    """Those of them that it held already when the request came."""
     output_ids: list[int] = field(default_factory=list)
     proposer: NgramProposer | None = None
+    num_proposed: int = 0
+    """Speculated tokens, accepted or not."""
+    num_accepted: int = 0
     is_canceled: bool = False
     is_finished: bool = False

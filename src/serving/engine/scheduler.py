@@ -8,8 +8,8 @@ import torch
 
 from src.serving.engine.batch import Batch, StepOutput
 from src.serving.engine.ngram import NgramProposer
-from src.serving.engine.request import Finished, FinishReason, Sequence, Token
-from src.serving.engine.stats import Totals
+from src.serving.engine.request import Finished, FinishReason, Sequence
+from src.serving.engine.totals import Totals
 
 CHUNK_TOKENS, CHUNK_TOKENS_ALONE = 512, 4096
 MAX_OVERTAKEN_SECONDS = 5.0
@@ -103,12 +103,12 @@ class Scheduler:
                 self._start(sequence)
                 continue
             overtaken.append(sequence)
-            if time.monotonic() - sequence.stats.submitted_at > MAX_OVERTAKEN_SECONDS:
+            if time.monotonic() - sequence.submitted_at > MAX_OVERTAKEN_SECONDS:
                 break
         self._waiting.extendleft(reversed(overtaken))
 
     def _start(self, sequence: Sequence) -> None:
-        sequence.stats.started_at = time.monotonic()
+        sequence.started_at = time.monotonic()
         self._totals.num_cached_tokens += sequence.num_computed_tokens
         if self._can_speculate and sequence.request.grammar is None:
             sequence.proposer = NgramProposer(sequence.request.prompt_ids)
@@ -146,9 +146,9 @@ class Scheduler:
         output = self._batch.verify(sequence, proposed)
         num_accepted = len(output.rows) - 1
         sequence.proposer.update(len(proposed), num_accepted)
-        for stats in (sequence.stats, self._totals):
-            stats.num_proposed += len(proposed)
-            stats.num_accepted += num_accepted
+        for counts in (sequence, self._totals):
+            counts.num_proposed += len(proposed)
+            counts.num_accepted += num_accepted
         return output
 
     def _process_outputs(self, output: StepOutput | None) -> None:
@@ -167,9 +167,9 @@ class Scheduler:
         request, ids = sequence.request, sequence.output_ids
         ids.append(token)
         self._totals.count_output_token()
-        if sequence.stats.first_token_at is None:
-            sequence.stats.first_token_at = time.monotonic()
-        request.on_output(Token(token, output.scores(row, token)))
+        if sequence.first_token_at is None:
+            sequence.first_token_at = time.monotonic()
+        request.on_output(output.token(row, token))
         if token in self._end_ids and not request.ignores_end:
             self._finish(sequence, "end")
         elif len(ids) >= sequence.max_tokens:

@@ -1,6 +1,5 @@
 """Adapters in memory, as they were read from their file."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,15 +43,12 @@ class LoadedAdapter:
         return sum(tensor.nbytes for tensor in tensors)
 
 
-def load_adapter(file: AdapterFile, *, dtype: torch.dtype, key: str | None = None) -> LoadedAdapter:
-    """Read the tensors of a checked adapter file, whose content has this key if it is known.
+def load_adapter(file: AdapterFile, *, dtype: torch.dtype, key: str) -> LoadedAdapter:
+    """Read the tensors of a checked adapter file, whose content has this key.
 
     Raises UserError for numbers that are not finite, and for an adapter that does nothing, or too
     much, in numbers of this dtype.
     """
-    if key is None:
-        scales = [(name, module.scale) for name, module in sorted(file.modules.items())]
-        key = hashlib.sha256(file.path.read_bytes() + repr(scales).encode()).hexdigest()
 
     def load(name: str, scale: float = 1) -> torch.Tensor:
         values = tensors.get_tensor(name)

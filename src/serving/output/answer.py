@@ -46,9 +46,9 @@ class Answer:
 
     def _push_token(self, token: Token) -> str:
         self.num_tokens += 1
-        if token.scores is not None:
-            best = [self._logprob(*scored) for scored in token.scores.best]
-            self.logprobs.append({**self._logprob(token.id, token.scores.own), "top": best})
+        if token.logprob is not None:
+            best = [self._logprob(*scored) for scored in token.best]
+            self.logprobs.append({**self._logprob(token.id, token.logprob), "top": best})
         if token.id in self._tokenizer.end_ids:
             return ""
         text = self._detokenizer.push(token.id)

@@ -79,15 +79,15 @@ class RequestState:
         """Return what is reported of the request."""
         now = time.monotonic()
         num_tokens = sum(answer.num_tokens for answer in self._answers)
-        stats = [sequence.stats for sequence in self._sequences]
-        started = [s.started_at for s in stats if s.started_at is not None]
-        first = [s.first_token_at for s in stats if s.first_token_at is not None]
+        sequences = self._sequences
+        started = [s.started_at for s in sequences if s.started_at is not None]
+        first = [s.first_token_at for s in sequences if s.first_token_at is not None]
         metrics = {
             "input_token_count": len(self._prompt_ids),
-            "cached_input_token_count": max((s.num_cached_tokens for s in stats), default=0),
+            "cached_input_token_count": max((s.num_cached_tokens for s in sequences), default=0),
             "output_token_count": num_tokens,
-            "proposed_token_count": sum(s.num_proposed for s in stats),
-            "accepted_token_count": sum(s.num_accepted for s in stats),
+            "proposed_token_count": sum(s.num_proposed for s in sequences),
+            "accepted_token_count": sum(s.num_accepted for s in sequences),
             "queue_seconds": round(min(started, default=now) - self._received_at, 4),
             "time_to_first_token": round(min(first, default=now) - self._received_at, 4),
             "tokens_per_second": round(num_tokens / max(now - self._received_at, 1e-9), 2),

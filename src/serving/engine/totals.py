@@ -1,24 +1,9 @@
-"""What the engine counts, written on its thread and read on any."""
+"""What the engine counts of all requests, written on its thread and read on any."""
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
 
 WINDOW_SECONDS = 60
-
-
-@dataclass
-class RequestStats:
-    """Times (of the monotonic clock) and counts of one request."""
-
-    submitted_at: float = field(default_factory=time.monotonic)
-    started_at: float | None = None
-    first_token_at: float | None = None
-    num_cached_tokens: int = 0
-    """Prompt tokens that the KV cache held already."""
-    num_proposed: int = 0
-    """Speculated tokens, accepted or not."""
-    num_accepted: int = 0
 
 
 class Totals:
