@@ -56,27 +56,20 @@ class LoraSlots:
         self._shared = torch.zeros(1, dtype=torch.long, device=like.device)
         others = (max_rows, max_slots, 1)
         self._others = torch.ones(others, dtype=torch.bool, device=like.device)
-        self._num_hits = self._num_misses = 0
-
-    @property
-    def use(self) -> CacheUse:
-        """How well the slots serve as a cache."""
-        num_bytes = sum(stack.num_bytes for stack in self._stacks if stack is not None)
-        return CacheUse(len(self._residents), num_bytes, self._num_hits, self._num_misses)
+        self.use = CacheUse(0, 0, 0, 0)
 
     def acquire(self, adapter: LoadedAdapter) -> int | None:
         """Return the adapter's slot, which it keeps until released; None while there is no room.
 
         Raises UserError for an adapter that has no room even alone.
         """
-        is_hit = adapter.key in self._residents
-        resident = self._residents[adapter.key] if is_hit else self._new_resident(adapter)
+        resident = self._residents.get(adapter.key)
+        is_hit = resident is not None
+        if resident is None:
+            resident = self._new_resident(adapter)
         if not self._make_room(adapter.key, resident):
             return None
-        if is_hit:
-            self._num_hits += 1
-        else:
-            self._num_misses += 1
+        if not is_hit:
             taken = {other.slot for other in self._residents.values()}
             resident.slot = min(set(range(self._num_slots)) - taken)
             for stack in self._stacks:
@@ -85,6 +78,9 @@ class LoraSlots:
             self._residents[adapter.key] = resident
         resident.num_users += 1
         self._residents.move_to_end(adapter.key)
+        num_bytes = sum(stack.num_bytes for stack in self._stacks if stack is not None)
+        hits, misses = self.use.hits + is_hit, self.use.misses + (not is_hit)
+        self.use = CacheUse(len(self._residents), num_bytes, hits, misses)
         return resident.slot
 
     def release(self, slot: int) -> None:
@@ -141,7 +137,9 @@ class LoraSlots:
         is_too_wide = self._rank > limit >= needed
         if is_too_wide:
             stay = OrderedDict((name, r) for name, r in stay.items() if r.rank <= limit)
-        while is_too_wide or not self._has_room(stay, resident):
+        while True:
+            if not is_too_wide and self._has_room(stay, resident):
+                break
             rank = slot_rank(max(r.rank for r in stay.values()))
             projections = frozenset[int]().union(*(r.projections for r in stay.values()))
             num_slots = self._max_bytes // self._bytes_per_slot(rank, projections)
