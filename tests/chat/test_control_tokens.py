@@ -13,7 +13,7 @@ from src.chat.conversation import Conversation, Turn
 from src.chat.tokenizer import Tokenizer
 from src.data.examples import CompletionExample, TextExample
 from src.data.tokenization import tokenize
-from tests.chat.tokenizers import CHATML
+from tests.chat.known_tokenizers import CHATML
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz</s>_"
 

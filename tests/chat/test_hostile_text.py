@@ -12,7 +12,7 @@ from src.chat.template import LLAMA_2, MISTRAL, PLAIN, fill, with_template
 from src.chat.tokenizer import Tokenizer
 from src.data.examples import ChatExample, CompletionExample, TextExample
 from src.data.tokenization import tokenize
-from tests.chat.tokenizers import CHATML, TOKENIZER_MODEL, needs_llama
+from tests.chat.known_tokenizers import CHATML, TOKENIZER_MODEL, needs_llama
 
 ATTRIBUTES = [
     "{prompt.__class__}", "{prompt.__class__.__mro__}", "{prompt[0]}", "{prompt!r}",

@@ -6,7 +6,7 @@ from src.chat.prompt_length import check_prompt_length
 from src.chat.segments import BOS, Control, Text
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
-from tests.chat.tokenizers import needs_llama
+from tests.chat.known_tokenizers import needs_llama
 
 CONTEXT = 512
 

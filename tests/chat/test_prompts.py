@@ -14,7 +14,7 @@ from src.chat.segments import Control, Text
 from src.chat.template import LLAMA_2, MISTRAL, PLAIN, fill, with_template
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
-from tests.chat.tokenizers import CHATML, TOKENIZER_MODEL, needs_llama
+from tests.chat.known_tokenizers import CHATML, TOKENIZER_MODEL, needs_llama
 from tests.conftest import SHARED_DATA
 
 

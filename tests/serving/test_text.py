@@ -8,7 +8,7 @@ from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
 from src.serving.output.detokenizer import Detokenizer
 from src.serving.output.stopping import StopBuffer, parse_stop_sequences
-from tests.chat.tokenizers import needs_llama
+from tests.chat.known_tokenizers import needs_llama
 
 
 def stopped(text: str, sequences: list[str]) -> str:

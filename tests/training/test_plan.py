@@ -144,3 +144,9 @@ def test_70b_in_4_bit_on_one_gpu(plan_on):
 def test_70b_in_16_bit_on_one_gpu_is_refused(plan_on):
     with pytest.raises(UserError, match=r"takes 138\.\d GB, and a GPU has 80\.0 GB .*qlora"):
         plan_on(num_gpus=1, gigabytes=80)
+
+
+def test_a_rank_that_serving_would_refuse_is_refused(plan_on):
+    plan_on(num_gpus=1, gigabytes=80, peft_method="qlora", lora_rank=128)
+    with pytest.raises(UserError, match=r"lora_rank: .* 6\.\d GB .*, found rank 1024 of 39\.3 GB"):
+        plan_on(num_gpus=1, gigabytes=80, peft_method="qlora", lora_rank=1024)

@@ -43,17 +43,17 @@ def test_a_prompt_that_fills_the_context_is_refused(make_settings):
 
 def end_early_on_one_rank() -> None:
     """Have every token end the reply of rank 1, and no wait last longer than this test."""
-    from src.training import rank
+    from src.training import worker
 
     signal.alarm(60)
-    build_reply_generator = rank.build_reply_generator
+    build_reply_generator = worker.build_reply_generator
 
     def build(settings: Any, encoder: Any, *arguments: Any, **options: Any) -> Any:
         if os.environ["RANK"] == "1":
             encoder.tokenizer.end_ids = set(range(400))
         return build_reply_generator(settings, encoder, *arguments, **options)
 
-    rank.build_reply_generator = build
+    worker.build_reply_generator = build
 
 
 def test_ranks_whose_replies_end_apart_do_not_wait_for_each_other(make_settings, tmp_path: Path):

@@ -40,7 +40,7 @@ def take_steps() -> None:
     loss = SquareLoss()
     plan: Any = SimpleNamespace(
         steps=SimpleNamespace(batch_sizes=BatchSizes(1, 1, 1)),
-        machine=SimpleNamespace(has_bfloat16=False),
+        resources=SimpleNamespace(has_bfloat16=False),
         zero_stage=3,
     )
     run: Any = SimpleNamespace(

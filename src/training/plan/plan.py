@@ -9,7 +9,7 @@ from src.data.steps import StepPlan
 from src.data.token_file import TokenDataset
 from src.errors import UserError
 from src.files.printable import show_bytes
-from src.model.shape import ModelShape, read_shape
+from src.model.shape import ADAPTER_SHARE, ModelShape, read_shape
 from src.settings import TrainSettings
 from src.training.plan.memory import Workload, estimate_memory, fit
 from src.training.plan.resources import Resources
@@ -154,7 +154,8 @@ def make_plan(
 ) -> TrainingPlan:
     """Decide how a run uses its memory; without a `zero_stage` that is asked for, choose it.
 
-    Raises UserError if the base model alone is larger than the memory of its device.
+    Raises UserError if the base model alone is larger than the memory of its device, or if the
+    adapter is wider than could be served.
     """
     folder = Path(settings.base_model_dir)
     shape = read_shape(folder)
@@ -175,9 +176,23 @@ def make_plan(
                 f"{show_bytes(resources.available)} of free memory; expected peft_method=qlora, "
                 "a smaller base model or more memory"
             )
+        _check_rank(work, resources, room=resources.available - base_model)
         all_tokens, work = work.num_tokens, fit(work, resources.available)
         max_tokens = work.num_tokens if work.num_tokens < all_tokens else None
     return TrainingPlan(settings, data, steps, resources, stage, work, max_tokens)
+
+
+def _check_rank(work: Workload, resources: Resources, *, room: float) -> None:
+    """Refuse an adapter that a device like this one could not serve beside the base model."""
+    room *= ADAPTER_SHARE if resources.on_gpus else ADAPTER_SHARE * work.world_size
+    size = work.shape.served_adapter_bytes(
+        work.target_modules, work.lora_rank, itemsize=work.element_bytes
+    )
+    if size > room:
+        raise UserError(
+            f"lora_rank: expected an adapter that can be served in {show_bytes(room)} of a "
+            f"{resources.kind}'s memory, found rank {work.lora_rank} of {show_bytes(size)}"
+        )
 
 
 def _workload(
