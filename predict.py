@@ -15,7 +15,7 @@ from src.process_tree import end_with_server
 class Inputs:
     """What both predictors take; Cog's parser resolves them only within this file."""
 
-    prompt = Input(description="Plain text, or a dialogue with its user turns in [INST] tags")
+    prompt = Input(description="Plain text, or a conversation with its user turns in [INST] tags")
     system_prompt = Input(
         description="System prompt, by default that of the weights or of the base model",
         default=None,
@@ -51,7 +51,7 @@ class Inputs:
         default=None,
     )
     messages = Input(
-        description="A dialogue as a JSON list of messages with role and content, in place of the prompt",
+        description="A conversation as a JSON list of messages with role and content, in place of the prompt",
         default=None,
     )
     json_schema = Input(description="JSON schema that the answer must follow", default=None)

@@ -65,12 +65,12 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
     environment, rank = settings.environment, status.rank
     machines = OtherMachines() if os.environ["GROUP_WORLD_SIZE"] != "1" else None
     main_rank = machines.find_main_rank(settings) if machines else 0
-    say: Callable[[str], None] = _say if rank == main_rank else _say_nothing
+    log: Callable[[str], None] = _log if rank == main_rank else _log_nothing
 
     # Data, as the base model reads it; the ranks meet later, as it may take longer than they wait.
     encoder = open_prompt_encoder(settings)
     train_data, validation_data = share_data(
-        settings, encoder, folder.data, say, is_main=rank == main_rank, machines=machines
+        settings, encoder, folder.data, log, is_main=rank == main_rank, machines=machines
     )
     device = join_ranks(int(os.environ["LOCAL_RANK"]))
 
@@ -82,12 +82,12 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
     resources = measure_resources(device, environment.device_memory)
     plan = make_plan(settings, train_data, step_plan, resources, zero_stage=environment.zero_stage)
     for line in plan.lines():
-        say(line)
+        log(line)
     if rank == main_rank:
-        say(check_disks(plan, folder.path))
+        log(check_disks(plan, folder.path))
 
     # The base model with its adapter.
-    lora_model = load_lora_model(plan, device, fast_path_off=environment.fast_path_off, log=say)
+    lora_model = load_lora_model(plan, device, fast_path_off=environment.fast_path_off, log=log)
 
     # What takes the steps.
     is_sharded = lora_model.sharding is not None
@@ -114,7 +114,7 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
     done = 0
     if settings.resume_from is not None:
         done = checkpointer.resume(Path(settings.resume_from), progress)
-        say(f"resumed after step {done} of {step_plan.num_steps}")
+        log(f"resumed after step {done} of {step_plan.num_steps}")
 
     # Training.
     try:
@@ -123,7 +123,7 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
         return
     except FloatingPointError as error:
         raise checkpointer.keep_after(error) from None
-    say(peak_line(plan, peak_memory(device)))
+    log(peak_line(plan, peak_memory(device)))
 
     # What comes back.
     with status.busy():
@@ -153,12 +153,12 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, flush=True)
 
 
-def _say_nothing(line: str) -> None:
-    """Only one rank speaks."""
+def _log_nothing(line: str) -> None:
+    """Only the main rank logs."""
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_a_disk_without_room_is_refused_before_the_model_is_loaded(
     assert "fast path" not in out
 
 
-def test_what_is_foreseen_is_enough_and_not_much_more(make_disk, inputs: dict[str, object], capfd):
+def test_what_is_estimated_is_enough_and_not_much_more(make_disk, inputs: dict[str, object], capfd):
     """Two checkpoints, a third while it is written, and the adapter."""
     os.environ["CHECKPOINT_DIR"] = tempfile.mkdtemp(dir=make_disk(100_000))
     needed = kilobytes_needed(plan_training(inputs))

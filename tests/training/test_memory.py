@@ -1,4 +1,4 @@
-"""The memory that a plan foresees is the memory that a pass takes."""
+"""The memory that a plan estimates is the memory that a pass takes."""
 
 import weakref
 from dataclasses import replace
@@ -123,8 +123,8 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
     with LiveTensors([t for t in held if t is not None]) as tensors:
         torch.autograd.grad(SummedLoss(model)(*batch), parameters)
     found = estimate_memory(work)
-    foreseen = found.activations + found.work_space + 4 * num_parameters
-    assert 0.95 * tensors.peak < foreseen < 1.15 * tensors.peak
+    estimated = found.activations + found.work_space + 4 * num_parameters
+    assert 0.95 * tensors.peak < estimated < 1.15 * tensors.peak
 
 
 LLAMA_7B = ModelShape(4096, 11008, 32, 32, 32, 128, 32000, is_tied=False)

@@ -41,13 +41,15 @@ def test_the_plan_is_the_run(base_dir: Path, write_rows, tmp_path: Path, capfd):
     data = str(write_rows(ROWS))
     options = ["-i", "num_train_epochs=2", "-i", "train_batch_size=6", "-i", "max_steps=3"]
     assert main(["train", data, *options, "--plan"]) == 0
-    foreseen = [line for line in capfd.readouterr().out.splitlines() if line.startswith("plan:")]
-    assert len(foreseen) == 5
+    planned_lines = [
+        line for line in capfd.readouterr().out.splitlines() if line.startswith("plan:")
+    ]
+    assert len(planned_lines) == 5
     weights = tmp_path / "weights.tar"
     assert main(["train", data, *options, "-o", str(weights)]) == 0
     out = capfd.readouterr().out.splitlines()
     told = [line for line in out if line.startswith("plan:")]
-    assert told[:3] == foreseen[:3]
+    assert told[:3] == planned_lines[:3]
     (steps,) = re.findall(r"plan: (\d+) steps \(2 epochs x 4, 8 without max_steps\)", told[1])
     assert [line for line in out if line.startswith("step ")][-1].startswith(
         f"step {steps}/{steps}"

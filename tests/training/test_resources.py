@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from src.training.plan.resources import count_devices, foresee_resources
+from src.training.plan.resources import count_devices, expected_resources
 
 LISTED = """GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-aaaa1111-2222)
 GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-bbbb1111-2222)
@@ -71,7 +71,7 @@ def test_processes_are_no_more_than_the_cores_that_may_be_used(tmp_path: Path):
 
 def test_cpu_processes_share_the_memory_and_keep_to_a_limit():
     one, four = (
-        foresee_resources(on_gpus=False, num_processes=n, limit=None).available for n in (1, 4)
+        expected_resources(on_gpus=False, num_processes=n, limit=None).available for n in (1, 4)
     )
     assert 3 < one / four < 5
-    assert foresee_resources(on_gpus=False, num_processes=1, limit=1e6).available == 1e6
+    assert expected_resources(on_gpus=False, num_processes=1, limit=1e6).available == 1e6

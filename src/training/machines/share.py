@@ -91,7 +91,7 @@ def share_data(
     settings: TrainSettings,
     encoder: PromptEncoder,
     folder: Path,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     *,
     is_main: bool,
     machines: OtherMachines | None = None,
@@ -99,7 +99,7 @@ def share_data(
     """Return the data for training and validation: the main rank prepares it, all ranks map it."""
     if is_main:
         with replacing_folder(folder) as partial:
-            prepare_data(settings, encoder, folder=partial, log=say)
+            prepare_data(settings, encoder, folder=partial, log=log)
         if machines:
             machines.send("data", folder)
     elif machines and not settings.train_data:

@@ -7,7 +7,7 @@ from typing import Any
 
 from src.errors import UserError
 from src.training.inputs import resolve_settings
-from src.training.plan.resources import foresee_resources
+from src.training.plan.resources import expected_resources
 
 
 def plan_training(inputs: Mapping[str, Any]) -> list[str]:
@@ -33,7 +33,7 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
             max_seq_len=encoder.max_seq_len,
             num_devices=environment.num_processes * environment.num_nodes,
         )
-        resources = foresee_resources(
+        resources = expected_resources(
             on_gpus=environment.on_gpus,
             num_processes=environment.num_processes,
             limit=environment.device_memory,

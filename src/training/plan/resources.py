@@ -79,7 +79,7 @@ def _count_gpus() -> int:
     return len(list(takewhile(is_known, map(str.strip, visible.split(",")))))
 
 
-def foresee_resources(*, on_gpus: bool, num_processes: int, limit: float | None) -> Resources:
+def expected_resources(*, on_gpus: bool, num_processes: int, limit: float | None) -> Resources:
     """Return what each rank of a run could count on if it began now, at most `limit` bytes."""
     import torch
 
