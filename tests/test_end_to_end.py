@@ -10,7 +10,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -108,9 +108,13 @@ def ask(predictions: str, prompt: str, **inputs) -> dict:
 
 
 def post(url: str, inputs: dict, **options) -> requests.Response:
+    return send(requests.post, url, {"input": inputs}, **options)
+
+
+def send(method: Callable[..., requests.Response], url: str, body: dict, **options):
     """Send a request; Cog's one slot is free only a moment after the last answer."""
     for _ in range(100):
-        answer = requests.post(url, json={"input": inputs}, timeout=120, **options)
+        answer = method(url, json=body, timeout=120, **options)
         if answer.status_code != 409:
             return answer
         time.sleep(0.1)
@@ -206,13 +210,14 @@ def stream(predictions: str, prompt: str, **inputs) -> Iterator[tuple[str, dict,
 
 def test_the_text_streams_while_it_is_made(predictions: str, predictor: str):
     if predictor == "ConcurrentPredictor":
-        assert post(predictions, GREEDY, headers={"Accept": "text/event-stream"}).status_code == 406
+        answer = post(predictions, GREEDY, headers={"Accept": "text/event-stream"})
+        assert answer.status_code == 406, answer.text
         return
     # Sixteen answers, because one is over before HTTP notices.
     inputs = {"max_new_tokens": 240, "min_new_tokens": 240, "num_outputs": 16}
     events = list(stream(predictions, "number", **inputs))
     pieces = [(data["chunk"], at) for name, data, at in events if name == "output"]
-    assert len(pieces) > 20
+    assert len(pieces) > 20, events[-1:]
     metrics = next(data["metrics"] for name, data, _ in events if name == "completed")
     seconds = metrics["output_token_count"] / metrics["tokens_per_second"]
     assert pieces[-1][1] - pieces[0][1] > 0.25 * seconds
@@ -428,7 +433,7 @@ def wait_until_none_works(runs: Path) -> None:
 def test_a_canceled_training_leaves_no_process(trainings: str, runs: Path):
     url = f"{trainings}/to-cancel"
     request = {"input": {"train_data": jsonl(ROWS), "num_train_epochs": 5000}}
-    answer = requests.put(url, json=request, headers={"Prefer": "respond-async"}, timeout=30)
+    answer = send(requests.put, url, request, headers={"Prefer": "respond-async"})
     assert answer.status_code == 202
     while "step 3" not in (requests.put(url, json=request, timeout=30).json().get("logs") or ""):
         time.sleep(0.2)

@@ -111,7 +111,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "patterns together": (
         {"type": "string", "allOf": [{"pattern": f"(a|b)*a(a|b){{{i}}}"} for i in range(16)]},
-        SECONDS,
+        "more than",  # whichever comes first
     ),
     "patterns around each other": (
         nest(16, lambda inner: {"pattern": f"{len(str(inner))}", "anyOf": [inner]}),

@@ -154,10 +154,15 @@ def keep_what_cannot_be_kept(run_dir: Path, settings: Any, fault: str) -> None:
     except (FloatingPointError, OSError) as error:
         # The ranks go on together: a collective of one of them alone would wait for ever.
         dist.barrier()
-        print(f"rank {rank}: {type(error).__name__}: {error}", flush=True)
+        log(f"rank {rank}: {type(error).__name__}: {error}")
     failure = checkpointer.keep_after(FloatingPointError("step 4: the loss is not finite"))
     dist.barrier()
-    print(f"rank {rank}: {failure}", flush=True)
+    log(f"rank {rank}: {failure}")
+
+
+def log(line: str) -> None:
+    """Write a line at once: the ranks share the file."""
+    os.write(1, f"{line}\n".encode())
 
 
 @pytest.mark.parametrize(
