@@ -166,7 +166,10 @@ def test_scaled_rotary_embeddings_are_transformers_own(base_dir, tmp_path, scali
 def test_a_lost_device_leaves_nobody_waiting(new_engine, monkeypatch, fails):
     """No kernel runs any more, so that slots cannot be cleared either, and the process ends."""
 
+    are_there = threading.Event()
+
     def fail(*_: object, **__: object) -> None:
+        are_there.wait(60)
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
     codes: list[int] = []
@@ -176,13 +179,12 @@ def test_a_lost_device_leaves_nobody_waiting(new_engine, monkeypatch, fails):
         raise SystemExit
 
     monkeypatch.setattr("src.serving.engine.engine.os._exit", leave)
-    engine = new_engine(max_slots=2)
-    client = Client(engine, [5, 6, 7], GREEDY)
-    client.read(1)
-    waiting = [Client(engine, [5, 6, number], GREEDY) for number in range(8, 11)]
     monkeypatch.setattr(Batch, fails, fail)
     monkeypatch.setattr(Batch, "remove", fail)
-    for lost in (client, *waiting):
+    engine = new_engine(max_slots=2)
+    clients = [Client(engine, [5, 6, number], GREEDY) for number in range(7, 11)]
+    are_there.set()
+    for lost in clients:
         with pytest.raises(RuntimeError, match=r"the engine is closed|illegal memory access"):
             lost.answer()
     assert codes == [1]

@@ -67,7 +67,12 @@ def call_in_ranks(
     ranks = [
         _server().Process(
             target=_call,
-            args=({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log, function, arguments),
+            args=(
+                {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                log.with_suffix(f".{rank}"),
+                function,
+                arguments,
+            ),
         )
         for rank in range(num_processes)
     ]
@@ -82,7 +87,8 @@ def call_in_ranks(
         for process in ranks:
             process.kill()
             process.join()
-    said = log.read_text()
+    said = "".join(path.read_text() for path in sorted(log.parent.glob(f"{log.name}.*")))
+    log.write_text(said)
     print(said, end="", flush=True)
     if any(process.exitcode for process in ranks):
         raise RanksFailed(said, [process.exitcode for process in ranks])
