@@ -5,15 +5,18 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from src.chat.tokenizer import Tokenizer
 from src.cli.tiny_model import make_base_model
 from src.environment import read_train_environment
 from src.settings import TrainSettings
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+TESTS = Path(__file__).resolve().parent
+SHARED_DATA = TESTS.parents[1] / "shared" / "data"
 
 ROWS = [
     {"prompt": f"What is the colour of number {number}?", "completion": f"It is {colour}{mark}"}
@@ -25,6 +28,30 @@ ROWS = [
         )
     )
 ]
+
+
+SERVERS = ["test_end_to_end.py", "training/test_machines.py", "training/test_plan.py"]
+"""Files of tests that start Cog's server: they share the schema that lies in the checkout."""
+FIRST = [*SERVERS, "training/test_faults.py", "training/test_checkpoints.py"]
+"""Files of launched runs: they take long, so that one of them at the end would be waited for."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = {TESTS / name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: names.get(item.path, len(names)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Give whole files to the workers, those of servers to one, in the order of collection."""
+    servers = {f"tests/{name}" for name in SERVERS}
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "servers" if file in servers else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,6 @@ from src.cli.server import running_server
 from tests.conftest import ROWS
 from tests.training.processes import session_processes
 
-pytestmark = pytest.mark.xdist_group("servers")  # they share the checkout's schema file
-
 ROOT = Path(__file__).resolve().parents[1]
 GREEDY = {"temperature": 0, "repetition_penalty": 1, "top_p": 1, "seed": 0, "max_new_tokens": 40}
 MEMBERS = [

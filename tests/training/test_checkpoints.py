@@ -22,8 +22,6 @@ from tests.training.processes import session_processes
 from tests.training.ranks import RanksFailed
 from tests.training.runs import CURVE, metrics
 
-pytestmark = pytest.mark.xdist_group("launched")  # not two runs at a time
-
 OPTIONS = {**CURVE, "lora_dropout": 0.1, "num_validation_samples": 4, "checkpoint_seconds": 0}
 
 

@@ -21,8 +21,6 @@ from tests.training import faults
 from tests.training.processes import session_processes
 from tests.training.runs import CURVE, on_processes
 
-pytestmark = pytest.mark.xdist_group("launched")  # not two runs at a time
-
 NUM_POINTS = int(os.environ.get("FAULT_POINTS", "1"))
 START_SECONDS = 7.0
 """About as long as a run takes until its first steps: faults come before them and after."""

@@ -18,8 +18,6 @@ from tests.training.faults import MODULE
 from tests.training.processes import session_processes
 from tests.training.runs import CURVE, losses, on_processes
 
-pytestmark = pytest.mark.xdist_group("servers")  # they share the checkout's schema file
-
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = """
 import sys

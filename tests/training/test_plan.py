@@ -34,7 +34,6 @@ def inputs(write_rows, **values) -> dict[str, object]:
     return {"train_data": write_rows(ROWS), **values}
 
 
-@pytest.mark.xdist_group("servers")
 def test_the_plan_is_the_run(base_dir: Path, write_rows, tmp_path: Path, capfd):
     """`--plan` prints what the run prints, and trains nothing."""
     os.environ["BASE_MODEL"] = str(base_dir)

@@ -167,7 +167,6 @@ def test_other_loss_rules(train):
     assert curve[-1] < curve[0]
 
 
-@pytest.mark.xdist_group("launched")
 def test_a_user_error_in_a_rank_is_one_sentence(launch, capfd):
     with pytest.raises(UserError, match="lora_target_modules: expected all-linear or some of"):
         launch(lora_target_modules="q_proj,nope")
@@ -179,7 +178,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(train):
         train(**{**CURVE, "learning_rate": 1e30, "warmup_ratio": 0.0}, num_processes=2)
 
 
-@pytest.mark.xdist_group("launched")
 def test_the_death_of_the_supervisor_leaves_none(tmp_path: Path, make_settings):
     settings = on_processes(make_settings(**{**CURVE, "num_train_epochs": 500}), 2)
     settings.save(tmp_path / "asked.json")
