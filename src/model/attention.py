@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -65,12 +66,16 @@ def _attend_varlen(
 
     longest = max(spans.lengths)
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    # Before torch 2.12 fewer heads of keys were taken without being asked for.
     is_grouped = key.shape[1] != query.shape[1]
+    options: dict[str, Any] = {}
+    if "enable_gqa" in _arguments(varlen_attn):
+        options["enable_gqa"] = is_grouped
     output = varlen_attn(
         *(query, key, value, spans.offsets, spans.offsets, longest, longest),
         scale=scale,
         window_size=window,
-        enable_gqa=is_grouped,
+        **options,
     )
     assert isinstance(output, torch.Tensor)
     return output
@@ -115,26 +120,42 @@ def _window_mask(
 
 
 @cache
+def _arguments(function: Any) -> frozenset[str]:
+    return frozenset(signature(function).parameters)
+
+
+@cache
 def varlen_unsupported_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why one kernel cannot take all spans on this device, or None after trying it."""
+    """Return why one kernel cannot take all spans on this device, or None after trying it.
+
+    To be called before the first pass, in which a layer may be recomputed.
+    """
     if device.type != "cuda":
         return None
-    inputs = [torch.randn(48, 2, 64, device=device, dtype=dtype) for _ in range(3)]
+    generator = torch.Generator(device).manual_seed(0)
     spans = Spans.between((0, 31, 48), device)
-    found: list[tuple[torch.Tensor, ...]] = []
-    try:
-        for way in (
-            lambda q, k, v: _attend_varlen(q, k, v, spans, None, None),
-            lambda q, k, v: attend_one_by_one(q, k, v, spans),
-        ):
-            leaves = [x.clone().requires_grad_() for x in inputs]
-            output = way(*leaves)
-            found.append((output, *torch.autograd.grad(output.float().square().sum(), leaves)))
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    for one, other in zip(*found, strict=True):
-        if not torch.allclose(one, other, rtol=0.05, atol=0.05):
-            return "its results differ from those of one call for each span"
+    for num_key_heads in (4, 2):
+        shapes = [(48, heads, 64) for heads in (4, num_key_heads, num_key_heads)]
+        inputs = [
+            torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes
+        ]
+        found: list[tuple[torch.Tensor, ...]] = []
+        try:
+            for way in (
+                lambda q, k, v: _attend_varlen(q, k, v, spans, None, None),
+                lambda q, k, v: attend_one_by_one(q, k, v, spans),
+            ):
+                with torch.enable_grad():
+                    leaves = [x.clone().requires_grad_() for x in inputs]
+                    output = way(*leaves)
+                    gradients = torch.autograd.grad(output.float().square().sum(), leaves)
+                found.append((output, *gradients))
+        except Exception as error:
+            return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        for one, other in zip(*found, strict=True):
+            # By the norm: single numbers of two right ways in bfloat16 can differ by far.
+            if not (one - other).float().norm() <= 0.02 * other.float().norm():
+                return "its results differ from those of one call for each span"
     return None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from src.model.attention import ISOLATED, Spans, attend, varlen_unsupported_reason
+from src.model.attention import ISOLATED, Spans, attend
 from src.model.elementwise import normalize, rotate
 from src.model.projections import project, project_gated
 
@@ -26,8 +26,6 @@ def use_fast_path(model: Any, *, off: Collection[str] = ()) -> list[str]:
     if model.config.hidden_act != "silu" and "mlp" not in off:
         lines.append(f"fast path: mlp is off: its activation is {model.config.hidden_act}")
         off = {*off, "mlp"}
-    if refusal := varlen_unsupported_reason(model.device, model.dtype):
-        lines.append(f"fast path: attention is a call for each span: {refusal}")
     if "norm" not in off:
         for norm in [m for m in model.modules() if hasattr(m, "variance_epsilon")]:
             norm.forward = _norm_forward(norm)

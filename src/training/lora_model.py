@@ -10,6 +10,7 @@ from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
+from src.model.attention import varlen_unsupported_reason
 from src.model.base_model import keep_dequantized, load_base_model, training_dtype
 from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
@@ -60,6 +61,8 @@ def load_lora_model(
         dropout=settings.lora_dropout,
         seed=settings.seed,
     )
+    if reason := varlen_unsupported_reason(device, model.dtype):
+        log(f"attention is a call for each example: {reason}")
     if sharding:
         # A layer's weights are there only while its own forward runs.
         log("fast path: only attention is on: ZeRO-3 shares out the weights")

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Literal
 
 import torch
@@ -19,13 +20,26 @@ Capture = Callable[[Step], Graph]
 
 def cuda_capture() -> Capture:
     """Return the capture of steps on a GPU."""
+    stream = torch.cuda.Stream()
     # What one graph needs on its way serves the others too, which never run beside it.
     pool = torch.cuda.graph_pool_handle()
 
     def capture(step: Step) -> Graph:
+        nonlocal pool
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            output = step()
+        torch.cuda.synchronize()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                output = step()
+            except BaseException:
+                # torch.cuda.graph would leave this thread in the capture; its pool is lost.
+                pool = torch.cuda.graph_pool_handle()
+                with suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return graph.replay, output
 
     return capture
