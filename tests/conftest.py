@@ -14,6 +14,7 @@ from src.chat.tokenizer import Tokenizer
 from src.cli.tiny_model import make_base_model
 from src.environment import read_train_environment
 from src.settings import TrainSettings
+from src.weights.base_model.base_model import find_base_model
 
 TESTS = Path(__file__).resolve().parent
 SHARED_DATA = TESTS.parents[1] / "shared" / "data"
@@ -64,6 +65,16 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=2, max_seq_len=256,
     )  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct, a real base model, made once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    environ = {"BASE_MODEL": "smollm2-135m-instruct", "BASE_MODEL_CACHE": str(folder)}
+    return find_base_model(environ).folder
 
 
 @pytest.fixture(scope="session")

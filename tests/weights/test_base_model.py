@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from src.base_models import KNOWN_MODELS, KnownModel
 from src.errors import UserError
 from src.weights.base_model.base_model import find_base_model
 from src.weights.base_model.check import check_complete
@@ -338,3 +339,55 @@ def test_a_hub_model_without_safetensors_is_refused(
     with serving(routes) as address, pytest.raises(UserError, match=words):
         find_base_model({**environ, "HF_ENDPOINT": address})
     assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+
+
+SMOLLM2_DIALOGUE = """<|im_start|>system
+You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
+<|im_start|>user
+What is the capital of France?<|im_end|>
+<|im_start|>assistant
+"""
+
+
+def test_a_package_brings_a_real_model(smollm2_dir: Path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    check_complete(smollm2_dir)
+    config = json.loads((smollm2_dir / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert (config["architectures"], config["dtype"]) == (["LlamaForCausalLM"], "bfloat16")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+    assert prompt == SMOLLM2_DIALOGUE
+    tokens = tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token
+    assert tokens == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
+    assert tokenizer.tokenize("a  24") == ["a", "ĠĠ", "2", "4"]  # digits are parted first
+    model = AutoModelForCausalLM.from_pretrained(smollm2_dir)
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    answer = model.generate(**ids, do_sample=False, max_new_tokens=20)[
+        0, len(ids["input_ids"][0]) :
+    ]
+    assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_a_package_that_is_not_there_is_said(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(KNOWN_MODELS, "packed", KnownModel("a/b", package="no-such-package"))
+    with pytest.raises(UserError, match="package no-such-package, which is not installed"):
+        find_base_model({**environ, "BASE_MODEL": "packed"})
+
+
+def test_a_package_that_cannot_be_converted_leaves_no_model(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "site" / "torn_package").mkdir(parents=True)
+    (tmp_path / "site" / "torn_package" / "model.gguf").write_bytes(b"GGUF\3\0\0\0torn")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setitem(KNOWN_MODELS, "packed", KnownModel("a/b", package="torn-package"))
+    with pytest.raises(UserError, match="of torn-package could not be converted: ") as caught:
+        find_base_model({**environ, "BASE_MODEL": "packed"})
+    print(caught.value)
+    assert [p for p in (tmp_path / "cache").iterdir() if p.name == "torn-package"] == []

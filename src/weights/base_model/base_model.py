@@ -9,10 +9,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from src.base_models import KNOWN_MODELS, describe_model
+from src.base_models import KNOWN_MODELS, KnownModel, describe_model
 from src.errors import UserError
 from src.files.printable import printable
 from src.weights.base_model.check import check_complete, check_readable
+from src.weights.base_model.package import convert_package
 from src.weights.base_model.sources import fetch_from_hub, fetch_from_mirror
 from src.weights.download.url import check_url, printable_url
 
@@ -45,23 +46,24 @@ def find_base_model(environ: Mapping[str, str], *, with_weights: bool = True) ->
         check_url(mirror)
     if not mirror and name not in KNOWN_MODELS and Path(name).is_dir():
         return _local(name, Path(name), "BASE_MODEL")
-    repository = describe_model(name).repository
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) and not mirror:
+    known = describe_model(name)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", known.repository) and not mirror:
         raise UserError(
             f"BASE_MODEL: {printable(name)!r} is no folder here, no Hub id (owner/name) and none "
             f"of {', '.join(KNOWN_MODELS)}"
         )
     cache = Path(environ.get("BASE_MODEL_CACHE") or "~/.cache/cog-finetune").expanduser()
     # A query may be a signature: it is asked for, and kept nowhere.
-    source = re.split("[?#]", mirror, maxsplit=1)[0] or repository
+    source = re.split("[?#]", mirror, maxsplit=1)[0] or known.package or known.repository
     folder = cache / re.sub(r"[^\w.-]+", "--", source.strip("/"))
     cache.mkdir(parents=True, exist_ok=True)
+    with_weights = with_weights or source == known.package
     # One process at a time fetches a model; the others wait and find it there.
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not folder.is_dir() and not with_weights:
             folder = folder.with_name(f"{folder.name}.without-weights")
         if not folder.is_dir():
-            _fetch(folder, environ, mirror=mirror, repository=repository, with_weights=with_weights)
+            _fetch(folder, known, environ, mirror=mirror, with_weights=with_weights)
     if with_weights:
         check_complete(folder)
     revision = folder / "revision.txt"
@@ -77,23 +79,26 @@ def _local(name: str, folder: Path, variable: str) -> BaseModelFiles:
 
 def _fetch(
     folder: Path,
+    known: KnownModel,
     environ: Mapping[str, str],
     *,
     mirror: str,
-    repository: str,
     with_weights: bool,
 ) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir(exist_ok=True)
     started = time.monotonic()
-    source = printable_url(mirror) if mirror else repository
+    package = known.package and f"the package {known.package}"
+    source = printable_url(mirror) if mirror else package or known.repository
     what = "the base model" if with_weights else "the configuration of the base model"
     print(f"fetching {what} from {source}", flush=True)
     try:
         if mirror:
             fetch_from_mirror(mirror, partial, with_weights=with_weights)
+        elif known.package:
+            convert_package(known.package, partial)
         else:
-            fetch_from_hub(repository, partial, environ, with_weights=with_weights)
+            fetch_from_hub(known.repository, partial, environ, with_weights=with_weights)
         (check_complete if with_weights else check_readable)(partial)
     except UserError:
         # Complete files stay for the next try; a wrong set of files does not.
