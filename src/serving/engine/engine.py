@@ -11,6 +11,7 @@ import torch
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
 from src.model.base_model import linear_shapes, load_base_model, training_dtype
+from src.model.oom import release_memory
 from src.model.shape import max_sequence_length
 from src.serving.engine.batch import Batch
 from src.serving.engine.cuda_graphs import Capture, CudaGraphs, cuda_capture
@@ -97,9 +98,7 @@ class Engine:
             print(f"this base model runs in transformers, one row at a time: {reason}", flush=True)
             return TransformersRunner(self.model)
         model = LlamaModel(self.model)
-        if self.device.type == "cuda":
-            # Weights that became parts of wider ones have left gaps.
-            torch.cuda.empty_cache()
+        release_memory()  # weights that became parts of wider ones have left gaps
         adapter_bytes = adapter_bytes_that_fit(self.device)
         self.num_slots = num_slots_that_fit(
             model.bytes_per_token * (self.max_seq_len + 1), max_slots, self.device

@@ -7,6 +7,7 @@ import torch
 
 from src.serving.lora.weights import LoadedModule
 from src.serving.model.layers import Projection
+from src.serving.model.lazy_zeros import lazy_zeros
 
 
 class StackedLora:
@@ -21,8 +22,9 @@ class StackedLora:
         self.names, self.num_slots, self.rank = projection.names, num_slots, rank
         self._ends = torch.tensor(projection.out_features).cumsum(0).tolist()
         self.rows = len(self.names) * rank
-        self.a = like.new_zeros((num_slots * self.rows, projection.in_features))
-        self.b = like.new_zeros((num_slots * self.rows, sum(projection.out_features)))
+        num_rows, kind = num_slots * self.rows, (like.dtype, like.device)
+        self.a = lazy_zeros((num_rows, projection.in_features), *kind)
+        self.b = lazy_zeros((num_rows, sum(projection.out_features)), *kind)
 
     @property
     def num_bytes(self) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from src.serving.model.lazy_zeros import lazy_zeros
+
 
 class KVCache:
     """One tensor for all layers and slots; keys and values of a token lie side by side.
@@ -28,7 +30,7 @@ class KVCache:
         self._num_written = [0] * num_slots
         self._heads = num_key_value_heads
         shape = (num_layers, num_slots, capacity, 2 * num_key_value_heads, head_size)
-        self._data = torch.zeros(shape, dtype=dtype, device=device)
+        self._data = lazy_zeros(shape, dtype, device)
         # Written through the flat view: one index names slot and position.
         self.flat = self._data.flatten(1, 2).unbind(0)  # per layer (slots * capacity, heads, size)
 
