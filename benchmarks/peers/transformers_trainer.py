@@ -19,7 +19,12 @@ tokenizer.pad_token = tokenizer.eos_token
 examples = []
 for line in Path(work["data"]).read_text().splitlines():
     row = json.loads(line)
-    prompt = [tokenizer.bos_token_id, *tokenizer.encode(row["prompt"] + "\n")]
+    if work["chat"]:
+        dialogue = [{"role": "user", "content": row["prompt"]}]
+        text = tokenizer.apply_chat_template(dialogue, add_generation_prompt=True, tokenize=False)
+        prompt = tokenizer.encode(text)
+    else:
+        prompt = [tokenizer.bos_token_id, *tokenizer.encode(row["prompt"] + "\n")]
     reply = [*tokenizer.encode(row["completion"]), tokenizer.eos_token_id]
     ids = (prompt + reply)[: work["max_length"]]
     examples.append({"input_ids": ids, "labels": ([-100] * len(prompt) + reply)[: len(ids)]})

@@ -9,11 +9,24 @@ from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 work = json.loads(Path(sys.argv[1]).read_text())
+
+
+def written(role: str, text: str):
+    """Return a text as the base model's chat template takes it, or as it is."""
+    return [{"role": role, "content": text}] if work["chat"] else text + "\n" * (role == "user")
+
+
 rows = [json.loads(line) for line in Path(work["data"]).read_text().splitlines()]
 trainer = SFTTrainer(
     model=work["base_model"],
     train_dataset=Dataset.from_list(
-        [{"prompt": row["prompt"] + "\n", "completion": row["completion"]} for row in rows]
+        [
+            {
+                "prompt": written("user", row["prompt"]),
+                "completion": written("assistant", row["completion"]),
+            }
+            for row in rows
+        ]
     ),
     peft_config=LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear"),
     args=SFTConfig(

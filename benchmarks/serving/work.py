@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.reciter import make_reciter, quoting_prompt
-from src.cli.demo import tokenizer_texts
+from src.cli.docstrings import tokenizer_texts
 from src.cli.tiny_model import make_base_model
 from src.model.adapter import save_adapter
 from src.model.base_model import linear_shapes, load_base_model

@@ -14,11 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.picture import draw_bars
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import REAL_MODEL, SHAPES
 from benchmarks.training.device import device_name
 from benchmarks.training.process import Result, run_variant
 from benchmarks.training.variants import choose_variants
-from benchmarks.training.work import NUM_EXAMPLES, TrainWork, make_work
+from benchmarks.training.work import TrainWork, make_work
 from src.cli.server import ROOT
 from src.training.plan.resources import count_devices
 
@@ -28,8 +28,9 @@ LIBRARIES = ("torch", "transformers", "peft", "deepspeed")
 def main(argv: list[str]) -> None:
     """Run all variants in turn and write a table, a JSON file and a picture."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark train")
-    parser.add_argument("--shape", choices=SHAPES, help="tiny, or 7b where there is a GPU")
+    parser.add_argument("--shape", choices=SHAPES, help=f"{REAL_MODEL}, or 7b where there is a GPU")
     parser.add_argument("--length", type=int, help="longest sequence (256, or 2048 on a GPU)")
+    parser.add_argument("--rows", type=int, default=400, help="examples in all")
     parser.add_argument("--packs", type=int, default=3, help="full sequences in a micro-batch")
     parser.add_argument("--examples", type=int, default=8, help="examples in one, unpacked")
     parser.add_argument("--epochs", type=int, default=4)
@@ -69,7 +70,7 @@ def _write(folder: Path, results: list[Result], work: TrainWork, rounds: int) ->
         "command": f"scripts/benchmark {' '.join(sys.argv[1:])}",
         "work": {
             "shape": work.shape_name,
-            "examples": NUM_EXAMPLES,
+            "examples": work.num_examples,
             "longest": work.length,
             "tokens": work.tokens,
             "target_tokens": work.target_tokens,

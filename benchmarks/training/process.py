@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.shapes import REAL_MODEL
 from benchmarks.training.device import peak_memory
 from benchmarks.training.variants import Variant
 from benchmarks.training.work import LEARNING_RATE, TrainWork, plain_settings
@@ -101,7 +102,8 @@ def _peer_command(variant: Variant, work: TrainWork, run_dir: Path) -> list[str]
         "max_length": work.length,
         "packed": variant.packed,
         "learning_rate": LEARNING_RATE,
-        "bf16": work.on_gpu,
+        "chat": work.shape_name == REAL_MODEL,
+        "bf16": work.on_gpu or variant.bf16,
         "use_cpu": not work.on_gpu,
         "liger": variant.liger,
     }

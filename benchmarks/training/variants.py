@@ -1,8 +1,9 @@
 """The ways of training that the benchmark compares: ours, the peers', and ours with parts off."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from benchmarks.training.device import has_bf16
 from src.environment import FAST_PATH_PARTS
 
 
@@ -18,6 +19,8 @@ class Variant:
     off: str = ""
     """Parts of the fast path that are left out."""
     liger: bool = False
+    bf16: bool = False
+    """On a CPU; on a GPU all of them are."""
 
 
 QLORA = (("peft_method", "qlora"),)
@@ -30,6 +33,12 @@ VARIANTS = (
     Variant("TRL SFTTrainer, unpacked", False, peer="trl_sft.py"),
     Variant("Transformers Trainer, unpacked", False, peer="transformers_trainer.py"),
 )
+BF16 = tuple(
+    replace(variant, name=f"{variant.name}, bf16", bf16=True)
+    for variant in VARIANTS
+    if variant.peer
+)
+"""For CPUs with instructions for it."""
 LIGER = (Variant("TRL SFTTrainer with Liger, packed", True, peer="trl_sft.py", liger=True),)
 """Its kernels run on GPUs only."""
 ABLATIONS = (
@@ -41,6 +50,7 @@ ABLATIONS = (
 
 def choose_variants(*, on_gpu: bool, ablate: bool, only: str) -> Iterator[Variant]:
     """Yield the variants that this device runs and whose name holds the text `only`."""
-    for variant in (*VARIANTS, *(LIGER if on_gpu else ()), *(ABLATIONS if ablate else ())):
+    more = (*(LIGER if on_gpu else BF16 if has_bf16() else ()), *(ABLATIONS if ablate else ()))
+    for variant in (*VARIANTS, *more):
         if only in variant.name:
             yield variant

@@ -2,32 +2,23 @@
 
 import argparse
 import json
+import os
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from benchmarks.shapes import SHAPES, flops_per_token
+from benchmarks.shapes import REAL_MODEL, SHAPES, flops_per_token
 from benchmarks.training.device import matmul_flops
 from src.chat.chat_format import build_train_format
 from src.chat.prompt_encoder import PromptEncoder
 from src.chat.tokenizer import Tokenizer
-from src.cli.demo import MODULES, collect_functions
+from src.cli.docstrings import collect_functions, docstring_pairs
 from src.cli.tiny_model import make_base_model
 from src.data.prepare import open_datasets, prepare_data
 from src.model.shape import ModelShape
 from src.settings import TrainSettings
+from src.weights.base_model.base_model import find_base_model
 
-MANY_MODULES = (
-    *MODULES,
-    *("argparse", "asyncio", "ast", "bisect", "calendar", "codecs", "contextlib", "csv", "dis"),
-    *("email.utils", "functools", "getpass", "gettext", "heapq", "html", "inspect"),
-    *("linecache", "locale", "logging", "mimetypes", "operator", "pickletools", "pkgutil"),
-    *("platform", "pprint", "queue", "quopri", "random", "re", "sched", "secrets", "site"),
-    *("socket", "ssl", "statistics", "subprocess", "sysconfig", "tarfile", "threading"),
-    *("timeit", "token", "tokenize", "traceback", "types", "typing", "unittest.mock"),
-    *("urllib.parse", "urllib.request", "uuid", "warnings", "wave", "weakref", "webbrowser"),
-    *("xml.etree.ElementTree", "zipfile", "zipapp", "dataclasses", "difflib", "enum"),
-)
-NUM_EXAMPLES = 400
 LEARNING_RATE = 1e-3
 
 
@@ -39,6 +30,7 @@ class TrainWork:
     data: Path
     shape_name: str
     shape: ModelShape
+    num_examples: int
     length: int
     packs: int
     examples: int
@@ -68,32 +60,24 @@ class TrainWork:
 
 
 def make_work(folder: Path, arguments: argparse.Namespace, *, on_gpu: bool) -> TrainWork:
-    """Make the base model and the data: docstrings of the standard library, cut to the length."""
-    rows = [
-        {"prompt": f"What does {name} do?", "completion": text}
-        for name, text in collect_functions(MANY_MODULES)
-    ][:NUM_EXAMPLES]
+    """Find or make the base model, and write docstrings of the standard library as the data.
+
+    A random model learns whole docstrings, cut to the length; a real one what the demo learns.
+    """
+    name = arguments.shape or ("7b" if on_gpu else REAL_MODEL)
+    length = arguments.length or (2048 if on_gpu else 256)
+    if name == REAL_MODEL:
+        rows = docstring_pairs()[: arguments.rows]
+        base_model = find_base_model({**os.environ, "BASE_MODEL": name}).folder
+    else:
+        rows = [
+            {"prompt": f"What does {signature} do?", "completion": text}
+            for signature, text in islice(collect_functions(), arguments.rows)
+        ]
+        base_model = folder / "base-model"
+        _make_random(base_model, rows, SHAPES[name], length, on_gpu=on_gpu)
     data = folder / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    base_model = folder / "base-model"
-    name = arguments.shape or ("7b" if on_gpu else "tiny")
-    length = arguments.length or (2048 if on_gpu else 256)
-    texts = [row["completion"] for row in rows]
-    # The context is the cut: every way gets the same tokens.
-    shape = SHAPES[name]
-    make_base_model(
-        base_model,
-        texts,
-        hidden_size=shape.hidden_size,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        max_seq_len=length,
-        device="cuda" if on_gpu else "cpu",
-        intermediate_size=shape.intermediate_size,
-        tie_word_embeddings=shape.is_tied,
-        model_vocab_size=shape.vocab_size,
-    )
     settings = plain_settings(base_model, data, epochs=1)
     tokenizer = Tokenizer(base_model)
     chat_format = build_train_format(settings.base_model, tokenizer)
@@ -105,6 +89,7 @@ def make_work(folder: Path, arguments: argparse.Namespace, *, on_gpu: bool) -> T
         data,
         name,
         SHAPES[name],
+        len(rows),
         length,
         arguments.packs,
         arguments.examples,
@@ -114,6 +99,24 @@ def make_work(folder: Path, arguments: argparse.Namespace, *, on_gpu: bool) -> T
         prepared.counts.learned_tokens,
         float((prepared.lengths**2).sum() / prepared.lengths.sum()),
         matmul_flops(on_gpu=on_gpu),
+    )
+
+
+def _make_random(
+    folder: Path, rows: list[dict[str, str]], shape: ModelShape, length: int, *, on_gpu: bool
+) -> None:
+    make_base_model(
+        folder,
+        [row["completion"] for row in rows],
+        hidden_size=shape.hidden_size,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        max_seq_len=length,  # the context is the cut: every way gets the same tokens
+        device="cuda" if on_gpu else "cpu",
+        intermediate_size=shape.intermediate_size,
+        tie_word_embeddings=shape.is_tied,
+        model_vocab_size=shape.vocab_size,
     )
 
 

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.picture import machine_name
-from src.cli.demo import collect_examples, tokenizer_texts
+from src.cli.docstrings import docstring_pairs, tokenizer_texts
 from src.cli.schema import write_schema
 from src.cli.server import ROOT
 from src.cli.tiny_model import make_base_model
@@ -83,7 +83,7 @@ def soak(folder: Path, minutes: float, seed: int) -> tuple[list[Lane], float]:
     prediction.extra = dict(SERVERS[0])
     # Predictions are short, and would leave the trainings hardly a processor.
     prediction.pause = 2.0
-    examples = list(collect_examples())
+    examples = docstring_pairs()
     data = {
         name: "".join(json.dumps(row) + "\n" for row in examples[start : start + NUM_EXAMPLES])
         for start, name in enumerate(VARIANTS)
