@@ -33,8 +33,11 @@ ROWS = [
 
 SERVERS = ["test_end_to_end.py", "training/test_machines.py", "training/test_plan.py"]
 """Files of tests that start Cog's server: they share the schema that lies in the checkout."""
-FIRST = [*SERVERS, "training/test_faults.py", "training/test_checkpoints.py"]
-"""Files of launched runs: they take long, so that one of them at the end would be waited for."""
+FIRST = [
+    *(*SERVERS, "training/test_faults.py", "training/test_checkpoints.py"),
+    "training/test_real_model.py",
+]
+"""Files of long runs: one of them at the end would be waited for."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,7 +22,7 @@ from src.weights.base_model.base_model import find_base_model
 
 SETTINGS = (
     "max_steps=40",
-    "train_batch_size=4",
+    "train_batch_size=8",
     "learning_rate=0.001",
     "lora_dropout=0",
     "num_validation_samples=40",
