@@ -1,8 +1,10 @@
 """Archives of weights, good and hostile, made in memory."""
 
+import base64
 import bz2
 import gzip
 import io
+import json
 import lzma
 import tarfile
 import zipfile
@@ -72,6 +74,23 @@ GOOD |= {
     "gzip-of-much-text": gzip.compress(make_tar(member("README.md", b"much text " * 1_500_000))),
     "gzip-padded": gzip.compress(make_tar()) + b"\0" * 512,
     "nested-same-name": make_tar(member("out/old/adapter_config.json"), prefix="out/"),
+}
+
+
+def make_json(archive: bytes, *, kind: str = "application/x-tar") -> bytes:
+    """Return what `cog train -o FILE` writes of an archive."""
+    data = base64.b64encode(archive).decode()
+    return json.dumps({"weights": f"data:{kind};base64,{data}"}, indent=2).encode()
+
+
+IN_JSON = make_json(make_tar())
+ANSWER = {"id": "a", "logs": 'step 1: "weights": "data:;base64,AAAA"\n', "status": "succeeded"}
+GOOD |= {
+    "json": IN_JSON,
+    "json-of-gzip": make_json(gzip.compress(make_tar()), kind="application/gzip"),
+    "json-with-blanks": b"\xef\xbb\xbf \n" + IN_JSON.replace(b": ", b" :\n"),
+    "json-answer": json.dumps({**ANSWER, "output": json.loads(IN_JSON)}).encode(),
+    "json-of-several-blocks": make_json(make_tar(member("README.md", bytes(200_000)))),
 }
 
 
@@ -230,6 +249,24 @@ def sparse_1_0(map_text: bytes) -> bytes:
     """A PAX 1.0 sparse member: the map stands before the data."""
     fields = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"
     return raw("p", b"x", fields, rest=raw(CONFIG, b"0", map_text.ljust(512, b"\0")))
+
+
+HOSTILE |= {
+    "json-cut": IN_JSON[:-500],
+    "json-cut-at-a-block": make_json(make_tar(member("README.md", bytes(200_000))))[: 1 << 16],
+    "json-damaged": IN_JSON[:700] + b"*" + IN_JSON[701:],
+    "json-padded-early": IN_JSON[:700] + b"==" + IN_JSON[702:],
+    "json-url": b'{"weights": "https://example.com/weights.tar"}',
+    "json-null": b'{"weights": null}',
+    "json-in-json": make_json(IN_JSON),
+    "json-list": b'["weights"]',
+    "json-far-away": b'{"a": "' + b"x" * (2 << 20) + b'", ' + IN_JSON[1:],
+    "json-hostile": make_json(make_tar(member("../escaped"))),
+    "json-bomb": make_json(gzip.compress(make_tar(member("zeros", b"\0" * 300_000_000)))),
+    "json-too-large": make_json(
+        make_tar(member("adapter_model.safetensors", b"x" * (MAX_BYTES + 1)), files={})
+    ),
+}
 
 
 ZEROS = b"\0" * 30_000_000

@@ -128,6 +128,27 @@ def test_bad_adapters_are_refused(tmp_path: Path, name: str):
     assert len(str(caught.value)) < 400
 
 
+SAVED_OTHERWISE = {
+    "base_model.model.lm_head.base_layer.weight": "save_embedding_layers=False",
+    "base_model.model.lm_head.weight": "PEFT's merge_and_unload",
+    FIRST.replace(".model.model", ".model._orig_mod.model"): "without torch.compile",
+    FIRST.replace(".weight", ".default.weight"): "not as a state_dict",
+    FIRST.replace(".model.model", ".model.model.language_model"): "a model of images and text",
+    FIRST.removeprefix("base_model.model."): "names begin with base_model.model.",
+    FIRST.replace("lora_A.weight", "lora_magnitude_vector"): "expected plain LoRA; else merge it",
+}
+
+
+@pytest.mark.parametrize("name", SAVED_OTHERWISE)
+def test_a_tensor_of_another_trainer_is_named_with_the_way_out(tmp_path: Path, name: str):
+    tensors = good_tensors()
+    tensors[name] = tensors.pop(FIRST)
+    with pytest.raises(UserError) as caught:
+        read_adapter(write(tmp_path, tensors), SHAPES)
+    assert name in str(caught.value)
+    assert SAVED_OTHERWISE[name] in str(caught.value)
+
+
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_is_only_odd_changes_nothing(tmp_path: Path, name: str):
     HARMLESS[name](tmp_path)

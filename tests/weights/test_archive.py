@@ -127,7 +127,35 @@ def test_what_came_instead_is_named(tmp_path: Path, content: bytes, words: str):
         read_archive(tmp_path / "weights", tmp_path, max_bytes=MAX_BYTES)
 
 
-@pytest.mark.parametrize("name", ["tar", "tar-gz"])
+DEEP = "saves/lora/sft/adapter_model.safetensors"
+OTHERS = {
+    "deep": ([DEEP], "it lies in 'saves/lora/sft'"),
+    "checkpoints": ([f"out/checkpoint-{n}/{DEEP[15:]}" for n in (1, 2)], "'out/checkpoint-1' and"),
+    "mlx": (["adapters.safetensors", "adapter_config.json"], "an adapter of MLX; mlx_lm.fuse"),
+    "pickle": (["lora/adapter_model.bin"], "a pickle, which is never loaded; PEFT"),
+    "model": (["model-00001-of-00002.safetensors"], "a whole model, whose folder BASE_MODEL"),
+    "gguf": (["lora.q8.gguf"], "a file of llama.cpp"),
+    "others": (["README.md", "b.txt", ".DS_Store"], "found README.md, b.txt"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_files_of_other_trainers_are_named_with_the_way_out(tmp_path: Path, name: str):
+    names, words = OTHERS[name]
+    (tmp_path / "weights").write_bytes(make_tar(files=dict.fromkeys(names, b"x")))
+    with pytest.raises(UserError) as caught:
+        read_archive(tmp_path / "weights", tmp_path, max_bytes=MAX_BYTES)
+    assert "weights archive: adapter_model.safetensors is missing; " in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_json_without_an_archive_says_what_it_holds(tmp_path: Path):
+    (tmp_path / "weights").write_bytes(HOSTILE["json-url"])
+    with pytest.raises(UserError, match="whose weights are 'https://example"):
+        read_archive(tmp_path / "weights", tmp_path, max_bytes=MAX_BYTES)
+
+
+@pytest.mark.parametrize("name", ["tar", "tar-gz", "json"])
 def test_random_damage_is_a_user_error_or_harmless(tmp_path: Path, name: str):
     random = Random(name)
     archive, folder = tmp_path / "weights", tmp_path / "out"

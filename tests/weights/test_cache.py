@@ -77,7 +77,9 @@ def test_a_folder_is_copied_as_it_is_now(tmp_path: Path, root: Path, cache: Weig
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path, root: Path, cache: WeightsCache):
     for source in ("", "."):
-        with pytest.raises(UserError, match="is missing in the folder 'root'"):
+        with pytest.raises(
+            UserError, match=r"'root': adapter_model.safetensors is missing; it lies in 'folder'"
+        ):
             get(cache, source, local_root=root)
     (root / "folder" / "adapter_config.json").unlink()
     with pytest.raises(UserError, match=r"adapter_config\.json is missing"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from src.errors import UserError
@@ -9,9 +10,22 @@ from src.files.printable import printable
 from src.files.tensor_file import TensorInfo, read_tensor_infos
 from src.weights.adapter.adapter_config import AdapterConfig, read_adapter_config
 from src.weights.adapter.manifest import Manifest, read_manifest
+from src.weights.archive.other_files import AS_BASE_MODEL
 
 PREFIX = "base_model.model."
 MISFIT = "adapter does not fit this base model"
+HINTS = {
+    "*.base_layer.weight": "it is the base model's own (in PEFT: save_embedding_layers=False)",
+    "*_orig_mod.*": "the model was saved compiled; save it without torch.compile",
+    "*.lora_?.default.*": "save the adapter with PEFT's save_pretrained, not as a state_dict",
+    "*.language_model.*": "it was learned on a model of images and text; "
+    "expected one of this base model",
+    "*.lm_head.weight": "the output layer was trained, or its vocabulary resized; " + AS_BASE_MODEL,
+    "*.embed_tokens.weight": "the embedding was trained, or its vocabulary resized; "
+    + AS_BASE_MODEL,
+    "[!b]*": f"names begin with {PREFIX}; save the adapter with PEFT's save_pretrained",
+}
+"""What to do about a tensor that is not expected, by the pattern of its name; the first counts."""
 DTYPES = ("F32", "F16", "BF16")
 MAX_HEADER_BYTES = 512 << 10
 """Room for 3,000 tensors; an adapter of 80 layers has 1,120."""
@@ -70,12 +84,10 @@ def _check_names(tensors: Mapping[str, TensorInfo], targets: list[str]) -> None:
     """A tensor too many could replace part of the base model, one too few leave it as it was."""
     expected = {name for module in targets for name in _tensor_names(module)}
     if unexpected := sorted(tensors.keys() - expected):
-        hint = ""
-        if unexpected[0].endswith(".base_layer.weight"):
-            hint = ", it is the base model's own (in PEFT: save_embedding_layers=False)"
-        raise UserError(
-            f"{MISFIT}: {printable(unexpected[0], 200)}: no such tensor is expected{hint}"
-        )
+        name = unexpected[0]
+        hints = (hint for pattern, hint in HINTS.items() if fnmatchcase(name, pattern))
+        hint = next(hints, f"expected plain LoRA; else {AS_BASE_MODEL}")
+        raise UserError(f"{MISFIT}: {printable(name, 150)}: no such tensor is expected; {hint}")
     if missing := sorted(expected - tensors.keys()):
         raise UserError(f"{MISFIT}: {missing[0]}: the tensor is missing")
 

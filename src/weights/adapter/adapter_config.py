@@ -13,6 +13,7 @@ from src.errors import UserError
 from src.files.printable import printable
 from src.settings import MAX_RANK
 from src.weights.adapter.json_object import read_json_object
+from src.weights.archive.other_files import AS_BASE_MODEL
 
 NAME = "adapter_config.json"
 MAX_BYTES = 1 << 20
@@ -110,8 +111,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             _is_empty(value) or (key, value) == ("bias", "none")
         ):
             raise UserError(
-                f"{NAME}: {printable(key, 40)} is not supported, expected a plain LoRA adapter "
-                f"without it, found {printable(value, 40)}"
+                f"{NAME}: {printable(key, 40)} is not supported, found {printable(value, 40)}; "
+                f"expected plain LoRA without it; else {AS_BASE_MODEL}"
             )
     if config.init_lora_weights not in HARMLESS_INITS:
         raise UserError(

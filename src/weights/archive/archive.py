@@ -1,12 +1,14 @@
 """Adapter folder <-> one archive file: written the same every time, read with distrust."""
 
+import io
 import tarfile
 from pathlib import Path
 
 from src.errors import UserError
 from src.files.atomic import replacing_file
 from src.files.gzip import Gunzip, UnpackLimits
-from src.files.kind import is_gzip, is_tar, other_kind
+from src.files.kind import START_BYTES, is_gzip, is_tar, other_kind
+from src.weights.archive.json_output import ArchiveInJson, is_json
 from src.weights.archive.members import MemberWriter, Read
 from src.weights.archive.tar import read_tar
 
@@ -30,15 +32,20 @@ def write_archive(folder: Path, path: Path) -> None:
 
 
 def read_archive(path: Path, folder: Path, *, max_bytes: int) -> None:
-    """Copy the known members of a .tar or .tar.gz into the folder, or leave it as it is."""
+    """Copy the known members of a .tar or .tar.gz into the folder, or leave it as it is.
+
+    The archive may also be in the JSON that `cog train -o FILE` writes. Raises UserError.
+    """
     members = MemberWriter(folder, max_bytes)
     try:
         with path.open("rb") as file:
-            start = file.read(512)
-            file.seek(0)
+            if is_json(file.peek(START_BYTES)):
+                file = io.BufferedReader(ArchiveInJson(file))
+            start = file.peek(START_BYTES)[:START_BYTES]
             if not is_gzip(start) and not is_tar(start):
                 raise UserError(
-                    f"the weights are not a .tar or .tar.gz archive: found {_describe(start)}"
+                    "the weights are not a .tar or .tar.gz archive: found "
+                    f"{_describe(start)}; to pack an adapter: tar -C FOLDER -cf weights.tar ."
                 )
             read = Gunzip(file, LIMITS).read if is_gzip(start) else file.read
             read_tar(_bounded(read, members.total_bytes), members.copy)
@@ -65,7 +72,4 @@ def _bounded(read: Read, max_bytes: int) -> Read:
 
 def _describe(start: bytes) -> str:
     """Return what a file that begins with these bytes looks like."""
-    if not start:
-        return "an empty file"
-    is_json = start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"["))
-    return other_kind(start) or ("JSON text" if is_json else "something else")
+    return (other_kind(start) or "something else") if start else "an empty file"

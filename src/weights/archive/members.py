@@ -8,6 +8,7 @@ from pathlib import Path
 
 from src.errors import UserError
 from src.files.printable import printable
+from src.weights.archive.other_files import missing_file
 
 MEMBERS: dict[str, int | None] = {
     "adapter_model.safetensors": None,
@@ -39,6 +40,7 @@ class MemberWriter:
         self.total_bytes = sum(self._caps.values()) + SKIPPED_BYTES
         self._top: str | None = None
         self._written: list[str] = []
+        self._others: list[str] = []
         self._conflict: str | None = None
 
     def copy(self, name: str, size: int, read: Read) -> bool:
@@ -47,6 +49,7 @@ class MemberWriter:
         if not parts:
             raise UserError("weights archive: a file has no name")
         if len(parts) > 2 or parts[-1] not in MEMBERS:
+            self._others.append("/".join(parts))
             return False
         top, member = "/".join(parts[:-1]), parts[-1]
         if member in self._written and top == self._top:
@@ -88,7 +91,7 @@ class MemberWriter:
             raise UserError(self._conflict)
         for name in REQUIRED:
             if name not in self._written:
-                raise UserError(f"weights archive: {name} is missing")
+                raise missing_file(name, "weights archive", self._others)
 
     def remove(self) -> None:
         """Take back every file that was written."""

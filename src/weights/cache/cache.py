@@ -9,6 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +18,7 @@ from src.files.atomic import sync
 from src.files.printable import printable
 from src.weights.archive.archive import read_archive
 from src.weights.archive.members import MEMBERS, REQUIRED
+from src.weights.archive.other_files import missing_file
 from src.weights.cache.cache_folder import claim_folder
 from src.weights.cache.cache_use import CacheUse
 from src.weights.cache.keyed_locks import KeyedLocks
@@ -24,6 +26,8 @@ from src.weights.cache.local_path import find_local
 from src.weights.download.deadline import CancelToken, never
 from src.weights.download.download import fetch
 
+MAX_LISTED = 1000
+"""Entries of a folder without an adapter that are looked at to tell what it is."""
 MAX_KNOWN = 10_000
 """URLs and files whose content is remembered."""
 UNSETTLED_NANOSECONDS = 2 * 10**9
@@ -130,9 +134,9 @@ class WeightsCache:
         files = sorted(f for f in path.iterdir() if f.name in MEMBERS and f.is_file())
         for name in REQUIRED:
             if name not in {file.name for file in files}:
-                raise UserError(
-                    f"weights: {name} is missing in the folder {printable(path.name)!r}"
-                )
+                others = (f for f in islice(path.rglob("*"), MAX_LISTED) if f.is_file())
+                place = f"weights: folder {printable(path.name)!r}"
+                raise missing_file(name, place, [str(f.relative_to(path)) for f in others])
         digest = hashlib.sha256()
         for file in files:
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
