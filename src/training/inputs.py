@@ -36,8 +36,9 @@ def resolve_settings(inputs: Mapping[str, Any], *, with_weights: bool = True) ->
         **_as_declared(options),
     )
     if settings.train_data:
-        for path in filter(None, files.values()):
-            ExampleFile(path, _shown_name(path)).check()
+        for name, path in files.items():
+            if path is not None:
+                ExampleFile(path, _shown_name(path, name)).check()
         check_checkpoints(settings)
     base_model = find_base_model(os.environ, with_weights=with_weights)
     settings = replace(
@@ -89,13 +90,15 @@ def _describe(files: Mapping[str, Path | None]) -> dict[str, str | None]:
     described: dict[str, str | None] = {"train_data": "", "train_data_name": ""}
     for name, path in files.items():
         if path is not None:
-            described |= {name: str(path), f"{name}_name": _shown_name(path)}
+            described |= {name: str(path), f"{name}_name": _shown_name(path, name)}
     return described
 
 
-def _shown_name(path: Path) -> str:
-    """Return the name that the user gave the file: Cog's copy has a random beginning."""
-    return printable(re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", path.name))
+def _shown_name(path: Path, name: str) -> str:
+    """Return what the user called the file, or the input's name where Cog has lost that."""
+    # Cog's copy has a random beginning; of a data: URL it knows no more than the kind.
+    shown = re.sub(r"^tmp[a-z0-9_]{8}(?=.)", "", path.name)
+    return name if re.fullmatch(r"file(\.(?!jsonl)\w+)?", shown) else printable(shown)
 
 
 def _as_declared(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from src.files.scratch import LastFolder, remove_abandoned, scratch_folder
+from src.training.cog_train_log import shown_by_cog_train
 from src.training.inputs import resolve_settings
 from src.training.supervise.supervisor import run_workers
 from src.weights.archive.archive import write_archive
@@ -15,6 +16,7 @@ RecordMetric = Callable[..., None]
 _archive_folder = LastFolder(ARCHIVE_PREFIX)
 
 
+@shown_by_cog_train()
 def run_training(inputs: Mapping[str, Any], *, record_metric: RecordMetric) -> Path | None:
     """Check everything that can be checked, train, and return the archive of the adapter.
 
