@@ -4,20 +4,21 @@
 `python -m src.cli.client predict -i prompt=... [-w weights.tar]`
 """
 
-import argparse
 import base64
 import os
 import signal
 import sys
 import time
-from pathlib import Path
+from argparse import Namespace
 from typing import Any
 
 import requests
 
+from src.cli.commands import parse_command
 from src.cli.file_server import file_server
 from src.cli.follow import follow_training, stream_answer
-from src.cli.inputs import existing_file, parse_inputs
+from src.cli.inputs import local_weights, parse_inputs
+from src.cli.output_file import find_output
 from src.cli.schema import build_schema
 from src.cli.server import running_server
 from src.cli.server_http import RequestError
@@ -29,28 +30,10 @@ from src.training.plan.dry_run import plan_training
 
 def main(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        schema = build_schema()["components"]["schemas"]
-        if options.mode == "train":
-            pairs = [f"train_data={options.data}", *options.input]
-            num_nodes = read_train_environment(os.environ).num_nodes
-            inputs = parse_inputs(
-                pairs, schema["TrainingInput"]["properties"], may_lack_files=num_nodes > 1
-            )
-            if options.plan:
-                print(*plan_training(inputs), sep="\n")
-                return 0
-            _train(inputs, Path(options.output), verbose=options.verbose)
-        else:
-            inputs = parse_inputs(options.input, schema["Input"]["properties"])
-            if options.weights is not None:
-                os.environ["COG_WEIGHTS"] = _weights_source(options.weights)
-            with running_server("predict", verbose=options.verbose) as address:
-                for piece in stream_answer(address, inputs):
-                    print(piece, end="", flush=True)
-            print()
+        options = parse_command(arguments)
+        (_train if options.mode == "train" else _predict)(options)
     except (UserError, RequestError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
@@ -60,31 +43,35 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("canceled", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # such as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="scripts")
-    modes = parser.add_subparsers(dest="mode", required=True)
-    train = modes.add_parser("train", prog="scripts/train", description="Train on a JSONL file")
-    train.add_argument("data", help="JSONL file")
-    train.add_argument("-o", "--output", default="weights.tar", help="where to put the weights")
-    train.add_argument("--plan", action="store_true", help="print what would be done, and stop")
-    predict = modes.add_parser("predict", prog="scripts/predict", description="Answer a prompt")
-    predict.add_argument("-w", "--weights", help="fine-tuned weights: a file, folder or URL")
-    for mode in (train, predict):
-        mode.add_argument("-i", "--input", action="append", default=[], metavar="name=value")
-        mode.add_argument("--verbose", action="store_true", help="show the server's own log")
-    return parser
+def _predict(options: Namespace) -> None:
+    inputs = parse_inputs(options.input, _properties("Input"))
+    if options.weights is not None:
+        os.environ["COG_WEIGHTS"] = local_weights(options.weights)
+    with running_server("predict", verbose=options.verbose) as address:
+        for piece in stream_answer(address, inputs):
+            print(piece, end="", flush=True)
+    print()
 
 
-def _train(inputs: dict[str, Any], output: Path, *, verbose: bool) -> None:
+def _train(options: Namespace) -> None:
+    num_nodes = read_train_environment(os.environ).num_nodes
+    inputs = parse_inputs(options.input, _properties("TrainingInput"), may_lack_files=num_nodes > 1)
+    if options.plan:
+        if isinstance(inputs["train_data"], str) and num_nodes == 1:
+            raise UserError("--plan: expected a file here, found a URL; fetch it: curl -LO URL")
+        print(*plan_training(inputs), sep="\n")
+        return
     started = time.monotonic()
-    if not output.parent.is_dir():
-        raise UserError(f"-o: there is no folder {output.parent}")
+    output = find_output(options.output, inputs["train_data"])
     with (
         file_server(inputs) as (served, events, hook),
-        running_server("train", verbose=verbose) as address,
+        running_server("train", verbose=options.verbose) as address,
     ):
         request = {
             "input": served,
@@ -95,18 +82,17 @@ def _train(inputs: dict[str, Any], output: Path, *, verbose: bool) -> None:
     weights = result["output"]["weights"]
     if weights is None:
         return  # the log names the machine that has them
-    with replacing_file(output) as partial:
-        partial.write_bytes(base64.b64decode(weights.partition("base64,")[2], validate=True))
+    try:
+        with replacing_file(output) as partial:
+            partial.write_bytes(base64.b64decode(weights.partition("base64,")[2], validate=True))
+    except OSError as error:
+        raise RequestError(f"cannot write the weights to {output}: {error.strerror}") from None
     size = output.stat().st_size / 1e6
     print(f"weights: {output} ({size:.1f} MB) after {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _weights_source(name: str) -> str:
-    """Return a URL as it is and a path as the server, which runs elsewhere, will find it."""
-    if "://" in name or name[:5].lower() == "data:":
-        return name
-    path = Path(name) if os.path.isdir(name) else existing_file(name, "-w")
-    return str(path.resolve())
+def _properties(name: str) -> dict[str, Any]:
+    return build_schema()["components"]["schemas"][name]["properties"]
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ def shown_by_cog_train() -> Iterator[None]:
     if os.environ.get("COG_LOG_LEVEL") not in HIDING or "RUST_LOG" in os.environ:
         yield
         return
-    with open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False) as stderr:
-        with redirect_stdout(_Both(sys.stdout, stderr)):
-            yield
+    with (
+        open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False) as stderr,
+        redirect_stdout(_Both(sys.stdout, stderr)),
+    ):
+        yield
