@@ -13,12 +13,12 @@ HIDING = ("warn", "warning", "error")
 class _Both:
     """Writes to the log of the request and to the stderr that child processes inherit."""
 
-    def __init__(self, log: TextIO, stderr: TextIO) -> None:
-        self._log, self._stderr = log, stderr
+    def __init__(self, log: TextIO) -> None:
+        self._log = log
 
     def write(self, text: str) -> int:
         with suppress(OSError):  # a server that ends reads no more
-            self._stderr.write(text)
+            os.write(2, text.encode("utf-8", "replace"))
         return self._log.write(text)
 
     def flush(self) -> None:
@@ -31,8 +31,5 @@ def shown_by_cog_train() -> Iterator[None]:
     if os.environ.get("COG_LOG_LEVEL") not in HIDING or "RUST_LOG" in os.environ:
         yield
         return
-    with (
-        open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False) as stderr,
-        redirect_stdout(_Both(sys.stdout, stderr)),
-    ):
+    with redirect_stdout(_Both(sys.stdout)):
         yield
