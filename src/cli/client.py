@@ -14,11 +14,11 @@ from typing import Any
 
 import requests
 
-from src.cli.commands import parse_command
+from src.cli.arguments.command import parse_command
+from src.cli.arguments.inputs import local_weights, parse_inputs
+from src.cli.arguments.output_file import find_output
 from src.cli.file_server import file_server
 from src.cli.follow import follow_training, stream_answer
-from src.cli.inputs import local_weights, parse_inputs
-from src.cli.output_file import find_output
 from src.cli.schema import build_schema
 from src.cli.server import running_server
 from src.cli.server_http import RequestError

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from src.files.scratch import LastFolder, remove_abandoned, scratch_folder
-from src.training.cog_train_log import shown_by_cog_train
 from src.training.inputs import resolve_settings
+from src.training.supervise.cog_train_log import shown_by_cog_train
 from src.training.supervise.supervisor import run_workers
 from src.weights.archive.archive import write_archive
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from src.cli.commands import parse_command
-from src.cli.inputs import local_weights, parse_inputs
-from src.cli.output_file import find_output
+from src.cli.arguments.command import parse_command
+from src.cli.arguments.inputs import local_weights, parse_inputs
+from src.cli.arguments.output_file import find_output
 from src.errors import UserError
 
 PROPERTIES = {

@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import threading
-from src.training.cog_train_log import shown_by_cog_train
+from src.training.supervise.cog_train_log import shown_by_cog_train
 
 @shown_by_cog_train()
 def train():
