@@ -1,136 +1,250 @@
 """A prompt format that is the base model's own chat template."""
 
+import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
-from src.chat.conversation import Conversation, Turn
-from src.chat.segments import Control, Segment, Text
+from src.chat.conversation import Conversation, Message, reasoning_of
 from src.errors import UserError
 
-_PLACEHOLDER = re.compile("( ?)\ue000(\\d+)\ue001( ?)")
+_USER, _ANSWER, _SYSTEM, _REASONS, _TOOL = (
+    "qzuserqz",
+    "qzanswerqz",
+    "qzsystemqz",
+    "qzwhyqz",
+    "qztool",
+)
+_ASKED: Message = {"role": "user", "content": _USER}
+_ANSWERED: Message = {"role": "assistant", "content": _ANSWER}
+_CALL = {"id": "qzcall000", "type": "function", "function": {"name": _TOOL, "arguments": {"a": 1}}}
+_TOOLS = (
+    {
+        "type": "function",
+        "function": {
+            "name": _TOOL,
+            "description": "d",
+            "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
+        },
+    },
+)
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""What templates call it; the first two are read in a message."""
+
+
+class Render(Protocol):
+    """Turns messages into text, and with `opens` begins an answer."""
+
+    def __call__(self, messages: list[Any], *, tools: list[Any] | None, opens: bool) -> str: ...
 
 
 @dataclass(frozen=True)
 class ChatTemplateFormat:
-    """The base model's own chat template; `render` turns messages into text with it.
+    """The base model's own chat template.
 
-    What is learned of the template is learned once.
+    A prompt is what Transformers renders, up to the end of the generation prompt. An answer follows
+    it as it was written, whatever the template makes of finished ones. What is to be known of the
+    template is found out once, from samples.
     """
 
-    render: Callable[[list[dict[str, str]], bool], str]
+    render: Render
     special_tokens: Sequence[str]
+    """Its control tokens."""
 
-    @cached_property
+    @property
     def uses_inst_tags(self) -> bool:
         """Whether a prompt may hold a conversation in [INST] tags."""
-        return any("[INST]" in context for context in self._open_contexts)
+        return "[INST]" in self._opened
 
-    @cached_property
+    @property
     def answer_prefix(self) -> str:
-        """What stands between prompt and answer and belongs to neither."""
-        opening, ending = self._open_contexts
-        (start, between, _), _ = self._rendered(Conversation([Turn("", "")]))
-        prefix = between.removeprefix(ending)
-        follows = start == opening and between.startswith(ending)
-        return prefix if follows and not prefix.strip() else ""
+        """White space that stands between prompt and answer and belongs to neither."""
+        return self.left_out if self.left_out.isspace() else ""
 
     @cached_property
-    def _open_contexts(self) -> list[str]:
-        return self._rendered(Conversation([Turn("")]))[0]
+    def left_out(self) -> str:
+        """What finished answers begin with, and a generation prompt does not."""
+        before = self._closed.partition(_ANSWER)[0]
+        return before.removeprefix(self._opened) if before.startswith(self._opened) else ""
 
     @cached_property
-    def _supports_system(self) -> bool:
+    def generation_prompt(self) -> str:
+        """What stands before an answer."""
         try:
-            self._rendered(Conversation([Turn("a")], system="b"), merges_system=False)
-        except Exception:  # a template refuses a system message with an error of its own choosing
-            return False
-        return True
-
-    def segments(self, conversation: Conversation, *, num_target_turns: int = 0) -> list[Segment]:
-        """Return the conversation as segments; the last `num_target_turns` answers are targets."""
-        (*contexts, ending), messages = self._rendered(conversation)
-        segments: list[Segment] = []
-        num_answers_before = sum(role == "assistant" for role, _ in messages) - num_target_turns
-        for number, (context, (role, content)) in enumerate(
-            zip(contexts, messages, strict=True), 1
-        ):
-            if role != "assistant":
-                *before, last = self._context(context)
-                assert isinstance(last, Text)
-                segments += [*before, Text(last.text + content)]
-                continue
-            if self.answer_prefix and context.endswith(self.answer_prefix):
-                context = context.removesuffix(self.answer_prefix)
-                content = self.answer_prefix + content
-            num_answers_before -= 1
-            is_begun = conversation.is_open and number == len(messages)
-            answer = Text(
-                content, is_target=num_answers_before < 0, continues=True, ends=not is_begun
-            )
-            segments += [*self._context(context), answer]
-        if not conversation.is_open:
-            segments += self._context(ending)
-        return _merge_text(segments)
-
-    def _context(self, text: str) -> list[Segment]:
-        """Split template text at its special tokens, the only ones that count as such."""
-        parts = self._special.split(text) if self.special_tokens else [text]
-        return [Control(part) if number % 2 else Text(part) for number, part in enumerate(parts)]
+            unopened = self._rendered(Conversation((_ASKED,)), opens=False)
+        except UserError:
+            unopened = ""
+        pairs = enumerate(zip(self._opened, unopened, strict=False))
+        start = next((place for place, (a, b) in pairs if a != b), len(unopened))
+        return (self._opened[start:] or self._opened.rpartition(_USER)[2]) + self.answer_prefix
 
     @cached_property
-    def _special(self) -> re.Pattern[str]:
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+    def end(self) -> str | None:
+        """The control token that ends an answer; None where the template writes none."""
+        after = self._closed.rpartition(_ANSWER)[2]
+        found = self._controls.search(after)
+        return found[0] if found else None
 
-    def _rendered(
-        self, conversation: Conversation, *, merges_system: bool = True
-    ) -> tuple[list[str], list[tuple[str, str]]]:
-        """Return what the template writes around each message, and (role, content) of these.
+    @cached_property
+    def is_thinking(self) -> bool:
+        """Whether the model writes its reasons before an answer."""
+        opens = self.generation_prompt.rstrip().endswith("<think>")
+        return opens or self.renders_reasoning
 
-        It is rendered with placeholders, so that nothing people wrote meets the template.
+    @cached_property
+    def renders_reasoning(self) -> bool:
+        """Whether the template has a place for the reasons of an answer."""
+        reasons = dict.fromkeys(REASONING_KEYS, _REASONS)
+        return _REASONS in self._tried([_ASKED, {**_ANSWERED, **reasons}])
+
+    def prompt(self, conversation: Conversation) -> str:
+        """Return what the model reads before the answer to the last message.
+
+        Raises UserError for a conversation that the template refuses or does not show whole.
         """
-        said = [("system", conversation.system)] if conversation.system else []
-        for turn in conversation.turns:
-            said.append(("user", turn.user))
-            if turn.answer is not None:
-                said.append(("assistant", turn.answer))
-        messages = [
-            {"role": role, "content": f" \ue000{number}\ue001 "}
-            for number, (role, _) in enumerate(said)
-        ]
-        if conversation.system and merges_system and not self._supports_system:
+        num_asked = sum(message["role"] == "user" for message in conversation.messages)
+        if num_asked > 1 and not self._shows_earlier:
+            raise UserError(
+                "the base model's chat template leaves out or reorders earlier messages: expected "
+                "one prompt and its answer, or a prompt_template"
+            )
+        if conversation.tools and not self._shows_tools:
+            raise UserError("tools: the base model's chat template has no place for them")
+        return self._rendered(conversation, opens=True)
+
+    def learned(self, conversation: Conversation) -> str:
+        """Return what is learned of the last message, which is the assistant's."""
+        *before, message = conversation.messages
+        if not message.get("tool_calls") and not reasoning_of(message):
+            return self.answer_prefix + message["content"]
+        if reasoning_of(message) and not self.renders_reasoning:
+            raise UserError(
+                "reasoning_content: the base model's chat template has no place for it; expected "
+                "it in the content, as the model writes it"
+            )
+        prompt = self.prompt(conversation.until(len(before)))
+        closed = self._rendered(conversation, opens=False)
+        plain = self._rendered(conversation.until(len(before)).and_then([_ANSWERED]), opens=False)
+        plain = plain.rpartition(_ANSWER)[0]
+        if closed.startswith(prompt):
+            text = closed[len(prompt) :]
+            if not self.answer_prefix:
+                text = text.removeprefix(self.left_out)
+        elif closed.startswith(plain) and not reasoning_of(message):
+            text = closed[len(plain) :]
+        else:
+            raise UserError(
+                "the base model's chat template writes this answer in another place than its "
+                "generation prompt: expected one without reasoning_content"
+            )
+        if self.end is not None and self.end in text:
+            text = text.rpartition(self.end)[0]
+        return text
+
+    @cached_property
+    def _opened(self) -> str:
+        return self._sample(opens=True)
+
+    @cached_property
+    def _closed(self) -> str:
+        return self._sample(_ANSWERED, opens=False)
+
+    def _sample(self, *more: Message, opens: bool) -> str:
+        text = self._rendered(Conversation((_ASKED, *more)), opens=opens)
+        if not _in_order(text, [_USER, _ANSWER][: 1 + len(more)]):
+            raise UserError(
+                "the base model's chat template loses or reorders messages: set prompt_template"
+            )
+        return text
+
+    @cached_property
+    def _controls(self) -> re.Pattern[str]:
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    @cached_property
+    def _shows_earlier(self) -> bool:
+        last = {"role": "user", "content": _REASONS}
+        return _in_order(self._tried([_ASKED, _ANSWERED, last]), [_USER, _ANSWER, _REASONS])
+
+    @cached_property
+    def _shows_system(self) -> bool:
+        """Some templates refuse a system message, lose it, or move it to a later place."""
+        said = [{"role": "system", "content": _SYSTEM}, _ASKED]
+        later = [*said, _ANSWERED, {"role": "user", "content": _REASONS}]
+        return all(_in_order(self._tried(messages), [_SYSTEM, _USER]) for messages in (said, later))
+
+    @cached_property
+    def _shows_tools(self) -> bool:
+        return _TOOL in self._tried([_ASKED], tools=_TOOLS)
+
+    @cached_property
+    def _call_form(self) -> tuple[str | None, bool] | None:
+        """How the template reads a message that calls tools: the content where there is none, and
+        whether arguments are text; None where it reads none."""
+        for form in (("", False), (None, False), ("", True), (None, True)):
+            calls = _with_calls({"role": "assistant", "content": "", "tool_calls": [_CALL]}, form)
+            told = {"role": "tool", "name": _TOOL, "tool_call_id": "qzcall000", "content": _ANSWER}
+            if _in_order(self._tried([_ASKED, calls, told], tools=_TOOLS), [_TOOL, _ANSWER]):
+                return form
+        return None
+
+    def _tried(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
+        """Return the text of messages as they are; "" where the template refuses them."""
+        opens = messages[-1]["role"] != "assistant"
+        try:
+            return self.render(list(messages), tools=list(tools) or None, opens=opens)
+        except Exception:  # a template refuses messages with an error of its own choosing
+            return ""
+
+    def _rendered(self, conversation: Conversation, *, opens: bool) -> str:
+        messages = [self._read(message) for message in conversation.messages]
+        if messages[0]["role"] == "system" and len(messages) > 1 and not self._shows_system:
             system, user, *rest = messages
             both = f"{system['content']}\n\n{user['content']}"
-            messages = [{"role": "user", "content": both}, *rest]
-        text = self.render(messages, conversation.turns[-1].answer is None)
-        parts = _PLACEHOLDER.split(text)
-        numbers = [int(number) for number in parts[2::4]]
-        if numbers != list(range(len(said))):
+            messages = [{**user, "content": both}, *rest]
+        try:
+            return self.render(messages, tools=list(conversation.tools) or None, opens=opens)
+        except Exception as error:  # of the template's own choosing
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                "the base model's chat template leaves out or reorders messages: "
-                f"expected {len(said)} in order, found {numbers}; set prompt_template"
-            )
-        trimmed = []
-        for (role, content), before, after in zip(said, parts[1::4], parts[3::4], strict=True):
-            # A template that trims contents has trimmed the spaces around the placeholder.
-            content = content if before else content.lstrip()
-            trimmed.append((role, content if after else content.rstrip()))
-        return parts[::4], trimmed
+                f"the base model's chat template refuses the messages: {reason}"
+            ) from None
+
+    def _read(self, message: Message) -> Message:
+        """Return a message in the form that the template reads."""
+        if reasons := reasoning_of(message):
+            message = {**message, **dict.fromkeys(REASONING_KEYS, reasons)}
+        if message.get("tool_calls") or message["role"] == "tool":
+            if self._call_form is None:
+                raise UserError(
+                    "tool_calls: the base model's chat template has no place for calls of tools"
+                )
+            message = _with_calls(message, self._call_form)
+        return message
 
 
-def _merge_text(segments: list[Segment]) -> list[Segment]:
-    """Join context texts that touch, because the model's tokenizer reads them as one."""
-    merged: list[Segment] = []
-    for segment in segments:
-        if isinstance(segment, Text) and not segment.continues:
-            last = merged[-1] if merged else None
-            if not segment.text:
-                continue
-            if isinstance(last, Text) and last.continues:
-                segment = replace(segment, continues=True)
-            elif isinstance(last, Text):
-                segment = replace(merged.pop(), text=last.text + segment.text)
-        merged.append(segment)
-    return merged
+def _with_calls(message: Message, form: tuple[str | None, bool]) -> Message:
+    if not message.get("tool_calls"):
+        return message
+    no_content, is_text = form
+
+    def read(call: dict[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        arguments = function.get("arguments", {})
+        if is_text and not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        elif isinstance(arguments, str) and not is_text:
+            arguments = json.loads(arguments)
+        return {"type": "function", **call, "function": {**function, "arguments": arguments}}
+
+    calls = [read(call) for call in message["tool_calls"]]
+    return {**message, "content": message.get("content") or no_content, "tool_calls": calls}
+
+
+def _in_order(text: str, words: Sequence[str]) -> bool:
+    """Return whether the words stand in a text, each once before the next."""
+    places = [text.find(word) for word in words]
+    return -1 not in places and places == sorted(places)

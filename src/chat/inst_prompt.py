@@ -1,9 +1,8 @@
 """A prompt that holds a complete conversation, its user turns in [INST] tags."""
 
 import re
-from dataclasses import replace
 
-from src.chat.conversation import Conversation, Turn
+from src.chat.conversation import Conversation, Message
 
 # Begins only where white space begins and never gives any back: a prompt of spaces takes no longer.
 _TURN_START = re.compile(r"(?<!\s)\s*+(?:</s>\s*+)?(?:<s>\s*+)?\[INST\]")
@@ -17,12 +16,14 @@ def read_inst_prompt(prompt: str) -> Conversation | None:
     start = _TURN_START.match(prompt)
     if start is None:
         return None
-    turns = []
+    messages: list[Message] = []
     for part in _TURN_START.split(prompt[start.end() :]):
         user, closed, answer = part.rpartition("[/INST]")
-        turns.append(Turn(user.strip(), answer.strip()) if closed else Turn(part.strip()))
-    *finished, last = turns
-    if last.answer:
+        messages.append({"role": "user", "content": (user if closed else part).strip()})
+        if closed:
+            messages.append({"role": "assistant", "content": answer.strip()})
+    last = messages[-1]
+    if last["role"] == "assistant":
         begun = prompt.rpartition("[/INST]")[2].removeprefix(" ")
-        return Conversation([*finished, replace(last, answer=begun)], is_open=True)
-    return Conversation([*finished, replace(last, answer=None)])
+        messages[-1:] = [{**last, "content": begun}] if last["content"] else []
+    return Conversation(tuple(messages))

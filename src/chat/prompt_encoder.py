@@ -24,8 +24,7 @@ class PromptEncoder:
 
         Raises UserError where they leave no room for a reply.
         """
-        segments = self.chat_format.prompt_format.segments(self.chat_format.of_prompt(prompt))
-        ids = self.tokenizer.encode_segments(segments)
+        ids = self.chat_format.prompt_ids(self.chat_format.of_prompt(prompt))
         if len(ids) >= self.max_seq_len:
             raise UserError(
                 f"validation_prompt: expected fewer than {self.max_seq_len:,} tokens, the base "

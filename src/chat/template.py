@@ -3,8 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 
-from src.chat.conversation import Conversation
-from src.chat.segments import BOS, EOS, Control, Segment, Text
+from src.chat.conversation import Conversation, Message, reasoning_of
 from src.errors import UserError
 
 FREE_CHARACTERS = 10_000
@@ -38,42 +37,62 @@ class TagFormat:
     """Stands between a finished answer and the end of its turn."""
     bos_each_turn: bool = False
     is_stripped: bool = False
+    bos: str = ""
+    """The tokenizer's control tokens."""
+    eos: str = ""
+    end: None = None
+    """The control token that ends an answer: end-of-sequence."""
 
     @property
     def uses_inst_tags(self) -> bool:
         """Whether a prompt may hold a conversation in [INST] tags."""
         return "[INST]" in self.template
 
-    def segments(self, conversation: Conversation, *, num_target_turns: int = 0) -> list[Segment]:
-        """Return the conversation as segments; the last `num_target_turns` answers are targets."""
-        segments: list[Segment] = []
-        for number, turn in enumerate(conversation.turns):
-            if number == 0 or self.bos_each_turn:
-                segments.append(Control(BOS))
-            segments.append(
-                Text(self.prompt_text(turn.user, conversation.system if number == 0 else ""))
-            )
-            if turn.answer is None:
-                continue
-            is_begun = conversation.is_open and number == len(conversation.turns) - 1
-            is_target = number >= len(conversation.turns) - num_target_turns
-            is_context = not (is_target or is_begun)
-            answer = turn.answer.strip() if is_context and self.is_stripped else turn.answer
-            text = self.answer_prefix + answer
-            segments.append(Text(text, is_target=is_target, continues=True, ends=not is_begun))
-            if not is_begun:
-                if self.answer_suffix:
-                    segments.append(Text(self.answer_suffix, continues=True))
-                segments.append(Control(EOS))
-        return segments
+    @property
+    def generation_prompt(self) -> str:
+        """What stands before an answer."""
+        return self.template.rpartition("{prompt}")[2] + self.answer_prefix
 
-    def prompt_text(self, user: str, system: str) -> str:
-        """Return the text of one user turn."""
+    def prompt(self, conversation: Conversation) -> str:
+        """Return what the model reads before the answer to the last message.
+
+        Raises UserError for messages that only a chat template has a place for.
+        """
+        text, system, begins = self.bos, conversation.system or "", True
+        for message in conversation.messages:
+            _check_plain(message, conversation)
+            if message["role"] == "user":
+                if self.bos_each_turn and not begins:
+                    text += self.bos
+                text += self._turn(message["content"], system)
+                system, begins = "", False
+            elif message["role"] == "assistant":
+                answer = message["content"].strip() if self.is_stripped else message["content"]
+                text += self.answer_prefix + answer + self.answer_suffix + self.eos
+        return text
+
+    def learned(self, conversation: Conversation) -> str:
+        """Return what is learned of the last message, which is the assistant's."""
+        message = conversation.messages[-1]
+        _check_plain(message, conversation)
+        return self.answer_prefix + message["content"]
+
+    def _turn(self, user: str, system: str) -> str:
         if "{system_prompt}" not in self.template and system:
             user = fill(self.system_block, system_prompt=system) + user
         if self.is_stripped:
             user = user.strip()
         return fill(self.template, prompt=user, system_prompt=system)
+
+
+def _check_plain(message: Message, conversation: Conversation) -> None:
+    has_calls = message.get("tool_calls") or message["role"] == "tool" or conversation.tools
+    for found, name in (
+        (has_calls, "tools and calls of them"),
+        (reasoning_of(message), "reasoning_content"),
+    ):
+        if found:
+            raise UserError(f"only a chat template has a place for {name}, found none in use")
 
 
 PLAIN = TagFormat("{prompt}")
@@ -102,13 +121,13 @@ def check_template(template: str) -> None:
         )
 
 
-def with_template(base: object, template: str) -> TagFormat:
+def with_template(base: object, template: str, *, bos: str = "<s>") -> TagFormat:
     """Return a format that uses the user's own template in place of the base model's.
 
-    A leading <s> is left out: the beginning-of-sequence token stands before every prompt anyway.
+    A leading `bos` or <s> is left out: it stands before every prompt anyway.
     """
     check_template(template)
-    template = template.removeprefix("<s>")
+    template = template.removeprefix(bos).removeprefix("<s>")
     is_tagged = template.endswith("[/INST]")
     own = TagFormat(template, answer_prefix=" " if is_tagged else "")
     if is_tagged and isinstance(base, TagFormat):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.chat.conversation import Turn
+from src.chat.conversation import Conversation, Message
 from src.data.lines import read_lines
 from src.errors import UserError
 from src.files.printable import printable
@@ -39,8 +39,7 @@ class CompletionExample:
 class ChatExample:
     """Every assistant turn is a target."""
 
-    turns: tuple[Turn, ...]
-    system: str | None
+    conversation: Conversation
 
 
 Example = TextExample | CompletionExample | ChatExample
@@ -125,7 +124,7 @@ class ExampleFile:
         if not isinstance(messages, list) or not messages:
             found = _describe(messages)
             raise _BadLineError(f'"messages": expected a list of messages, found {found}')
-        system, contents = None, []
+        said: list[Message] = []
         expected: tuple[str, ...] = ("system", "user")
         for number, message in enumerate(messages):
             where = f"messages[{number}]"
@@ -138,18 +137,14 @@ class ExampleFile:
                 raise _BadLineError(f'"{where}.role": expected {roles}, found {_describe(role)}')
             content = _text(message, "content", f"{where}.", may_be_empty=role != "assistant")
             self._count_unknown(f"messages[].{key}" for key in message.keys() - {"role", "content"})
-            if role == "system":
-                system = content
-            else:
-                contents.append(content)
+            said.append({"role": role, "content": content})
             expected = ("assistant",) if role == "user" else ("user",)
-        if len(contents) % 2 or not contents:
+        if said[-1]["role"] != "assistant":
             raise _BadLineError(
                 '"messages": expected the last message to be the assistant\'s, found the '
                 f"{messages[-1]['role']}'s"
             )
-        turns = tuple(Turn(*pair) for pair in zip(contents[::2], contents[1::2], strict=True))
-        return ChatExample(turns, system)
+        return ChatExample(Conversation(tuple(said)))
 
     def _count_unknown(self, keys: Iterable[str]) -> None:
         for key in keys:

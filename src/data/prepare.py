@@ -43,7 +43,6 @@ def prepare_data(
     log: Callable[[str], None],
 ) -> None:
     """Tokenize the files into `folder`, for `open_datasets`, and log what was decided."""
-    tokenizer, max_seq_len = encoder.tokenizer, encoder.max_seq_len
     folder.mkdir(exist_ok=True)
 
     def write(path: str, name: str, part: str, max_length: int) -> TokenDataset:
@@ -54,8 +53,12 @@ def prepare_data(
             nonlocal num_own_bos
             for line_number, example in file:
                 num_own_bos += begins_with_bos(example)
-                complete = tokenize(example, tokenizer, encoder.chat_format)
-                yield line_number, cut(complete, max_length=max_length, eos_id=tokenizer.eos_id)
+                try:
+                    sequences = tokenize(example, encoder.chat_format)
+                except UserError as error:
+                    raise UserError(f"{name}, line {line_number}: {error}") from None
+                for sequence in sequences:
+                    yield line_number, cut(sequence, max_length=max_length)
 
         write_tokens(tokenized(), folder / part)
         dataset = TokenDataset(folder / part, name=name)
@@ -74,24 +77,26 @@ def prepare_data(
             )
         return dataset
 
-    limit = _longest_example(settings, max_seq_len, log)
+    limit = _longest_example(settings, encoder.max_seq_len, log)
     train = write(settings.train_data, settings.train_data_name, "train", limit)
-    num_train = len(train)
+    last = len(train)
     if settings.run_validation and settings.validation_data is not None:
         name = settings.validation_data_name or Path(settings.validation_data).name
-        validation = write(settings.validation_data, name, "validation", max_seq_len)
-        num_validation = min(settings.num_validation_samples, len(validation))
-        log(f"validation: the first {num_validation:,} of {len(validation):,} examples of {name}")
-        held_out = _Part("validation", name, 0, num_validation)
+        validation = write(settings.validation_data, name, "validation", encoder.max_seq_len)
+        num_examples = validation.counts.examples
+        num_validation = min(settings.num_validation_samples, num_examples)
+        log(f"validation: the first {num_validation:,} of {num_examples:,} examples of {name}")
+        held_out = _Part("validation", name, 0, validation.first_sequence(num_validation))
     else:
-        num_validation = num_held_out(num_train, settings)
+        num_examples = train.counts.examples
+        num_validation = num_held_out(num_examples, settings)
         if settings.run_validation:
             asked = settings.num_validation_samples
             note = "" if num_validation == asked else f" ({asked:,} asked for, at most a fifth)"
-            log(f"validation: the last {num_validation:,} of {len(train):,} examples{note}")
-        num_train -= num_validation
-        held_out = _Part("train", train.name, num_train, len(train))
-    kept = _Part("train", train.name, 0, num_train)
+            log(f"validation: the last {num_validation:,} of {num_examples:,} examples{note}")
+        last = train.first_sequence(num_examples - num_validation)
+        held_out = _Part("train", train.name, last, len(train))
+    kept = _Part("train", train.name, 0, last)
     (folder / _PARTS).write_text(json.dumps([kept, held_out]))
     if open_datasets(folder)[0].counts.learned_tokens == 0:
         raise UserError(

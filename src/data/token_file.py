@@ -1,4 +1,7 @@
-"""Tokenized examples on disk: written as they come, mapped into memory by every rank."""
+"""Tokenized examples on disk: written as they come, mapped into memory by every rank.
+
+Most examples are one sequence of tokens; of some dialogues each answer is one.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -60,9 +63,9 @@ def write_tokens(examples: Iterable[tuple[int, TokenizedExample]], path: Path) -
 
 
 class TokenDataset:
-    """The examples `first` to `last` of a token file, end to end.
+    """The sequences `first` to `last` of a token file, end to end.
 
-    Example i is tokens `offsets[i]` to `offsets[i + 1]`; `name` is the user's file.
+    Sequence i is tokens `offsets[i]` to `offsets[i + 1]`; `name` is the user's file.
     """
 
     def __init__(self, path: Path, *, name: str, first: int = 0, last: int | None = None) -> None:
@@ -81,14 +84,23 @@ class TokenDataset:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example."""
+        """Tokens of each sequence."""
         return np.diff(self.offsets)
+
+    def first_sequence(self, example: int) -> int:
+        """Return the first sequence of an example, or their number behind the last one."""
+        return int([*self._starts, len(self)][example])
+
+    @property
+    def _starts(self) -> np.ndarray:
+        """The first sequence of each example: those of one come from one line of the file."""
+        return np.flatnonzero(np.diff(self._examples["line_number"], prepend=-1))
 
     @property
     def counts(self) -> DataCounts:
         num_cut = self._examples["num_cut"]
         return DataCounts(
-            examples=len(self),
+            examples=len(self._starts),
             tokens=int(self.offsets[-1]),
             learned_tokens=int(self._examples["num_targets"].sum()),
             cut_examples=int(np.count_nonzero(num_cut)),

@@ -1,11 +1,9 @@
 """An example as token ids, with what the model should predict at each position."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from src.chat.chat_format import ChatFormat
-from src.chat.conversation import Conversation
-from src.chat.segments import BOS, EOS, Control, Segment, Text
-from src.chat.tokenizer import Tokenizer
+from src.chat.chat_format import ChatFormat, LearnedAnswer
 from src.data.examples import ChatExample, CompletionExample, Example, TextExample
 
 IGNORE_INDEX = -100
@@ -23,20 +21,20 @@ class TokenizedExample:
     """Tokens that did not fit."""
 
 
-def tokenize(example: Example, tokenizer: Tokenizer, chat_format: ChatFormat) -> TokenizedExample:
-    """Return an example as token ids; prompt and completion are encoded apart."""
+def tokenize(example: Example, chat_format: ChatFormat) -> list[TokenizedExample]:
+    """Return an example as token ids.
+
+    It is one sequence, or several where serving shows an earlier answer otherwise than it was
+    learned: a model reads before each answer what it will read when it is served.
+    """
     match example:
         case TextExample(text):
-            target = Text(text.removeprefix(_OWN_BOS), is_target=True, ends=True)
-            segments = [Control(BOS), target, Control(EOS)]
+            answers = [chat_format.learned_text(text)]
         case CompletionExample(prompt, completion):
-            segments = _completion_segments(chat_format, chat_format.of_prompt(prompt), completion)
-        case ChatExample(turns, system):
-            own = chat_format.system_prompt if system is None else system
-            segments = chat_format.prompt_format.segments(
-                Conversation(turns, own), num_target_turns=len(turns)
-            )
-    return _assemble(segments, tokenizer)
+            answers = [chat_format.learned_completion(prompt, completion)]
+        case ChatExample(conversation):
+            answers = chat_format.learned_answers(conversation)
+    return _sequences(answers)
 
 
 def begins_with_bos(example: Example) -> bool:
@@ -48,59 +46,33 @@ def begins_with_bos(example: Example) -> bool:
             return False
 
 
-def _completion_segments(
-    chat_format: ChatFormat, conversation: Conversation, completion: str
-) -> list[Segment]:
-    if conversation.is_open:
-        rest = Text(completion, is_target=True, continues=True, ends=True)
-        return [*chat_format.prompt_format.segments(conversation), rest, Control(EOS)]
-    *finished, last = conversation.turns
-    answered = Conversation([*finished, replace(last, answer=completion)], conversation.system)
-    return chat_format.prompt_format.segments(answered, num_target_turns=1)
+def _sequences(answers: Iterable[LearnedAnswer]) -> list[TokenizedExample]:
+    sequences: list[TokenizedExample] = []
+    for prompt_ids, answer_ids, end_id in answers:
+        ids = prompt_ids + answer_ids
+        labels = [*ids[1:], end_id, IGNORE_INDEX]
+        loss_mask = [*[False] * (len(prompt_ids) - 1), *[True] * (len(answer_ids) + 1), False]
+        loss_mask = loss_mask[-len(labels) :]
+        if sequences:
+            # An answer before it that stands there as it was learned is learned along with it.
+            before = sequences[-1]
+            length = len(before.input_ids) - 1
+            if before.input_ids[:length] == ids[:length]:
+                labels[:length], loss_mask[:length] = before.labels[:-1], before.loss_mask[:-1]
+                sequences.pop()
+        sequences.append(TokenizedExample([*ids, end_id], labels, loss_mask))
+    return sequences
 
 
-def _assemble(segments: list[Segment], tokenizer: Tokenizer) -> TokenizedExample:
-    input_ids: list[int] = []
-    labels: list[int] = []
-    loss_mask: list[bool] = []
-
-    def add_label(token: int, is_target: bool) -> None:
-        if len(labels) < len(input_ids):
-            labels.append(token)
-            loss_mask.append(is_target)
-
-    for segment, following in zip(segments, _controls_after(segments), strict=True):
-        is_target = isinstance(segment, Text) and segment.is_target
-        for token in tokenizer.encode_segment(segment):
-            add_label(token, is_target)
-            input_ids.append(token)
-        if isinstance(segment, Text) and segment.is_target and segment.ends:
-            # The turn is to end right here, whatever the format puts before its control token.
-            add_label(tokenizer.end_id(following), True)
-    add_label(IGNORE_INDEX, False)
-    return TokenizedExample(input_ids, labels, loss_mask)
-
-
-def _controls_after(segments: list[Segment]) -> list[Control | None]:
-    """Return the first control token behind each segment."""
-    controls: list[Control | None] = []
-    following = None
-    for segment in reversed(segments):
-        controls.append(following)
-        if isinstance(segment, Control):
-            following = segment
-    return controls[::-1]
-
-
-def cut(example: TokenizedExample, *, max_length: int, eos_id: int) -> TokenizedExample:
-    """Cut an example to `max_length` tokens; it keeps something to learn and its end-of-sequence.
+def cut(example: TokenizedExample, *, max_length: int) -> TokenizedExample:
+    """Cut an example to `max_length` tokens; it keeps something to learn and its last token.
 
     The end is cut first. Where no target would be left, the prompt loses its beginning.
     """
     num_tokens = len(example.input_ids)
     if num_tokens <= max_length:
         return example
-    first_target = example.loss_mask.index(True)
+    first_target, end_id = example.loss_mask.index(True), example.input_ids[-1]
     start = 0
     if first_target >= max_length - 1:
         start = min(first_target - max_length // 2, num_tokens - max_length)
@@ -109,10 +81,10 @@ def cut(example: TokenizedExample, *, max_length: int, eos_id: int) -> Tokenized
     labels = example.labels[start:stop]
     loss_mask = example.loss_mask[start:stop]
     if stop < num_tokens:
-        input_ids[-1] = eos_id
+        input_ids[-1] = end_id
         labels[-1], loss_mask[-1] = IGNORE_INDEX, False
         if max_length > 1:
-            labels[-2] = eos_id
+            labels[-2] = end_id
     if start > 0:
         input_ids[0] = example.input_ids[0]
     return TokenizedExample(input_ids, labels, loss_mask, num_tokens - max_length)

@@ -25,7 +25,7 @@ class RequestInputs:
 
     prompt: str
     conversation: Conversation | None
-    """What `messages` hold, in place of the prompt; its system prompt is still to be set."""
+    """What `messages` hold, in place of the prompt."""
     system_prompt: str | None
     prompt_template: str | None
     sampling: SamplingParams
@@ -65,8 +65,7 @@ def parse_inputs(request: Mapping[str, Any], *, max_seq_len: int) -> RequestInpu
             raise UserError(
                 "messages: expected an empty prompt beside it, found one that is not empty"
             )
-        own_system, conversation = parse_messages(request["messages"])
-        system_prompt = system_prompt if own_system is None else own_system
+        conversation = parse_messages(request["messages"])
     return RequestInputs(
         prompt=request["prompt"],
         conversation=conversation,

@@ -1,10 +1,9 @@
 """A conversation as a JSON list of messages, the form that OpenAI's clients send."""
 
-import itertools
 import json
 from typing import Any
 
-from src.chat.conversation import Conversation, Turn
+from src.chat.conversation import Conversation, Message
 from src.chat.tokenizer import check_unicode
 from src.errors import UserError
 from src.files.printable import printable
@@ -24,7 +23,7 @@ JSON_KINDS = {
 }
 
 
-def parse_messages(text: str) -> tuple[str | None, Conversation]:
+def parse_messages(text: str) -> Conversation:
     """Return an optional system message, and the turns of user and assistant after it.
 
     Where the last message is the assistant's, the model goes on with it. Raises UserError for
@@ -42,23 +41,18 @@ def parse_messages(text: str) -> tuple[str | None, Conversation]:
             f"messages: expected a JSON list of 1 to {MAX_MESSAGES:,} messages, found {found}"
         )
     said = [_message(number, message) for number, message in enumerate(messages, 1)]
-    system = said.pop(0)[1] if said[0][0] == "system" else None
-    for number, (role, _) in enumerate(said):
+    turns = said[1:] if said[0]["role"] == "system" else said
+    for number, message in enumerate(turns):
         expected = "assistant" if number % 2 else "user"
-        if role != expected:
-            position = number + 1 + len(messages) - len(said)
-            where = f"messages: message {position}"
-            raise UserError(f"{where}: expected role {expected}, found {role}")
-    if not said:
+        if message["role"] != expected:
+            where = f"messages: message {number + 1 + len(said) - len(turns)}"
+            raise UserError(f"{where}: expected role {expected}, found {message['role']}")
+    if not turns:
         raise UserError("messages: expected a message of the user, found a system message alone")
-    contents = [content for _, content in said]
-    turns = [
-        Turn(user, answer) for user, answer in itertools.zip_longest(contents[::2], contents[1::2])
-    ]
-    return system, Conversation(turns, is_open=turns[-1].answer is not None)
+    return Conversation(tuple(said))
 
 
-def _message(number: int, message: Any) -> tuple[str, str]:
+def _message(number: int, message: Any) -> Message:
     where = f"messages: message {number}"
     if not isinstance(message, dict):
         raise UserError(
@@ -79,7 +73,7 @@ def _message(number: int, message: Any) -> tuple[str, str]:
             f"{where}: expected content that is text, found {JSON_KINDS[type(content)]}"
         )
     check_unicode(where, content)
-    return role, content
+    return {"role": role, "content": content}
 
 
 def _part(where: str, part: Any) -> str:

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 from src.base_models import describe_model
@@ -156,7 +155,7 @@ class TextPredictor:
             chat_format = self._chat_format(inputs, adapter)
             prompt_ids = self._prompt_ids(inputs, chat_format)
             if inputs.debug:
-                text = self._engine.tokenizer.tokenizer.decode(prompt_ids)
+                text = self._engine.tokenizer.show(prompt_ids)
                 print(f"prompt, {len(prompt_ids)} tokens: {text!r}", flush=True)
             return RequestState(
                 self._engine,
@@ -205,16 +204,16 @@ class TextPredictor:
     def _prompt_ids(self, inputs: RequestInputs, chat_format: ChatFormat) -> list[int]:
         if inputs.conversation is None:
             conversation = chat_format.of_prompt(inputs.prompt, inputs.system_prompt)
-            if len(conversation.turns) > MAX_MESSAGES:
+            num_turns = sum(message["role"] == "user" for message in conversation.messages)
+            if num_turns > MAX_MESSAGES:
                 raise UserError(
                     f"prompt: expected at most {MAX_MESSAGES:,} turns in [INST] tags, "
-                    f"found {len(conversation.turns):,}"
+                    f"found {num_turns:,}"
                 )
         else:
             asked = inputs.system_prompt
             system = chat_format.system_prompt if asked is None else asked
-            conversation = replace(inputs.conversation, system=system)
-        segments = chat_format.prompt_format.segments(conversation)
-        check_prompt_length(segments, self._engine.tokenizer, max_seq_len=self._engine.max_seq_len)
-        ids = self._engine.tokenizer.encode_segments(segments)
-        return ids or [self._engine.tokenizer.eos_id]
+            conversation = inputs.conversation.with_system(system)
+        engine = self._engine
+        check_prompt_length(conversation, engine.tokenizer, max_seq_len=engine.max_seq_len)
+        return chat_format.prompt_ids(conversation)

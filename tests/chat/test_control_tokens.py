@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from src.chat.chat_format import build_chat_format, build_train_format
-from src.chat.conversation import Conversation, Turn
+from src.chat.conversation import Conversation
 from src.chat.tokenizer import Tokenizer
 from src.data.examples import CompletionExample, TextExample
 from src.data.tokenization import tokenize
@@ -53,10 +53,9 @@ def test_tokens_without_a_flag_are_control_tokens(
     text = f"a{''.join(names)}b</s><s>"
 
     def read(words: str) -> list[int]:
-        conversation = Conversation([Turn(words, words), Turn(words)], system=words)
-        ids = tokenizer.encode_segments(chat_format.prompt_format.segments(conversation))
+        ids = chat_format.prompt_ids(Conversation.of(words, words, words, system=words))
         for example in (CompletionExample(words, words), TextExample(words)):
-            ids += tokenize(example, tokenizer, train_format).input_ids
+            ids += tokenize(example, train_format)[0].input_ids
         assert words in tokenizer.decode(ids)
         return [token for token in ids if token in controls]
 

@@ -1,13 +1,13 @@
 """What people write is literal text: no attribute is read and no control token is made of it."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from src.chat.chat_format import build_chat_format, build_train_format
-from src.chat.conversation import Conversation, Turn
-from src.chat.segments import Control, Text
+from src.chat.chat_format import ChatFormat, build_chat_format, build_train_format
+from src.chat.conversation import Conversation
 from src.chat.template import LLAMA_2, MISTRAL, PLAIN, fill, with_template
 from src.chat.tokenizer import Tokenizer
 from src.data.examples import ChatExample, CompletionExample, TextExample
@@ -64,14 +64,12 @@ def test_text_makes_no_control_token(llama: Tokenizer, text: str):
         MISTRAL,
         with_template(LLAMA_2, "{system_prompt}|{prompt}"),
     ):
-        turns = [Turn(text, text), Turn(text)]
-        segments = prompt_format.segments(Conversation(turns, system=text))
-        harmless = prompt_format.segments(Conversation([Turn("a", "a"), Turn("a")], system="a"))
-        assert [p for p in segments if isinstance(p, Control)] == [
-            p for p in harmless if isinstance(p, Control)
-        ]
-        found = controls(llama.encode_segments(segments), llama)
-        assert found == controls(llama.encode_segments(harmless), llama)
+        tags = replace(prompt_format, bos=llama.bos, eos="</s>")
+        chat_format = ChatFormat(llama, tags, None, "")
+        ids = chat_format.prompt_ids(Conversation.of(text, text, text, system=text))
+        harmless = chat_format.prompt_ids(Conversation.of("a", "a", "a", system="a"))
+        assert controls(ids, llama) == controls(harmless, llama)
+        assert len(controls(ids, llama)) > 1
 
 
 @needs_llama
@@ -82,12 +80,6 @@ def test_text_is_read_as_it_stands(llama: Tokenizer, text: str):
     model = SentencePieceProcessor(str(TOKENIZER_MODEL))
     if "\x00" not in text:
         assert llama.encode(text) == model.encode(text)
-    joined = "".join(
-        segment.text
-        for segment in PLAIN.segments(Conversation([Turn(text)]))
-        if isinstance(segment, Text)
-    )
-    assert joined == text
 
 
 @needs_llama
@@ -95,25 +87,30 @@ def test_text_is_read_as_it_stands(llama: Tokenizer, text: str):
 def test_training_text_makes_no_control_token(llama: Tokenizer, text: str):
     for base_model in ("llama-2-7b", "llama-2-7b-chat", "mistral-7b-instruct-v0.2"):
         chat_format = build_train_format(base_model, llama)
-        for make in (
-            lambda t: TextExample(f"x{t}"),
-            lambda t: CompletionExample(f"x{t}", f"x{t}"),
-            lambda t: ChatExample((Turn(f"x{t}", f"x{t}"), Turn(t, f"x{t}")), t),
+        for num_answers, make in (
+            (1, lambda t: TextExample(f"x{t}")),
+            (1, lambda t: CompletionExample(f"x{t}", f"x{t}")),
+            (2, lambda t: ChatExample(Conversation.of(f"x{t}", f"x{t}", t, f"x{t}", system=t))),
         ):
-            found = tokenize(make(text), llama, chat_format)
-            harmless = tokenize(make("a"), llama, chat_format)
-            assert controls(found.input_ids, llama) == controls(harmless.input_ids, llama)
-            assert controls(found.labels, llama) == controls(harmless.labels, llama)
+            found, harmless = (tokenize(make(t), chat_format) for t in (text, "a"))
+            assert controls(found[-1].input_ids, llama) == controls(harmless[-1].input_ids, llama)
+            learned = [
+                label
+                for sequence in found
+                for label, is_target in zip(sequence.labels, sequence.loss_mask, strict=True)
+                if is_target
+            ]
+            assert controls(learned, llama) == [llama.eos_id] * num_answers
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_chat_template_sees_nothing_of_the_text(chat: Tokenizer, text: str):
+def test_text_adds_no_control_token_in_a_chat_template(chat: Tokenizer, text: str):
     chat_format = build_chat_format("chat", chat)
     assert "<|im_start|>" in chat.special_tokens
 
     def ids(content: str) -> list[int]:
-        conversation = Conversation([Turn(content, content), Turn(content)], system=content)
-        return chat.encode_segments(chat_format.prompt_format.segments(conversation))
+        conversation = Conversation.of(content, content, content, system=content)
+        return chat_format.prompt_ids(conversation)
 
     assert controls(ids(f"x{text}x"), chat) == controls(ids("xax"), chat)
     assert chat.decode(ids(f"x{text}x")).count(f"x{text}x") == 4
@@ -157,5 +154,5 @@ def test_long_prompts_take_no_long_time(tokenizer: Tokenizer, text: str):
     chat_format = build_chat_format("llama-2-7b-chat", tokenizer)
     for whole in (f"{prompt}x", f"[INST]{prompt}x", f"[INST] a [/INST] b{prompt}[INST"):
         started = time.thread_time()
-        chat_format.prompt_format.segments(chat_format.of_prompt(whole))
+        chat_format.prompt_format.prompt(chat_format.of_prompt(whole))
         assert time.thread_time() - started < 1

@@ -2,8 +2,8 @@
 
 import pytest
 
+from src.chat.conversation import Conversation
 from src.chat.prompt_length import check_prompt_length
-from src.chat.segments import BOS, Control, Text
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
 from tests.chat.known_tokenizers import needs_llama
@@ -28,26 +28,24 @@ def test_a_long_prompt_is_encoded_in_part(llama: Tokenizer, text: str):
     whole = (text * 64 * CONTEXT)[: 64 * CONTEXT]
     counted = Counted(llama)
     with pytest.raises(UserError, match=r"expected fewer than 512 tokens.*found more than 1,024"):
-        check_prompt_length([Control(BOS), Text(whole)], counted, max_seq_len=CONTEXT)
+        check_prompt_length(Conversation.of(whole), counted, max_seq_len=CONTEXT)
     assert counted.num_encoded <= len(whole) / 3
 
 
 @needs_llama
-@pytest.mark.parametrize("num_pieces", [1, 7, 100])
+@pytest.mark.parametrize("num_messages", [1, 7, 101])
 @pytest.mark.parametrize("text", [" " * 16, "\u3000", "internationally "])
-def test_a_prompt_that_fits_is_never_refused(llama: Tokenizer, text: str, num_pieces: int):
+def test_a_prompt_that_fits_is_never_refused(llama: Tokenizer, text: str, num_messages: int):
     """Sixteen spaces are the longest token that Llama 2 has."""
     whole = text * (CONTEXT * 20 // len(text))
-    size = len(whole) // num_pieces
-    segments = [
-        Text(whole[start : start + size], continues=True) for start in range(0, len(whole), size)
-    ]
-    while len(llama.encode_segments(segments)) > CONTEXT:
-        segments.pop()
-    check_prompt_length(segments, llama, max_seq_len=CONTEXT)
+    while len(llama.encode(whole)) > CONTEXT:
+        whole = whole[: len(whole) * 9 // 10]
+    size = -(-len(whole) // num_messages)
+    parts = [whole[start : start + size] for start in range(0, len(whole), size)]
+    check_prompt_length(Conversation.of(*parts), llama, max_seq_len=CONTEXT)
 
 
 def test_too_many_characters_are_named(tokenizer: Tokenizer):
-    texts = [Text("a" * 16 * CONTEXT) for _ in range(5)]
+    texts = ["a" * 16 * CONTEXT for _ in range(5)]
     with pytest.raises(UserError, match=r"at most 32,768 characters .* found 40,960"):
-        check_prompt_length(texts, tokenizer, max_seq_len=CONTEXT)
+        check_prompt_length(Conversation.of(*texts), tokenizer, max_seq_len=CONTEXT)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.chat.conversation import Turn
+from src.chat.conversation import Conversation
 from src.data.examples import ChatExample, CompletionExample, ExampleFile, TextExample
 from src.data.lines import MAX_LINE_BYTES
 from src.errors import UserError
@@ -37,7 +37,7 @@ def test_the_three_kinds_may_be_mixed(write_rows):
     assert read(path) == [
         TextExample("a"),
         CompletionExample("", "b"),
-        ChatExample((Turn("u", "v"),), "s"),
+        ChatExample(Conversation.of("u", "v", system="s")),
     ]
     assert ExampleFile(path).check() == 3
 
@@ -55,7 +55,7 @@ def test_null_stands_for_a_kind_that_a_row_is_not_of(write_rows):
         ]
     )
     pair = CompletionExample("a", "b")
-    assert read(path) == [pair, TextExample("a"), pair, ChatExample((Turn("u", "v"),), None)]
+    assert read(path) == [pair, TextExample("a"), pair, ChatExample(Conversation.of("u", "v"))]
     assert ExampleFile(path).check() == 4
     file = ExampleFile(path)
     list(file)

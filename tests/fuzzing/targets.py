@@ -5,6 +5,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -192,17 +193,14 @@ def _requests() -> Target:
         if any("\ud800" <= c <= "\udfff" for c in prompt + system + template):
             return False  # refused before it gets here
         chat_format = rng.choice(chat_formats)
-        prompt_format = chat_format.prompt_format
         if "{prompt}" in template and rng.random() < 0.5:
-            prompt_format = with_template(prompt_format, template)
+            own = with_template(chat_format.prompt_format, template)
+            chat_format = replace(chat_format, prompt_format=own)
         try:
-            segments = prompt_format.segments(
-                chat_format.of_prompt(prompt, rng.choice((system, None)))
-            )
+            ids = chat_format.prompt_ids(chat_format.of_prompt(prompt, rng.choice((system, None))))
         except UserError:
             return False
-        ids = tokenizer.encode_segments(segments)
-        assert tokenizer.eos_id not in ids or "[INST]" in prompt
+        assert tokenizer.eos_id not in ids or "[INST]" in prompt or "</s>" in template
         return num_taken > 3
 
     return requests

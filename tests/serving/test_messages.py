@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from src.chat.conversation import Conversation, Turn
+from src.chat.conversation import Conversation
 from src.errors import UserError
 from src.serving.messages import parse_messages
 
@@ -22,17 +22,17 @@ TEXT_PART = {"type": "text", "text": "a"}
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [
-        ([USER], (None, Conversation([Turn("u")]))),
-        ([SYSTEM, USER], ("s", Conversation([Turn("u")]))),
-        ([message("system", ""), USER], ("", Conversation([Turn("u")]))),
-        ([USER, ASSISTANT, USER], (None, Conversation([Turn("u", "a"), Turn("u")]))),
-        ([USER, ASSISTANT], (None, Conversation([Turn("u", "a")], is_open=True))),
-        ([{**USER, "tool_calls": None}], (None, Conversation([Turn("u")]))),
-        ([{**USER, "tool_calls": []}], (None, Conversation([Turn("u")]))),
-        ([message("user", [TEXT_PART, {"text": "b"}])], (None, Conversation([Turn("ab")]))),
+        ([USER], Conversation.of("u")),
+        ([SYSTEM, USER], Conversation.of("u", system="s")),
+        ([message("system", ""), USER], Conversation((message("system", ""), USER))),
+        ([USER, ASSISTANT, USER], Conversation.of("u", "a", "u")),
+        ([USER, ASSISTANT], Conversation.of("u", "a")),
+        ([{**USER, "tool_calls": None}], Conversation.of("u")),
+        ([{**USER, "tool_calls": []}], Conversation.of("u")),
+        ([message("user", [TEXT_PART, {"text": "b"}])], Conversation.of("ab")),
     ],
 )
-def test_messages_become_turns(messages: list, expected: tuple[str | None, Conversation]):
+def test_messages_become_a_conversation(messages: list, expected: Conversation):
     assert parse_messages(json.dumps(messages)) == expected
 
 
