@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -29,7 +30,9 @@ for line in Path(work["data"]).read_text().splitlines():
     ids = (prompt + reply)[: work["max_length"]]
     examples.append({"input_ids": ids, "labels": ([-100] * len(prompt) + reply)[: len(ids)]})
 model = get_peft_model(
-    AutoModelForCausalLM.from_pretrained(work["base_model"]),
+    AutoModelForCausalLM.from_pretrained(
+        work["base_model"], dtype=torch.bfloat16 if work["bf16"] else torch.float32
+    ),
     LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear"),
 )
 Trainer(

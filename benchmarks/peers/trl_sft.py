@@ -41,6 +41,7 @@ trainer = SFTTrainer(
         use_liger_kernel=work["liger"],
         gradient_checkpointing=False,
         bf16=work["bf16"],
+        model_init_kwargs={"dtype": "bfloat16" if work["bf16"] else "float32"},
         use_cpu=work["use_cpu"],
         logging_steps=1,
         save_strategy="no",

@@ -21,7 +21,7 @@ from src.errors import UserError
 from src.weights.base_model.base_model import find_base_model
 
 SETTINGS = (
-    "max_steps=40",
+    "max_steps=32",
     "train_batch_size=8",
     "learning_rate=0.001",
     "lora_dropout=0",

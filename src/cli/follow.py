@@ -2,7 +2,9 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
+from functools import partial
 from queue import Empty, Queue
 from typing import Any
 
@@ -11,6 +13,7 @@ import requests
 from src.cli.server_http import RequestError, check_answer, http_session, plain_error
 
 SILENT_SECONDS = 2.0
+FREE_SECONDS = 10.0
 
 
 def follow_training(
@@ -49,13 +52,18 @@ def follow_training(
 
 def stream_answer(address: str, inputs: dict[str, Any]) -> Iterator[str]:
     """Yield the answer of a server as it comes; its log goes to standard error."""
-    answer = http_session().post(
+    send = partial(
+        http_session().post,
         f"{address}/predictions",
         json={"input": inputs},
         headers={"Accept": "text/event-stream"},
         stream=True,
         timeout=3600,
     )
+    started = time.monotonic()
+    # Cog's one slot is free only a moment after the last answer.
+    while (answer := send()).status_code == 409 and time.monotonic() < started + FREE_SECONDS:
+        time.sleep(0.1)
     check_answer(answer)
     for name, data in _sse_events(answer):
         if name == "output":

