@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def machine_name() -> str:
+def machine_name(threads: str = "one thread") -> str:
     """Return the processor and what is used of it."""
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     name = found[1] if found else platform.machine()
-    return f"{os.cpu_count()} CPU cores, {name}, one thread"
+    return f"{os.cpu_count()} CPU cores, {name}, {threads}"
 
 
 def draw_bars(bars: Mapping[str, float], title: str) -> str:

@@ -1,16 +1,17 @@
-"""Speed beside the peers': `python -m benchmarks.run train|serve [options]`."""
+"""Speed beside the peers': `python -m benchmarks.run train|serve|start [options]`."""
 
 import sys
 
 from benchmarks.serving import benchmark as serve_benchmark
+from benchmarks.serving import start
 from benchmarks.training import benchmark as train_benchmark
 
 
 def main() -> None:
     """Run one of the benchmarks."""
-    benchmarks = {"train": train_benchmark.main, "serve": serve_benchmark.main}
+    benchmarks = {"train": train_benchmark.main, "serve": serve_benchmark.main, "start": start.main}
     if len(sys.argv) < 2 or sys.argv[1] not in benchmarks:
-        raise SystemExit("usage: scripts/benchmark train|serve [options]")
+        raise SystemExit("usage: scripts/benchmark train|serve|start [options]")
     benchmarks[sys.argv[1]](sys.argv[2:])
 
 

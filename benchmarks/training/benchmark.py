@@ -95,7 +95,8 @@ def _write(folder: Path, results: list[Result], work: TrainWork, rounds: int) ->
             for r in results
         ),
         "",
-        f"The limit is what {work.matmul_flops / 1e9:,.0f} GFLOP/s of matrix products allow.",
+        f"The limit is what {work.matmul_flops / 1e9:,.0f} GFLOP/s of matrix products in "
+        f"{'bf16' if work.on_gpu else 'float32'} allow.",
     ]
     table = "\n".join(lines) + "\n"
     (folder / f"{work.file_name}.md").write_text(table)

@@ -46,7 +46,7 @@ class TrainWork:
     def file_name(self) -> str:
         """Name what is written about this work, without the ending."""
         place = "gpu" if self.on_gpu else "cpu"
-        size = "" if self.shape_name == "tiny" else f"-{self.shape_name}"
+        size = "" if self.shape_name == REAL_MODEL else f"-{self.shape_name}"
         return f"train-{place}{size}"
 
     @property
