@@ -39,6 +39,27 @@ class ChatFormat:
     """The template that stands in for the base model's own format, if one does."""
     system_prompt: str
     """Used where a prompt brings none."""
+    name: str
+    """What the format is, in a few words."""
+
+    def describe(self) -> str:
+        """Return the line of the plan that tells what an answer follows and what ends it."""
+        own = self.prompt_format
+        end = self.tokenizer.tokenizer.eos_token if own.end is None else own.end
+        line = (
+            f"prompt format: {self.name}; answers follow {own.generation_prompt!r} "
+            f"and end with {end}"
+        )
+        if own.left_out.strip():
+            line += f"; {own.left_out!r} before finished answers is in no prompt and not learned"
+        return line
+
+    def begins_with_bos(self, text: str) -> bool:
+        """Tell whether people wrote the beginning of a sequence, which is left out of the text."""
+        return self.tokenizer.bos == _OWN_BOS and text.startswith(_OWN_BOS)
+
+    def _without_bos(self, text: str) -> str:
+        return text.removeprefix(_OWN_BOS) if self.begins_with_bos(text) else text
 
     def of_prompt(self, prompt: str, system_prompt: str | None = None) -> Conversation:
         """Return the conversation that a prompt stands for: one turn, or those of an [INST] prompt.
@@ -51,7 +72,7 @@ class ChatFormat:
                 has_own = "<<SYS>>" in conversation.messages[0]["content"]
                 return conversation.with_system("" if has_own else system_prompt or "")
         system = self.system_prompt if system_prompt is None else system_prompt
-        return Conversation.of(prompt.removeprefix(_OWN_BOS), system=system)
+        return Conversation.of(self._without_bos(prompt), system=system)
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """Return the tokens that the model reads before its answer, or before it goes on with one.
@@ -83,7 +104,7 @@ class ChatFormat:
 
     def learned_text(self, text: str) -> LearnedAnswer:
         """Return a text that is to be learned from its first token on."""
-        answer = self.tokenizer.protect(text.removeprefix(_OWN_BOS), is_answer=True)
+        answer = self.tokenizer.protect(self._without_bos(text), is_answer=True)
         bos_id, eos_id = self.tokenizer.bos_id, self.tokenizer.eos_id
         prompt_ids = [] if bos_id is None else [bos_id]
         return LearnedAnswer(prompt_ids, self.tokenizer.encode_prompt(answer), eos_id)
@@ -144,19 +165,20 @@ def build_chat_format(
     """
     known = describe_model(base_model)
     if known.prompt_format is not None:
-        prompt_format = FORMATS[known.prompt_format]
+        prompt_format, name = FORMATS[known.prompt_format]
     elif tokenizer.chat_format is not None:
-        prompt_format = tokenizer.chat_format
+        prompt_format, name = tokenizer.chat_format, "the base model's chat template"
     elif names := tokenizer.template_names if template is None else ():
         raise UserError(
             f"the base model has the chat templates {', '.join(names)}, and none named default: "
             "set prompt_template"
         )
     else:
-        prompt_format = PLAIN
+        prompt_format, name = FORMATS["plain"]
     if for_training and template is None and prompt_format == PLAIN:
         template = BASE_TRAIN_TEMPLATE
     if template is not None:
+        name = f"prompt_template {template!r}"
         prompt_format = with_template(prompt_format, template, bos=tokenizer.bos or _OWN_BOS)
     if isinstance(prompt_format, TagFormat):
         prompt_format = replace(prompt_format, bos=tokenizer.bos, eos=tokenizer.tokenizer.eos_token)
@@ -164,7 +186,7 @@ def build_chat_format(
         # A default is not forced on a template that has no place for it.
         has_place = template is None or "{system_prompt}" in template
         system_prompt = known.system_prompt if has_place else ""
-    return ChatFormat(tokenizer, prompt_format, template, system_prompt)
+    return ChatFormat(tokenizer, prompt_format, template, system_prompt, name)
 
 
 build_train_format = partial(build_chat_format, for_training=True)

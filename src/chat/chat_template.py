@@ -30,8 +30,6 @@ _TOOLS = (
         },
     },
 )
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""What templates call it; the first two are read in a message."""
 
 
 class Render(Protocol):
@@ -71,13 +69,13 @@ class ChatTemplateFormat:
 
     @cached_property
     def generation_prompt(self) -> str:
-        """What stands before an answer."""
-        try:
-            unopened = self._rendered(Conversation((_ASKED,)), opens=False)
-        except UserError:
-            unopened = ""
+        """What the template adds after the messages to ask for an answer; where it adds nothing,
+        what stands after the last one."""
+        unopened = self._tried([_ASKED], opens=False)
         pairs = enumerate(zip(self._opened, unopened, strict=False))
         start = next((place for place, (a, b) in pairs if a != b), len(unopened))
+        controls = [match.span() for match in self._controls.finditer(self._opened)]
+        start = next((first for first, stop in controls if first < start < stop), start)
         return (self._opened[start:] or self._opened.rpartition(_USER)[2]) + self.answer_prefix
 
     @cached_property
@@ -90,14 +88,14 @@ class ChatTemplateFormat:
     @cached_property
     def is_thinking(self) -> bool:
         """Whether the model writes its reasons before an answer."""
-        opens = self.generation_prompt.rstrip().endswith("<think>")
-        return opens or self.renders_reasoning
+        prompt = self.generation_prompt
+        return "</think>" not in prompt and ("<think>" in prompt or self.renders_reasoning)
 
     @cached_property
     def renders_reasoning(self) -> bool:
         """Whether the template has a place for the reasons of an answer."""
-        reasons = dict.fromkeys(REASONING_KEYS, _REASONS)
-        return _REASONS in self._tried([_ASKED, {**_ANSWERED, **reasons}])
+        answer = {**_ANSWERED, "reasoning_content": _REASONS}
+        return _REASONS in self._tried([_ASKED, answer], opens=False)
 
     def prompt(self, conversation: Conversation) -> str:
         """Return what the model reads before the answer to the last message.
@@ -191,9 +189,10 @@ class ChatTemplateFormat:
                 return form
         return None
 
-    def _tried(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
+    def _tried(
+        self, messages: Sequence[Message], tools: Sequence[Any] = (), *, opens: bool = True
+    ) -> str:
         """Return the text of messages as they are; "" where the template refuses them."""
-        opens = messages[-1]["role"] != "assistant"
         try:
             return self.render(list(messages), tools=list(tools) or None, opens=opens)
         except Exception:  # a template refuses messages with an error of its own choosing
@@ -215,8 +214,6 @@ class ChatTemplateFormat:
 
     def _read(self, message: Message) -> Message:
         """Return a message in the form that the template reads."""
-        if reasons := reasoning_of(message):
-            message = {**message, **dict.fromkeys(REASONING_KEYS, reasons)}
         if message.get("tool_calls") or message["role"] == "tool":
             if self._call_form is None:
                 raise UserError(

@@ -42,6 +42,8 @@ class TagFormat:
     eos: str = ""
     end: None = None
     """The control token that ends an answer: end-of-sequence."""
+    left_out: str = ""
+    is_thinking: bool = False
 
     @property
     def uses_inst_tags(self) -> bool:
@@ -110,7 +112,22 @@ LLAMA_2 = TagFormat(
 
 MISTRAL = TagFormat("[INST] {prompt} [/INST]", answer_prefix=" ")
 
-FORMATS = {"plain": PLAIN, "llama-2": LLAMA_2, "mistral": MISTRAL}
+FORMATS = {
+    "plain": (PLAIN, "the prompt as it is"),
+    "llama-2": (LLAMA_2, "Llama 2 chat"),
+    "mistral": (MISTRAL, "Mistral instruct"),
+}
+"""With their names for people."""
+
+
+def warn_of_escapes(name: str, text: str | None) -> str:
+    """Return a warning for a text with a backslash and an n where a line break may be meant."""
+    if not text or "\\n" not in text:
+        return ""
+    return (
+        f"warning: {name} holds a backslash and an n, which are no line break; in a shell write "
+        f"{name}=$'...\\n...'"
+    )
 
 
 def check_template(template: str) -> None:

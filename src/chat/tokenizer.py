@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +179,16 @@ class Tokenizer:
         return ChatTemplateFormat(self._render, self.special_tokens) if templates else None
 
     def _render(self, messages: list[Any], *, tools: list[Any] | None, opens: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=opens
+        render = partial(
+            self.tokenizer.apply_chat_template,
+            messages,
+            tokenize=False,
+            add_generation_prompt=opens,
         )
+        try:
+            return render(tools=tools)
+        except Exception:  # some templates go through tools and documents where there are none
+            return render(tools=tools or [], documents=[])
 
 
 def check_unicode(where: str, text: str) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from src.chat.prompt_encoder import PromptEncoder
+from src.chat.template import warn_of_escapes
 from src.data.examples import ExampleFile
 from src.data.packing import one_by_one, pack, wrap
 from src.data.steps import StepPlan, choose_batch_sizes
 from src.data.token_file import TokenDataset, write_tokens
-from src.data.tokenization import TokenizedExample, begins_with_bos, cut, tokenize
+from src.data.tokenization import TokenizedExample, cut, remarks, tokenize
 from src.errors import UserError
 from src.settings import TrainSettings
 
@@ -44,15 +45,19 @@ def prepare_data(
 ) -> None:
     """Tokenize the files into `folder`, for `open_datasets`, and log what was decided."""
     folder.mkdir(exist_ok=True)
+    if warning := warn_of_escapes("prompt_template", settings.prompt_template):
+        log(warning)
+    log(f"plan: {encoder.chat_format.describe()}")
 
     def write(path: str, name: str, part: str, max_length: int) -> TokenDataset:
         file = ExampleFile(Path(path), name)
-        num_own_bos = 0
+        remarked: dict[str, list[int]] = {}
 
         def tokenized() -> Iterator[tuple[int, TokenizedExample]]:
-            nonlocal num_own_bos
             for line_number, example in file:
-                num_own_bos += begins_with_bos(example)
+                for remark in remarks(example, encoder.chat_format):
+                    first_and_count = remarked.setdefault(remark, [line_number, 0])
+                    first_and_count[1] += 1
                 try:
                     sequences = tokenize(example, encoder.chat_format)
                 except UserError as error:
@@ -64,11 +69,8 @@ def prepare_data(
         dataset = TokenDataset(folder / part, name=name)
         for key, count in file.unknown_keys.most_common(10):
             log(f"warning: {name}: the key {key[:40]!r} is not used ({count:,} times)")
-        if num_own_bos:
-            log(
-                f"warning: {name}: {num_own_bos:,} examples begin with <s>, which is left out: "
-                "every example is given its beginning"
-            )
+        for remark, (first, count) in remarked.items():
+            log(f"warning: {name}: {count:,} examples (the first is line {first:,}) {remark}")
         counts = dataset.counts
         if counts.cut_examples:
             log(

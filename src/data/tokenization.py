@@ -1,13 +1,13 @@
 """An example as token ids, with what the model should predict at each position."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from src.chat.chat_format import ChatFormat, LearnedAnswer
+from src.chat.conversation import reasoning_of
 from src.data.examples import ChatExample, CompletionExample, Example, TextExample
 
 IGNORE_INDEX = -100
-_OWN_BOS = "<s>"
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,27 @@ def tokenize(example: Example, chat_format: ChatFormat) -> list[TokenizedExample
     return _sequences(answers)
 
 
-def begins_with_bos(example: Example) -> bool:
-    """Tell whether the user wrote a beginning of sequence, which is left out of the text."""
+def remarks(example: Example, chat_format: ChatFormat) -> Iterator[str]:
+    """Yield what a user should know of an example, worded so that a number can stand before it."""
     match example:
         case TextExample(text) | CompletionExample(prompt=text):
-            return text.startswith(_OWN_BOS)
-        case ChatExample():
-            return False
+            if chat_format.begins_with_bos(text):
+                yield "begin with <s>, which is left out: every example is given its beginning"
+    match example:
+        case CompletionExample(completion=answer):
+            has_reasons = "</think>" in answer
+        case ChatExample(conversation):
+            has_reasons = any(
+                reasoning_of(message) or "</think>" in (message["content"] or "")
+                for message in conversation.messages
+            )
+        case TextExample():
+            has_reasons = True
+    if chat_format.prompt_format.is_thinking and not has_reasons:
+        yield (
+            "answer without the reasons that this model gives first, and teach it to give none; "
+            "they belong in reasoning_content, or in the answer between <think> and </think>"
+        )
 
 
 def _sequences(answers: Iterable[LearnedAnswer]) -> list[TokenizedExample]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from src.chat.conversation import Conversation
 from src.chat.prompt_length import MAX_CHARACTERS_PER_TOKEN
-from src.chat.template import check_template
+from src.chat.template import check_template, warn_of_escapes
 from src.chat.tokenizer import check_unicode
 from src.errors import UserError
 from src.serving.messages import parse_messages
@@ -59,6 +59,13 @@ def parse_inputs(request: Mapping[str, Any], *, max_seq_len: int) -> RequestInpu
     if request["prompt_template"] is not None:
         check_template(request["prompt_template"])
     stopping, system_prompt = request["stop_sequences"], request["system_prompt"]
+    stop_sequences = parse_stop_sequences(stopping) if stopping else ()
+    for name, text in (
+        ("prompt_template", request["prompt_template"]),
+        ("stop_sequences", "".join(stop_sequences)),
+    ):
+        if warning := warn_of_escapes(name, text):
+            print(warning, flush=True)
     conversation = None
     if request["messages"] is not None:
         if request["prompt"]:
@@ -72,7 +79,7 @@ def parse_inputs(request: Mapping[str, Any], *, max_seq_len: int) -> RequestInpu
         system_prompt=system_prompt,
         prompt_template=request["prompt_template"],
         sampling=sampling,
-        stop_sequences=parse_stop_sequences(stopping) if stopping else (),
+        stop_sequences=stop_sequences,
         replicate_weights=request["replicate_weights"],
         json_schema=request["json_schema"],
         num_logprobs=_number(request, "logprobs", 0, MAX_LOGPROBS, default=-1),

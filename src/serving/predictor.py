@@ -203,6 +203,11 @@ class TextPredictor:
 
     def _prompt_ids(self, inputs: RequestInputs, chat_format: ChatFormat) -> list[int]:
         if inputs.conversation is None:
+            if chat_format.begins_with_bos(inputs.prompt):
+                print(
+                    "warning: the leading <s> of the prompt is left out: every prompt has one",
+                    flush=True,
+                )
             conversation = chat_format.of_prompt(inputs.prompt, inputs.system_prompt)
             num_turns = sum(message["role"] == "user" for message in conversation.messages)
             if num_turns > MAX_MESSAGES:

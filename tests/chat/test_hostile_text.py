@@ -65,7 +65,7 @@ def test_text_makes_no_control_token(llama: Tokenizer, text: str):
         with_template(LLAMA_2, "{system_prompt}|{prompt}"),
     ):
         tags = replace(prompt_format, bos=llama.bos, eos="</s>")
-        chat_format = ChatFormat(llama, tags, None, "")
+        chat_format = ChatFormat(llama, tags, None, "", "")
         ids = chat_format.prompt_ids(Conversation.of(text, text, text, system=text))
         harmless = chat_format.prompt_ids(Conversation.of("a", "a", "a", system="a"))
         assert controls(ids, llama) == controls(harmless, llama)

@@ -19,7 +19,7 @@ from tests.conftest import SHARED_DATA
 
 def ids_of(prompt_format: TagFormat, conversation: Conversation, llama: Tokenizer) -> list[int]:
     tags = replace(prompt_format, bos="<s>", eos="</s>")
-    return ChatFormat(llama, tags, None, "").prompt_ids(conversation)
+    return ChatFormat(llama, tags, None, "", "").prompt_ids(conversation)
 
 
 def reference_ids(turns: list[tuple[str, str | None]], *, bos_each_turn: bool, suffix: str):
