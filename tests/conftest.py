@@ -31,7 +31,12 @@ ROWS = [
 ]
 
 
-SERVERS = ["test_end_to_end.py", "training/test_machines.py", "training/test_plan.py"]
+SERVERS = [
+    "test_end_to_end.py",
+    "cli/test_demo.py",
+    "training/test_machines.py",
+    "training/test_plan.py",
+]
 """Files of tests that start Cog's server: they share the schema that lies in the checkout."""
 FIRST = [
     *(*SERVERS, "training/test_faults.py", "training/test_checkpoints.py"),

@@ -16,9 +16,8 @@ from src.cli.client import main as run_client
 from src.cli.docstrings import docstring_pairs, tokenizer_texts
 from src.cli.follow import stream_answer
 from src.cli.server import running_server
+from src.cli.server_http import RequestError
 from src.cli.tiny_model import make_base_model
-from src.errors import UserError
-from src.weights.base_model.base_model import find_base_model
 
 SETTINGS = (
     "max_steps=32",
@@ -28,7 +27,7 @@ SETTINGS = (
     "num_validation_samples=40",
     "validation_batch_size=8",
 )
-NUM_TINY = 40
+NUM_TINY = 24
 """Examples that the tiny model learns by heart."""
 TINY_SETTINGS = (
     "num_train_epochs=16",
@@ -37,11 +36,11 @@ TINY_SETTINGS = (
     "num_validation_samples=4",
 )
 NUM_QUESTIONS = 3
-QUESTION = {"temperature": 0, "repetition_penalty": 1, "seed": 0, "max_new_tokens": 48}
+REQUEST = {"temperature": 0, "repetition_penalty": 1, "seed": 0, "max_new_tokens": 48}
 
 
 def main(arguments: list[str]) -> int:
-    """Write a training file, train, and answer three prompts before and after."""
+    """Write a training file, train, and answer three prompts with and without what was learned."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description="Train, then ask")
     parser.add_argument("--tiny", action="store_true", help="a random model learns a few by heart")
     is_tiny = parser.parse_args(arguments).tiny
@@ -51,24 +50,18 @@ def main(arguments: list[str]) -> int:
     folder = folder / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     examples = docstring_pairs()
-    questions = examples[-NUM_QUESTIONS:]  # held out: validation takes the last ones
+    # Held out: validation takes the last ones.
+    settings, questions = SETTINGS, examples[-NUM_QUESTIONS:]
     if is_tiny:
         examples = examples[:NUM_TINY]
-        questions = examples[:NUM_QUESTIONS]
+        settings, questions = TINY_SETTINGS, examples[:NUM_QUESTIONS]
         make_base_model(folder / "base-model", tokenizer_texts())
         os.environ["BASE_MODEL"] = str(folder / "base-model")
     os.environ.setdefault("BASE_MODEL", "smollm2-135m-instruct")
-    data = folder / "docstrings.jsonl"
+    data, weights = folder / "docstrings.jsonl", folder / "weights.tar"
     data.write_text("".join(json.dumps(example) + "\n" for example in examples))
     print(f"base model: {os.environ['BASE_MODEL']}")
     print(f"training file: {data}, {len(examples):,} functions of the standard library", flush=True)
-    try:
-        find_base_model(os.environ)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    weights = folder / "weights.tar"
-    settings = TINY_SETTINGS if is_tiny else SETTINGS
     inputs = [text for setting in settings for text in ("-i", setting)]
     code = run_client(["train", str(data), *inputs, "-o", str(weights)])
     if code:
@@ -76,17 +69,26 @@ def main(arguments: list[str]) -> int:
     with tarfile.open(weights) as archive:
         archive.extract("report.html", folder, filter="data")
     print(f"report: {folder / 'report.html'}\nstarting the server", flush=True)
-    os.environ["WEIGHTS_DIR"] = str(folder)
-    with running_server("predict") as address:
-        for example in questions:
-            print(f"\nprompt:   {example['prompt']}")
-            for name, chosen in (("before", {}), ("after", {"replicate_weights": weights.name})):
-                request = {**QUESTION, **chosen, "prompt": example["prompt"]}
-                answer = "".join(stream_answer(address, request))
-                print(f"{name + ':':9} {answer!r}", flush=True)
-            print(f"expected: {example['completion']!r}", flush=True)
+    try:
+        _ask(questions, weights)
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(f"\ndone in {time.monotonic() - started:.0f} s; the weights are in {weights}")
     return 0
+
+
+def _ask(questions: list[dict[str, str]], weights: Path) -> None:
+    """Print the answers of the base model and of the weights, and the right ones."""
+    os.environ["WEIGHTS_DIR"] = str(weights.parent)
+    with running_server("predict") as address:
+        for question in questions:
+            print(f"\nprompt:   {question['prompt']}")
+            for name, chosen in (("before", {}), ("after", {"replicate_weights": weights.name})):
+                request = {**REQUEST, **chosen, "prompt": question["prompt"]}
+                answer = "".join(stream_answer(address, request))
+                print(f"{name + ':':9} {answer!r}", flush=True)
+            print(f"expected: {question['completion']!r}", flush=True)
 
 
 if __name__ == "__main__":
