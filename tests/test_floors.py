@@ -11,7 +11,15 @@ import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 FLOORS = [
-    {"errors", "environment", "settings", "base_models", "process_tree", "host_memory"},
+    {
+        "errors",
+        "environment",
+        "settings",
+        "base_models",
+        "process_tree",
+        "host_memory",
+        "out_of_memory",
+    },
     {"files"},
     {"weights", "model"},
     {"chat"},

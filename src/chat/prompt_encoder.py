@@ -7,7 +7,7 @@ from src.base_models import describe_model
 from src.chat.chat_format import ChatFormat, build_train_format
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
-from src.model.shape import max_sequence_length
+from src.model.shape import check_architecture, max_sequence_length, vocabulary_rows
 from src.settings import TrainSettings
 
 
@@ -36,10 +36,14 @@ class PromptEncoder:
 def open_prompt_encoder(settings: TrainSettings) -> PromptEncoder:
     """Return the prompt encoder of a run.
 
-    Raises UserError for a validation prompt that leaves no room for a reply.
+    Raises UserError for a tokenizer that is not this base model's, and for a validation prompt that
+    leaves no room for a reply.
     """
     folder = Path(settings.base_model_dir)
+    check_architecture(folder)
     tokenizer = Tokenizer(folder)
+    if num_rows := vocabulary_rows(folder):
+        tokenizer.check_rows(num_rows)
     chat_format = build_train_format(
         settings.base_model,
         tokenizer,

@@ -14,6 +14,7 @@ from src.chat.chat_template import ChatTemplateFormat
 from src.chat.control_tokens import find_control_tokens, find_marks
 from src.chat.tokenizer_files import generation_eos_ids, load_tokenizer
 from src.errors import UserError
+from src.files.printable import printable
 
 _ANCHOR = "\n"
 _LETTER = "\ud800"
@@ -71,6 +72,24 @@ class Tokenizer:
     def _ids_of(self, tokens: Iterable[str]) -> frozenset[int]:
         ids = map(self.control_id, tokens)
         return frozenset(token for token in ids if token is not None)
+
+    def check_rows(self, num_rows: int) -> None:
+        """Raise UserError where an embedding of so many rows has none for a token."""
+        beyond = sorted(
+            (id_, t) for t, id_ in self.tokenizer.get_vocab().items() if id_ >= num_rows
+        )
+        if beyond:
+            shown = ", ".join(f"{printable(token, 40)} ({id_})" for id_, token in beyond[:3])
+            shown += ", ..." if len(beyond) > 3 else ""
+            raise UserError(
+                f"base model: the tokenizer has {len(beyond):,} tokens beyond the {num_rows:,} "
+                f"rows of the embedding: {shown}; expected a base model saved "
+                "after resize_token_embeddings, or a tokenizer without these tokens"
+            )
+
+    def unused_rows(self, num_rows: int) -> list[int]:
+        """Return the rows of the vocabulary that no token belongs to; they must never be drawn."""
+        return sorted(set(range(num_rows)).difference(self.tokenizer.get_vocab().values()))
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """Return the ids of what people wrote; with `continues`, as it reads after other text."""

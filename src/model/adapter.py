@@ -15,10 +15,43 @@ _PEFT_NAME = "default"
 
 
 def resolve_target_modules(model: nn.Module, asked: str) -> list[str]:
-    """Return the last names of the modules to adapt; `all-linear` is every layer but the head."""
+    """Return the last names of the modules to adapt; `all-linear` is every layer but the head.
+
+    What PEFT cannot adapt is not among them; see `left_out`.
+    """
+    return choose_targets(asked, _layer_names(model) - left_out(model))
+
+
+def left_out(model: nn.Module) -> set[str]:
+    """Return the last names of linear layers that PEFT cannot adapt in this architecture."""
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    names = _layer_names(model)
+    config = _lora_config(sorted(names), rank=1, alpha=1, dropout=0.0)
+    # It reads the names of some as those of experts, which are no layers but stacked matrices.
+    convert_peft_config_for_transformers(config, model, None)
+    refused = names - set(config.target_modules)  # type: ignore[arg-type]
+    layers = linear_modules(model)
+    refused |= {name.rpartition(".")[2] for name, _ in model.named_modules() if name not in layers}
+    refused &= names
+    for name in names - refused:
+        try:
+            _check_lora_target_modules_mamba(config, model, name)
+        except ValueError:
+            refused.add(name)
+    return refused
+
+
+def has_stacked_experts(model: nn.Module) -> bool:
+    """Return whether experts are matrices in one tensor, which no LoRA layer adapts."""
+    return any(p.dim() == 3 and "experts" in name for name, p in model.named_parameters())
+
+
+def _layer_names(model: nn.Module) -> set[str]:
+    head = model.get_output_embeddings()  # type: ignore[operator]
     modules = linear_modules(model)
-    head = {name for name, module in modules.items() if module is model.get_output_embeddings()}  # type: ignore[operator]
-    return choose_targets(asked, {name.rpartition(".")[2] for name in modules if name not in head})
+    return {name.rpartition(".")[2] for name, module in modules.items() if module is not head}
 
 
 def attach_adapter(

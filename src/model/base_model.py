@@ -1,15 +1,20 @@
 """The base model in memory, in the precision of the hardware or in 4-bit."""
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
+from src.errors import UserError
+from src.files.printable import printable
 from src.model.attention import ISOLATED
 from src.model.shape import KNOWN_TYPES, read_config
+from src.out_of_memory import is_out_of_memory
 
 
 def training_dtype(device: torch.device) -> torch.dtype:
@@ -28,9 +33,10 @@ def load_base_model(
 ) -> Any:
     """Load the base model, all frozen; with no device, DeepSpeed places it."""
     disable_progress_bar()
-    model_type = read_config(folder).get("model_type", "")
+    config = read_config(folder)
+    model_type = config.get("model_type", "")
     options: dict[str, Any] = {}
-    if in_4bit:
+    if in_4bit and not config.get("quantization_config"):  # else it is in 4-bit already
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -39,18 +45,26 @@ def load_base_model(
         )
     if device is not None:
         options["device_map"] = {"": device}
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        attn_implementation=ISOLATED if is_isolated(model_type) else "sdpa",
-        local_files_only=True,
-        **options,
-    )
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            # Transformers knows which of the others cannot take sdpa.
+            attn_implementation=ISOLATED if is_isolated(model_type) else None,
+            local_files_only=True,
+            **options,
+        )
+    except Exception as error:  # whatever an architecture raises
+        if is_out_of_memory(error):
+            raise
+        raise UserError(cannot_run(model_type, "load", error)) from error
     module: Any
     for module in model.modules():
         # On some CPUs, 4-bit layers repack their weights for inference and take only some shapes.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+        if getattr(module, "compute_dtype", None) is not None:
+            module.compute_dtype = dtype  # not what those who made 4-bit of it had
     model.requires_grad_(False)
     model.config.use_cache = False
     model.generation_config.do_sample = False
@@ -59,14 +73,33 @@ def load_base_model(
     return model
 
 
-def linear_modules(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linear layers of the base model by name, 4-bit ones too."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+def cannot_run(model_type: str, what: str, error: Exception) -> str:
+    """Return the sentence for an architecture that fails in transformers' own code."""
+    reason = printable(next(iter(str(error).splitlines()), ""), 200)
+    return (
+        f"base model: transformers {version('transformers')} cannot {what} this {model_type}: "
+        f"{type(error).__name__}: {reason}"
+    )
+
+
+def linear_modules(model: nn.Module) -> dict[str, Any]:
+    """Return the linear layers of the base model by name, 4-bit ones and GPT-2's Conv1D too."""
+    return {name: m for name, m in model.named_modules() if _is_linear(m)}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # Routers of experts are some of them by class, and return something else.
+    is_plain = type(module).forward is nn.Linear.forward
+    is_packed = isinstance(module, nn.Linear) and hasattr(module, "quant_state")
+    return is_plain or is_packed or isinstance(module, Conv1D)
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Return (out_features, in_features) of every linear layer, 4-bit ones too."""
-    return {name: (m.out_features, m.in_features) for name, m in linear_modules(model).items()}
+    return {
+        name: (m.nf, m.nx) if isinstance(m, Conv1D) else (m.out_features, m.in_features)
+        for name, m in linear_modules(model).items()
+    }
 
 
 def dense_weight(layer: Any) -> torch.Tensor:

@@ -1,24 +1,31 @@
 """The loss of a batch: the weighted sum over its target tokens."""
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
 from src.model.attention import ISOLATED, Spans, without_mask
+from src.model.isolation import takes_positions
 from src.model.shape import LOGITS_PER_PIECE
 
 
 class SummedLoss(nn.Module):
     """Base model, adapter and loss in one module, so that DeepSpeed sees one forward."""
 
-    def __init__(self, model: Any, *, fuses_head: bool = True) -> None:
+    def __init__(self, model: Any, *, is_sharded: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.is_sharded = is_sharded
+        self.shares_rows = True
+        """Whether examples in one row do not see each other in this model."""
         self.is_isolated = model.config._attn_implementation == ISOLATED
-        self.fuses_head = fuses_head and type(model.get_output_embeddings()) is nn.Linear
+        self.fuses_head = not is_sharded and type(model.get_output_embeddings()) is nn.Linear
 
     def forward(
         self,
@@ -30,9 +37,47 @@ class SummedLoss(nn.Module):
         boundaries: tuple[int, ...],
     ) -> torch.Tensor:
         """Return the weighted sum of the negative log likelihoods, in float32."""
+        if self.shares_rows:
+            return self._sum_row(
+                input_ids, position_ids, target_positions, labels, loss_weights, boundaries
+            )
+        total = torch.zeros((), device=input_ids.device)
+        for start, stop, is_own in self._passes(boundaries, input_ids.device):
+            rows = (target_positions >= start) & (target_positions < stop) & is_own
+            total = total + self._sum_row(
+                input_ids[:, start:stop],
+                position_ids[:, start:stop],
+                target_positions[rows] - start,
+                labels[rows],
+                loss_weights[rows],
+                (0, stop - start),
+            )
+        return total
+
+    def _passes(
+        self, boundaries: tuple[int, ...], device: torch.device
+    ) -> Iterator[tuple[int, int, bool]]:
+        """Yield the examples (start, stop, True); ranks in step get as many as any of them has."""
+        yield from ((start, stop, True) for start, stop in pairwise(boundaries))
+        if self.is_sharded:
+            num_passes = len(boundaries) - 1
+            most = torch.tensor(num_passes, device=device)
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+            yield from ((0, 1, False) for _ in range(int(most) - num_passes))
+
+    def _sum_row(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        target_positions: torch.Tensor,
+        labels: torch.Tensor,
+        loss_weights: torch.Tensor,
+        boundaries: tuple[int, ...],
+    ) -> torch.Tensor:
         if not self.is_isolated:
             # Position ids that start again keep the spans apart, as long as nothing is cached.
-            logits = self.model(input_ids, position_ids=position_ids, use_cache=False).logits
+            positions = {"position_ids": position_ids} if takes_positions(self.model) else {}
+            logits = self.model(input_ids, use_cache=False, **positions).logits
             return _weighted_nll(logits[0, target_positions], labels, loss_weights)
         with without_mask():
             hidden = self.model.get_decoder()(

@@ -12,8 +12,11 @@ def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
 def recompute_layers(model: nn.Module, count: int) -> None:
     """Have the first `count` layers keep only their input (Chen et al. 2016), and no others.
 
-    The first ones, because by the time they run again the others' activations are gone.
+    The first ones, because by the time they run again the others' activations are gone. Nothing is
+    recomputed in an architecture that cannot.
     """
+    if not model.supports_gradient_checkpointing:
+        return
     model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     for number, layer in enumerate(decoder_layers(model)):
         layer.gradient_checkpointing = number < count

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from src.errors import UserError
+from src.files.printable import printable
 
 LOGITS_PER_PIECE = 2**26
 """Scores of the head that are in memory at a time: 256 MiB in float32."""
@@ -22,6 +24,19 @@ FUSED_LAYERS = (
     ("down_proj",),
 )
 """Linear layers that read the same input, and are one matrix when they are served."""
+
+CONTEXT_NAMES = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+    "context_length",
+)
+"""What architectures call the longest sequence in their configuration."""
+UNLIMITED_CONTEXT = 2048
+"""For those whose positions have no limit, and whose configuration names none, such as Bloom."""
 
 KNOWN_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Architectures that are served by the fast path and whose memory is estimated."""
@@ -140,9 +155,33 @@ def read_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
 
 
+def check_architecture(folder: Path) -> None:
+    """Raise UserError for an architecture that transformers does not know as a language model."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    found = read_config(folder).get("model_type")
+    if found not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(
+            f"base model {folder.name}: its model_type, {printable(found, 40)!r}, is none of the "
+            f"{len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)} causal language models that transformers "
+            f"{version('transformers')} knows"
+        )
+
+
+def text_config(folder: Path) -> dict[str, Any]:
+    """Return what config.json says of the language model, which may be one part of a larger one."""
+    config = read_config(folder)
+    return {**config, **(config.get("text_config") or {})}
+
+
+def vocabulary_rows(folder: Path) -> int | None:
+    """Return the rows of the embedding by config.json; None where it does not tell."""
+    return text_config(folder).get("vocab_size")
+
+
 def max_sequence_length(folder: Path, *, known: int | None = None) -> int:
     """Return the longest sequence that the base model reads, in tokens."""
-    limits = [read_config(folder).get("max_position_embeddings"), known]
-    if limits == [None, None]:
-        raise UserError(f"{folder.name}/config.json: expected max_position_embeddings, found none")
-    return min(limit for limit in limits if limit)
+    config = text_config(folder)
+    named = [config.get(name) for name in CONTEXT_NAMES]
+    limits = [limit for limit in (*named, known) if isinstance(limit, int) and limit > 0]
+    return min(limits, default=UNLIMITED_CONTEXT)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from src.errors import UserError
+from src.serving.noise import Noise, noise_key
 
 GREEDY_BELOW = 1e-5
 MIN_PENALTY = 1e-2
-_MASK = 0xFFFFFFFF
-_ODD = 0x9E3779B9
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,22 @@ class Sampler:
     """Holds the sampling params of the requests in the slots, where a captured step reads them."""
 
     def __init__(
-        self, *, num_slots: int, vocab_size: int, end_ids: Iterable[int], device: torch.device
+        self,
+        *,
+        num_slots: int,
+        vocab_size: int,
+        end_ids: Iterable[int],
+        device: torch.device,
+        unused_ids: Sequence[int] = (),
     ) -> None:
+        """`unused_ids` are rows of the vocabulary that no token belongs to."""
+
         def rows(dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.ones(num_slots, dtype=dtype, device=device)
 
         self._device, self._vocab_size = device, vocab_size
         self._end_ids = torch.tensor(sorted(end_ids), device=device)
+        self._unused_ids = torch.tensor(unused_ids, dtype=torch.long, device=device)
         self._noise = Noise(vocab_size, device)
         # As in the paper (CTRL, Keskar et al. 2019) and in transformers, the prompt counts as seen.
         self._seen = torch.zeros((num_slots, vocab_size), dtype=torch.bool, device=device)
@@ -109,6 +117,11 @@ class Sampler:
     def features(self, rows: slice) -> frozenset[str]:
         """Return which parts of the sampling any of these rows needs."""
         return frozenset().union(*self._features[rows])
+
+    def hide_unused_(self, logits: torch.Tensor) -> None:
+        """Take the rows that no token belongs to out of the scores (rows, vocabulary), in place."""
+        if len(self._unused_ids):
+            logits.index_fill_(1, self._unused_ids, -torch.inf)
 
     def draw(
         self,
@@ -207,38 +220,3 @@ def keep_top(
         is_left_out[:, 0] = False
         ordered = ordered.masked_fill(is_left_out, -torch.inf)
     return torch.empty_like(scores).scatter_(1, order, ordered)
-
-
-class Noise:
-    """Gumbel noise for the tokens of a vocabulary; the best noisy score is a softmax draw.
-
-    No state is carried along, so that neither neighbours nor their number change a draw.
-    """
-
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._mixed_ids = _mix(torch.arange(1, vocab_size + 1, device=device) * _ODD & _MASK)
-
-    def gumbel(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Return the noise of each row (rows, vocabulary) for keys and positions (rows,)."""
-        counter = _mix((keys ^ _mix(positions * _ODD & _MASK)) & _MASK)
-        bits = _mix(self._mixed_ids ^ counter[:, None])
-        # 23 bits and a half: neither 0 nor 1, whose logarithms are no numbers.
-        uniform = (bits >> 9).float().add_(0.5).mul_(2**-23)
-        return uniform.log_().neg_().log_().neg_()
-
-
-def noise_key(seed: int) -> int:
-    """Return the key of a seed; every whole number is one."""
-    key = seed & 0xFFFFFFFFFFFFFFFF
-    key = (key ^ (key >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-    key = (key ^ (key >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-    return (key ^ (key >> 31)) & _MASK
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """Spread 32-bit numbers over all 32 bits (the lowbias32 hash), held in 64."""
-    x = x ^ (x >> 16)
-    x = x.mul_(0x7FEB352D).bitwise_and_(_MASK)
-    x = x.bitwise_xor_(x >> 15)
-    x = x.mul_(0x846CA68B).bitwise_and_(_MASK)
-    return x.bitwise_xor_(x >> 16)

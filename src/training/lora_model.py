@@ -9,10 +9,17 @@ import torch
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
+from src.model.adapter import (
+    adapter_parameters,
+    attach_adapter,
+    has_stacked_experts,
+    left_out,
+    resolve_target_modules,
+)
 from src.model.attention import varlen_unsupported_reason
 from src.model.base_model import keep_dequantized, load_base_model, training_dtype
 from src.model.fast_path import use_fast_path
+from src.model.isolation import find_neighbour_effect
 from src.model.loss import SummedLoss
 from src.model.recompute import recompute_layers
 from src.training.deepspeed_engine import build_deepspeed_config
@@ -34,6 +41,32 @@ class LoraModel:
     this rank's share of the weights, and to generate until every rank is at its end."""
 
 
+def adapter_line(model: Any, target_modules: list[str]) -> str:
+    """Return which layers are adapted, and which could not be."""
+    line = f"adapter: {', '.join(target_modules)}"
+    if refused := left_out(model):
+        line += (
+            f"; not {', '.join(sorted(refused))}, which PEFT does not adapt in this architecture"
+        )
+    if has_stacked_experts(model):
+        line += "; not the experts, whose matrices are stacked in one tensor"
+    return line
+
+
+def try_sharing_rows(loss: SummedLoss, log: Callable[[str], None]) -> None:
+    """Give each example a pass of its own where it would see others; log why.
+
+    Under ZeRO-3 all ranks call it together, once there is an engine.
+    """
+    effect = find_neighbour_effect(loss.model)
+    loss.shares_rows = effect is None
+    if effect:
+        log(
+            f"one example a pass: {loss.model.config.model_type} cannot read several in one row, "
+            f"{effect}"
+        )
+
+
 def load_lora_model(
     plan: TrainingPlan,
     device: torch.device,
@@ -53,6 +86,7 @@ def load_lora_model(
     if plan.keeps_dequantized:
         keep_dequantized(model)
     target_modules = resolve_target_modules(model, settings.lora_target_modules)
+    log(adapter_line(model, target_modules))
     attach_adapter(
         model,
         target_modules=target_modules,
@@ -71,5 +105,7 @@ def load_lora_model(
             log(line)
     recompute_layers(model, plan.num_recomputed)
     model.train()
-    loss = SummedLoss(model, fuses_head=sharding is None)
+    loss = SummedLoss(model, is_sharded=sharding is not None)
+    if not sharding:
+        try_sharing_rows(loss, log)
     return LoraModel(model, loss, target_modules, list(adapter_parameters(model)), sharding)

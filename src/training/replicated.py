@@ -20,8 +20,8 @@ from src.data.steps import MicroBatch
 from src.data.token_file import TokenDataset
 from src.errors import UserError
 from src.model.adapter import FlatAdapter, copy_to_cpu, flatten
-from src.model.oom import is_out_of_memory, release_memory
 from src.model.recompute import decoder_layers, recompute_layers
+from src.out_of_memory import is_out_of_memory, release_memory
 from src.training.context import Run, check_finite
 from src.training.deepspeed_engine import (
     STATE_PARTS,
@@ -166,7 +166,9 @@ class Accumulator:
         try:
             loss = self._loss(**vars(batch))
             if torch.is_grad_enabled():
-                sums.gradient += flatten(torch.autograd.grad(loss, self._parameters))
+                # Not every layer takes part in every pass, such as an expert.
+                gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+                sums.gradient += flatten(gradients)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

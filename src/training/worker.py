@@ -26,7 +26,7 @@ from src.chat.prompt_encoder import open_prompt_encoder
 from src.data.prepare import build_step_plan
 from src.errors import UserError
 from src.files.atomic import replacing_folder
-from src.model.oom import is_out_of_memory
+from src.out_of_memory import is_out_of_memory
 from src.settings import TrainSettings
 from src.training.checkpoint.checkpointer import Checkpointer, StoppedEarly
 from src.training.context import Run

@@ -13,7 +13,7 @@ from src.data.steps import MicroBatch
 from src.data.token_file import TokenDataset
 from src.errors import UserError
 from src.model.adapter import copy_to_cpu
-from src.model.oom import is_out_of_memory
+from src.out_of_memory import is_out_of_memory
 from src.training.context import Run, check_finite
 from src.training.deepspeed_engine import (
     STATE_PARTS,
@@ -25,7 +25,7 @@ from src.training.deepspeed_engine import (
     set_num_steps,
     sum_over_ranks,
 )
-from src.training.lora_model import LoraModel
+from src.training.lora_model import LoraModel, try_sharing_rows
 from src.training.plan.plan import TrainingPlan
 
 
@@ -39,6 +39,7 @@ class Zero3Trainer:
         parameters = [matrix for _, matrix in self._adapter]
         self.engine = build_engine(lora_model.loss, parameters, build_deepspeed_config(plan))
         self.module = self.engine
+        try_sharing_rows(lora_model.loss, print if run.is_main else lambda _: None)
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:
         batches = [self._run.batch(batch, self._run.train_data) for batch in micro_batches]

@@ -26,7 +26,7 @@ from src.model.adapter import adapter_parameters, attach_adapter, resolve_target
 from src.model.base_model import load_base_model
 from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
-from src.model.oom import release_memory
+from src.out_of_memory import release_memory
 from src.training.replicated import Accumulator
 from tests.training.ranks import run_ranks
 

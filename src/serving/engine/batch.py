@@ -131,6 +131,7 @@ class Batch:
         self._prefixes.extend(slot, ids)
         if logits is None:
             return None
+        self._sampler.hide_unused_(logits)
         # Not before: in steps of the others this slot has been an idle row, and they draw for it.
         self._sampler.set(
             slot,
@@ -191,6 +192,7 @@ class Batch:
         ids = [sequence.output_ids[-1], *proposed]
         logits = self._runner.prefill(slot, ids, start, sequence.lora_slot, num_scores=len(ids))
         assert logits is not None
+        self._sampler.hide_unused_(logits)
         drawn = self._sampler.draw_speculated(logits, start + 1, proposed, slot=slot)
         self._tokens[slot] = drawn[-1]
         self._positions[slot] = start + len(drawn)
@@ -219,6 +221,7 @@ class Batch:
     def _step(self, num_rows: int, lengths: list[int]) -> torch.Tensor:
         tokens, positions = self._tokens[:num_rows], self._positions[:num_rows]
         logits = self._runner.decode(tokens, positions, lengths, self._lora)
+        self._sampler.hide_unused_(logits)
         positions.add_(self._advance[:num_rows])
         drawn = self._sampler.draw(logits, positions, rows=slice(num_rows), features=self._features)
         tokens.copy_(drawn)

@@ -11,8 +11,8 @@ import torch
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
 from src.model.base_model import linear_shapes, load_base_model, training_dtype
-from src.model.oom import release_memory
-from src.model.shape import max_sequence_length
+from src.model.shape import check_architecture, max_sequence_length
+from src.out_of_memory import release_memory
 from src.serving.engine.batch import Batch
 from src.serving.engine.cuda_graphs import Capture, CudaGraphs, cuda_capture
 from src.serving.engine.kv_budget import adapter_bytes_that_fit, num_slots_that_fit
@@ -49,6 +49,7 @@ class Engine:
         # It builds a plan for each new length of a prompt, while all answers wait.
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.dtype = training_dtype(self.device)
+        check_architecture(folder)
         self.tokenizer = Tokenizer(folder)
         self.max_seq_len = max_sequence_length(folder, known=known_max_seq_len)
         started = time.monotonic()
@@ -56,7 +57,8 @@ class Engine:
         self.model.eval()
         self.load_seconds = time.monotonic() - started
         self.linear_shapes = linear_shapes(self.model)
-        self.vocab_size: int = self.model.config.vocab_size
+        self.vocab_size = len(self.model.get_output_embeddings().weight)
+        self.tokenizer.check_rows(self.model.get_input_embeddings().num_embeddings)
         self.totals = Totals()
         if capture is None and self.device.type == "cuda":
             capture = cuda_capture()
@@ -70,6 +72,7 @@ class Engine:
                     vocab_size=self.vocab_size,
                     end_ids=self.tokenizer.end_ids,
                     device=self.device,
+                    unused_ids=self.tokenizer.unused_rows(self.vocab_size),
                 ),
                 num_slots=self.num_slots,
                 max_seq_len=self.max_seq_len,

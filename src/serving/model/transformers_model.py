@@ -1,23 +1,36 @@
 """Any other architecture: transformers' own forward pass, one row after the other."""
 
+import inspect
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
-from transformers import DynamicCache
 
 from src.model.base_model import linear_modules
 from src.serving.lora.weights import LoadedAdapter, LoadedModule
 from src.weights.cache.cache_use import CacheUse
+
+CACHE_NAMES = ("past_key_values", "cache_params", "state")
+"""What architectures call what they keep of the tokens that were read."""
+
+
+@dataclass
+class _Slot:
+    """What is kept of a prompt and its answer."""
+
+    unread: list[int] = field(default_factory=list)
+    """Tokens of a prompt that is not complete yet: not every architecture reads on in chunks."""
+    cache: dict[str, Any] = field(default_factory=dict)
 
 
 class _Caches:
     """A cache of transformers' own for each slot in use."""
 
     def __init__(self) -> None:
-        self.of_slot: dict[int, DynamicCache] = {}
+        self.of_slot: dict[int, _Slot] = {}
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Refuse: what transformers keeps of a slot is never known to another one."""
@@ -99,6 +112,10 @@ class TransformersRunner:
     def __init__(self, model: nn.Module) -> None:
         self._model: Any = model
         self._device = next(model.parameters()).device
+        self._vocab_size = len(self._model.get_output_embeddings().weight)
+        # Old architectures score all tokens of the prompt.
+        asked = inspect.signature(self._model.forward).parameters
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in asked else {}
         self.kv_cache = _Caches()
         self.lora = _HookedLora(model, self._device)
 
@@ -107,15 +124,18 @@ class TransformersRunner:
     ) -> torch.Tensor | None:
         """Read tokens into a slot; return the scores after the last one (1, vocabulary)."""
         if start == 0:
-            self.kv_cache.of_slot[slot] = DynamicCache(config=self._model.config)
-        logits = self._logits(slot, torch.tensor([ids], device=self._device), lora_slot)
-        return logits if num_scores else None
+            self.kv_cache.of_slot[slot] = _Slot()
+        unread = self.kv_cache.of_slot[slot].unread
+        unread += ids
+        if not num_scores:
+            return None
+        return self._logits(slot, torch.tensor([unread], device=self._device), lora_slot)
 
     def decode(
         self, tokens: torch.Tensor, positions: torch.Tensor, lengths: list[int], lora: Any
     ) -> torch.Tensor:
         """Read one token in each row and return the next scores (rows, vocabulary)."""
-        logits = torch.zeros((len(tokens), self._model.config.vocab_size), device=self._device)
+        logits = torch.zeros((len(tokens), self._vocab_size), device=self._device)
         for slot, length in enumerate(lengths):
             if length:
                 lora_slot = None if lora is None else lora[slot]
@@ -124,7 +144,7 @@ class TransformersRunner:
 
     def _logits(self, slot: int, ids: torch.Tensor, lora_slot: int | None) -> torch.Tensor:
         self.lora.activate(lora_slot)
-        output = self._model(
-            ids, past_key_values=self.kv_cache.of_slot[slot], use_cache=True, logits_to_keep=1
-        )
+        kept = self.kv_cache.of_slot[slot]
+        output = self._model(ids, use_cache=True, **kept.cache, **self._options)
+        kept.cache = {name: output[name] for name in CACHE_NAMES if name in output}
         return output.logits[:, -1]

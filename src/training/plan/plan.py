@@ -9,10 +9,11 @@ from src.data.steps import StepPlan
 from src.data.token_file import TokenDataset
 from src.errors import UserError
 from src.files.printable import show_bytes
-from src.model.shape import ADAPTER_SHARE, ModelShape, read_shape
+from src.model.shape import ADAPTER_SHARE, ModelShape, read_config, read_shape
 from src.settings import TrainSettings
 from src.training.plan.memory import Workload, estimate_memory, fit
 from src.training.plan.resources import Resources
+from src.weights.base_model.check import is_bitsandbytes_4bit
 
 EFFICIENT_TOKENS = 8192
 """Below so many tokens in a pass, unpacking 4-bit weights takes a good part of the time."""
@@ -103,6 +104,8 @@ class TrainingPlan:
 
     def _method_line(self) -> str:
         parts = [f"{self.settings.peft_method} of rank {self.settings.lora_rank}"]
+        if is_in_4bit(self.settings) and self.settings.peft_method != "qlora":
+            parts.append("on a base model that is 4-bit already, as with qlora")
         if self.trainable_parameters is not None:
             parts.append(f"{self.trainable_parameters:,} trainable parameters")
         parts.append("bfloat16" if self.resources.has_bfloat16 else "float32")
@@ -182,6 +185,12 @@ def make_plan(
     return TrainingPlan(settings, data, steps, resources, stage, work, max_tokens)
 
 
+def is_in_4bit(settings: TrainSettings) -> bool:
+    """Return whether the base model is held in 4-bit, as asked or because its files are."""
+    config = read_config(Path(settings.base_model_dir))
+    return settings.peft_method == "qlora" or is_bitsandbytes_4bit(config)
+
+
 def _check_rank(work: Workload, resources: Resources, *, room: float) -> None:
     """Refuse an adapter that a device like this one could not serve beside the base model."""
     room *= ADAPTER_SHARE if resources.on_gpus else ADAPTER_SHARE * work.world_size
@@ -207,7 +216,7 @@ def _workload(
     return Workload(
         shape=shape,
         element_bytes=2 if resources.has_bfloat16 else 4,
-        in_4bit=settings.peft_method == "qlora",
+        in_4bit=is_in_4bit(settings),
         target_modules=settings.lora_target_modules,
         lora_rank=settings.lora_rank,
         has_dropout=settings.lora_dropout > 0,
@@ -231,7 +240,7 @@ def _choose_stage(work: Workload, resources: Resources) -> int:
 
 
 def _stage_by_size(folder: Path, settings: TrainSettings, resources: Resources) -> int:
-    if not resources.on_gpus or settings.peft_method == "qlora":
+    if not resources.on_gpus or is_in_4bit(settings):
         return 2
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return 3 if size > 0.8 * resources.available else 2

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from src.chat.prompt_encoder import PromptEncoder
-from src.model.oom import is_out_of_memory, release_memory
+from src.out_of_memory import is_out_of_memory, release_memory
 from src.settings import TrainSettings
 
 MAX_NEW_TOKENS = 128

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from src.errors import UserError
 from src.files.printable import printable
@@ -39,14 +40,37 @@ def check_readable(folder: Path) -> None:
     if not config.is_file():
         raise UserError(f"base model {folder.name}: expected a config.json, found none")
     try:
-        json.loads(config.read_text())
+        settings = json.loads(config.read_text())
     except (ValueError, RecursionError):
-        raise UserError(f"base model {folder.name}: config.json is not valid JSON") from None
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"base model {folder.name}: config.json is not valid JSON")
+    _check_precision(settings, folder.name)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
             f"base model {folder.name}: expected a tokenizer "
             f"({' or '.join(TOKENIZER_FILES)}), found none"
         )
+
+
+def _check_precision(config: dict[str, Any], name: str) -> None:
+    """Raise UserError for weights that are quantized in a way that LoRA is not trained on here."""
+    found = config.get("quantization_config") or config.get("compression_config")
+    if not found or is_bitsandbytes_4bit(config):
+        return
+    method = printable(found.get("quant_method") or "an unnamed method", 40)
+    method += " 8-bit" if found.get("load_in_8bit") else ""
+    raise UserError(
+        f"base model {name}: its weights are quantized already, with {method}; "
+        "expected the base model in 16 or 32 bits, or in bitsandbytes 4-bit (peft_method=qlora "
+        "makes 4-bit of one that is not)"
+    )
+
+
+def is_bitsandbytes_4bit(config: dict[str, Any]) -> bool:
+    """Return whether a config.json says that the weights are 4-bit by bitsandbytes already."""
+    found = config.get("quantization_config") or {}
+    return bool(found.get("load_in_4bit")) and found.get("quant_method") in (None, "bitsandbytes")
 
 
 def list_shards(folder: Path) -> list[str]:

@@ -1,12 +1,12 @@
 """Where base models are fetched from: the Hub, or a mirror."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from src.errors import UserError
 from src.files.printable import printable
-from src.weights.base_model.check import list_shards
+from src.weights.base_model.check import check_readable, list_shards
 from src.weights.download.download import HttpError, fetch
 
 OPTIONAL_FILES = (
@@ -48,6 +48,7 @@ def fetch_from_mirror(mirror: str, folder: Path, *, with_weights: bool) -> None:
     get("config.json")
     for name in OPTIONAL_FILES:
         get(name, is_optional=True)
+    check_readable(folder)
     if not with_weights:
         return
     if get("model.safetensors.index.json", is_optional=True):
@@ -73,12 +74,18 @@ def fetch_from_hub(
     )
 
     api = HfApi(endpoint=environ.get("HF_ENDPOINT"), token=environ.get("HF_TOKEN") or False)
-    patterns = [*OTHER_PATTERNS, *(WEIGHTS_PATTERNS if with_weights else ())]
+
+    def get(patterns: Sequence[str]) -> None:
+        api.snapshot_download(
+            repository, revision=revision, local_dir=folder, allow_patterns=list(patterns)
+        )
+
     try:
         revision = api.model_info(repository).sha
-        api.snapshot_download(
-            repository, revision=revision, local_dir=folder, allow_patterns=patterns
-        )
+        get(OTHER_PATTERNS)
+        check_readable(folder)
+        if with_weights:
+            get(WEIGHTS_PATTERNS)
     except GatedRepoError:
         raise UserError(
             f"{repository} is gated on the Hub: accept its licence there and set HF_TOKEN"

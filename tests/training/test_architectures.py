@@ -1,0 +1,80 @@
+"""Each architecture learns from every example alone, and is served as transformers and PEFT do."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from src.chat.tokenizer import Tokenizer
+from src.model.fast_path import use_fast_path
+from src.serving.engine.engine import Engine
+from src.serving.sampling import SamplingParams
+from src.training.lora_model import try_sharing_rows
+from src.weights.adapter.adapter import read_adapter
+from tests.model.architectures import ARCHITECTURES, make_architecture
+from tests.model.batches import assert_same, build_model, cut, gradients, make_batch
+from tests.serving.clients import Client
+
+LEAKING = {"opt", "lfm2", "qwen3_next", "gpt_oss", "bloom", "falcon_h1"}
+"""Those whose examples share a row only as neighbours that see each other."""
+ROWS = [{"prompt": f"Number {n}?", "completion": "It is red."} for n in range(8)]
+
+
+NUM_TOKENS = 12
+PARAMS = SamplingParams(
+    max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS, temperature=0, repetition_penalty=1
+)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def folder(request, tmp_path: Path, base_dir: Path) -> Path:
+    make_architecture(tmp_path / request.param, request.param)
+    for file in base_dir.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / request.param)
+    return tmp_path / request.param
+
+
+def test_an_example_learns_the_same_beside_any_other(folder: Path):
+    module = build_model(folder).eval()
+    use_fast_path(module.model)
+    lines: list[str] = []
+    try_sharing_rows(module, lines.append)
+    assert (folder.name in LEAKING) == bool(lines) == (not module.shares_rows)
+    batch = make_batch(7, 12, 30)
+    alone = gradients(module, cut(batch))
+    assert_same(gradients(module, [batch]), alone)
+    if lines:
+        module.shares_rows = True
+        assert gradients(module, [batch])[0] != pytest.approx(alone[0], rel=1e-4)
+
+
+def test_what_was_trained_is_served_as_transformers_and_peft_do(folder: Path, train):
+    output = train(
+        rows=ROWS, base_model=str(folder), base_model_dir=str(folder), max_steps=2,
+        learning_rate=0.02, pack_sequences=True, chunk_size=64, run_validation=False,
+    )  # fmt: skip
+    prompt = list(range(3, 40, 2))
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    engine = Engine(folder, max_slots=2)
+    try:
+        adapter = engine.load_adapter(read_adapter(output, engine.linear_shapes), key="trained")
+        served = [Client(engine, prompt, PARAMS, adapter=a).answer() for a in (None, adapter)]
+    finally:
+        engine.close()
+    unused = Tokenizer(folder).unused_rows(400)
+    assert unused  # which the random model would draw
+    assert served[0] == generate(base, prompt, unused)
+    assert served[1] == generate(PeftModel.from_pretrained(base, output), prompt, unused)
+    assert served[0] != served[1]
+
+
+def generate(model, prompt: list[int], unused: list[int]) -> list[int]:
+    output = model.eval().generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS, do_sample=False, pad_token_id=2,
+        suppress_tokens=unused,
+    )  # fmt: skip
+    return output[0, len(prompt) :].tolist()
