@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from src.errors import UserError
+from src.files.atomic import replacing_folder
 from src.files.printable import printable
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -60,7 +61,6 @@ def _convert(file: Path, folder: Path) -> None:
     )
     # The weights are plain now, whatever the configuration says.
     vars(model.config).pop("quantization_config", None)
-    model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(
         file.parent, gguf_file=file.name, model_max_length=model.config.max_position_embeddings
     )
@@ -68,7 +68,9 @@ def _convert(file: Path, folder: Path) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.save_pretrained(folder)
+    with replacing_folder(folder) as partial:  # this process may outlive who waits for it
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
 
 
 if __name__ == "__main__":
