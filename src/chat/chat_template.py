@@ -81,8 +81,8 @@ class ChatTemplateFormat:
     @cached_property
     def end(self) -> str | None:
         """The control token that ends an answer; None where the template writes none."""
-        after = self._closed.rpartition(_ANSWER)[2]
-        found = self._controls.search(after)
+        closed = self._tried([_ASKED, _ANSWERED], opens=False)
+        found = self._controls.search(closed.rpartition(_ANSWER)[2] if _ANSWER in closed else "")
         return found[0] if found else None
 
     @cached_property
@@ -143,17 +143,17 @@ class ChatTemplateFormat:
 
     @cached_property
     def _opened(self) -> str:
-        return self._sample(opens=True)
+        return self._sample(_ASKED, opens=True)
 
     @cached_property
     def _closed(self) -> str:
-        return self._sample(_ANSWERED, opens=False)
+        return self._sample(_ASKED, _ANSWERED, opens=False)
 
-    def _sample(self, *more: Message, opens: bool) -> str:
-        text = self._rendered(Conversation((_ASKED, *more)), opens=opens)
-        if not _in_order(text, [_USER, _ANSWER][: 1 + len(more)]):
+    def _sample(self, *messages: Message, opens: bool) -> str:
+        text = self._rendered(Conversation(messages), opens=opens)
+        if messages[-1]["content"] not in text:
             raise UserError(
-                "the base model's chat template loses or reorders messages: set prompt_template"
+                "the base model's chat template does not show the last message: set prompt_template"
             )
         return text
 

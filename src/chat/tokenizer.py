@@ -147,13 +147,15 @@ class Tokenizer:
 
     def show(self, ids: list[int]) -> str:
         """Return the text of token ids for a log, with control tokens in ⟨ ⟩."""
-        parts = itertools.groupby(ids, lambda token: token in self.control_ids)
-        return "".join(
-            "".join(f"⟨{self._backend.id_to_token(token)}⟩" for token in part)
-            if is_control
-            else self._backend.decode(list(part), skip_special_tokens=False)
-            for is_control, part in parts
-        )
+        shown, anchor = "", _ids(self._letters, _ANCHOR)
+        for is_control, part in itertools.groupby(ids, self.control_ids.__contains__):
+            if is_control:
+                shown += "".join(f"⟨{self._backend.id_to_token(token)}⟩" for token in part)
+                continue
+            # A decoder leaves out the space at the beginning of what it is given.
+            before = anchor if shown else []
+            shown += self.decode([*before, *part])[len(before and _ANCHOR) :]
+        return shown
 
     def _read(self, backend: Backend, text: str, continues: bool) -> list[int]:
         if continues and self._adds_prefix:

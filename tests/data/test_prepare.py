@@ -27,5 +27,8 @@ def test_a_beginning_that_is_left_out_is_counted(make_settings, tmp_path: Path):
         warnings = [line for line in said if line.startswith("warning")]
         assert len(warnings) == bool(beginning)
         if beginning:
-            assert "data.jsonl: 2 examples begin with <s>, which is left out" in warnings[0]
+            assert (
+                "data.jsonl: 2 examples (the first is line 1) begin with <s>, which is left out"
+                in warnings[0]
+            )
     assert datasets[0] == datasets[1]

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from src.errors import UserError
@@ -9,14 +10,21 @@ from src.files.printable import printable
 from src.weights.base_model.check import check_readable, list_shards
 from src.weights.download.download import HttpError, fetch
 
+NAMED_TEMPLATES = "additional_chat_templates"
 OPTIONAL_FILES = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
+    *(f"{NAMED_TEMPLATES}/{name}.jinja" for name in ("tool_use", "rag")),
 )
+"""A mirror cannot be asked what it has: the names are those that Transformers gives."""
 WEIGHTS_PATTERNS = ("*.safetensors",)
 OTHER_PATTERNS = ("*.json", "tokenizer.model", "*.jinja", "merges.txt")
 MAX_FILE_BYTES = 1 << 40
@@ -31,6 +39,7 @@ def fetch_from_mirror(mirror: str, folder: Path, *, with_weights: bool) -> None:
     address, mark, query = mirror.partition("?")
 
     def get(name: str, *, is_optional: bool = False) -> bool:
+        (folder / name).parent.mkdir(exist_ok=True)
         try:
             fetch(
                 f"{address.rstrip('/')}/{name}{mark}{query}",
@@ -48,6 +57,8 @@ def fetch_from_mirror(mirror: str, folder: Path, *, with_weights: bool) -> None:
     get("config.json")
     for name in OPTIONAL_FILES:
         get(name, is_optional=True)
+    with suppress(OSError):
+        (folder / NAMED_TEMPLATES).rmdir()  # where it is empty
     check_readable(folder)
     if not with_weights:
         return
