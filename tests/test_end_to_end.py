@@ -557,6 +557,6 @@ def test_a_base_model_that_is_not_there(tmp_path: Path):
         str(tmp_path): "expected a config.json, found none",
     }.items():
         done = client("predict", "-i", "prompt=x", BASE_MODEL=name)
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert sentence in done.stderr
         assert "Traceback" not in done.stderr

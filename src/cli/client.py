@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
+from contextlib import redirect_stdout
 from typing import Any
 
 import requests
@@ -26,6 +27,7 @@ from src.environment import read_train_environment
 from src.errors import UserError
 from src.files.atomic import replacing_file
 from src.training.plan.dry_run import plan_training
+from src.weights.base_model.base_model import find_base_model
 
 
 def main(arguments: list[str]) -> int:
@@ -53,6 +55,8 @@ def _predict(options: Namespace) -> None:
     inputs = parse_inputs(options.input, _properties("Input"))
     if options.weights is not None:
         os.environ["COG_WEIGHTS"] = local_weights(options.weights)
+    with redirect_stdout(sys.stderr):
+        find_base_model(os.environ)  # not in the server, where nobody sees that it is fetched
     with running_server("predict", verbose=options.verbose) as address:
         for piece in stream_answer(address, inputs):
             print(piece, end="", flush=True)
