@@ -44,7 +44,7 @@ class Inputs:
     stop_sequences = Input(
         description="Where to stop: comma-separated, or a JSON list of strings", default=None
     )
-    seed = Input(description="Random seed, by default drawn at random", default=None)
+    seed = Input(description="Random seed, by default or at -1 drawn at random", default=None)
     debug = Input(description="Log the formatted prompt, timings and memory", default=False)
     replicate_weights = Input(
         description="Fine-tuned weights for this request: a URL, or a path below WEIGHTS_DIR",
@@ -77,8 +77,10 @@ class Predictor(BaseRunner):
         end_with_server()
         # Here, so that the inputs can be read without loading torch.
         from src.serving.predictor import TextPredictor
+        from src.serving.refusal import refuse_trainings
 
         self.predictor = TextPredictor(weights)
+        self.run = refuse_trainings(self.run)  # type: ignore[method-assign]
 
     @streaming
     def run(

@@ -375,6 +375,7 @@ BAD_REQUESTS = {
     "schema": ({"json_schema": "[1]"}, 200, "json_schema: expected a JSON object"),
     "schema-type": ({"json_schema": '{"type": "nope"}'}, 200, "json_schema: expected a schema"),
     "outputs": ({"num_outputs": 17}, 422, "maximum of 16"),
+    "training": ({"train_data": data_url(b"")}, 200, "this server answers prompts; expected a"),
     "no-archive": ({"replicate_weights": data_url(b"hello")}, 200, "not a .tar or .tar.gz"),
 }
 
@@ -382,7 +383,8 @@ BAD_REQUESTS = {
 @pytest.mark.parametrize("name", BAD_REQUESTS)
 def test_a_bad_request_is_one_sentence(predictions: str, name: str):
     inputs, status, sentence = BAD_REQUESTS[name]
-    answer = post(predictions, {"prompt": "x", **GREEDY, **inputs})
+    url = predictions.replace("/predictions", "/trainings") if name == "training" else predictions
+    answer = post(url, inputs if name == "training" else {"prompt": "x", **GREEDY, **inputs})
     assert answer.status_code == status
     body = answer.json()
     message = body["error"] if status == 200 else json.dumps(body["detail"])
@@ -469,6 +471,7 @@ def test_the_command_line(base_dir: Path, archive: Path, tmp_path: Path, write_r
 BAD_COMMANDS = {
     "unknown-input": (["predict", "-i", "promt=x"], "there is no such input; did you mean prompt?"),
     "no-equals": (["predict", "-i", "prompt"], "expected name=value"),
+    "no-prompt": (["predict", "Hello"], "the prompt is an input: scripts/predict -i prompt=Hello"),
     "no-number": (["predict", "-i", "prompt=x", "-i", "top_k=many"], "expected a whole number"),
     "not-finite": (["predict", "-i", "prompt=x", "-i", "top_p=nan"], "expected a number"),
     "no-text": (["predict", "-i", "prompt=@BINARY"], "expected a text file in UTF-8"),
@@ -477,6 +480,11 @@ BAD_COMMANDS = {
     "bad-line": (["train", "BAD"], "bad.jsonl, line 1: expected a JSON object"),
     "below-minimum": (["train", "GOOD", "-i", "lora_rank=0"], "lora_rank: 0 is less than"),
     "no-folder": (["train", "GOOD", "-o", "none/w.tar"], "there is no folder none"),
+    "no-file": (["train", "GOOD", "-o", "/proc/w.tar"], "-o: cannot write /proc/w.tar"),
+    "no-server": (
+        ["train", "http://127.0.0.1:9/x.jsonl"],
+        "error: could not download /x.jsonl from 127.0.0.1:9: no connection",
+    ),
 }
 
 

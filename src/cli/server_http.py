@@ -7,7 +7,10 @@ import requests
 HOST = "127.0.0.1"
 _WRAPPING = re.compile(
     r"^(?:(?:Async prediction|Prediction|Training) failed: |Generator iteration error: "
-    r"|(?:UserError|HttpError|ValueError|TrainingError|RuntimeError): )+"
+    r"|(?:UserError|HttpError|ValueError|TrainingError|RuntimeError): |Input validation error: )+"
+)
+_NO_CONNECTION = re.compile(
+    r"HTTPS?ConnectionPool\(host='([^']+)', port=(\d+)\): .* with url: (\S+) \(Caused by .*\)"
 )
 
 
@@ -17,7 +20,8 @@ class RequestError(Exception):
 
 def plain_error(error: str) -> str:
     """Return the sentence of an error without what Cog and Python put before it."""
-    return _WRAPPING.sub("", error)
+    error = _WRAPPING.sub("", error)
+    return _NO_CONNECTION.sub(r"could not download \3 from \1:\2: no connection", error)
 
 
 def http_session() -> requests.Session:

@@ -40,8 +40,10 @@ class RequestInputs:
 
 def parse_inputs(request: Mapping[str, Any], *, max_seq_len: int) -> RequestInputs:
     """Return the inputs of a request; raises UserError for one that cannot be answered."""
+    # An empty text is none, as forms and command lines send it.
+    request = {n: None if v == "" and n != "prompt" else v for n, v in request.items()}
     seed = request["seed"]
-    if seed is None:
+    if seed in (None, -1):
         seed = secrets.randbelow(2**31)
         print(f"seed {seed}", flush=True)
     # Cog lets 3.0 pass for an integer.

@@ -102,11 +102,15 @@ def _shown_name(path: Path, name: str) -> str:
 
 
 def _as_declared(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options in the types of the settings: Cog lets 3.0 pass for an integer."""
-    annotations = TrainSettings.__annotations__
-    return {
-        name: int(value)
-        if isinstance(value, float) and annotations[name] in (int, int | None)
-        else value
-        for name, value in options.items()
+    """Return the options as the settings have them: Cog lets 3.0 pass for an integer.
+
+    An empty text is none where there may be none.
+    """
+    kinds = TrainSettings.__annotations__
+    whole = {
+        n: int(v)
+        for n, v in options.items()
+        if isinstance(v, float) and kinds[n] in (int, int | None)
     }
+    empty = {n: None for n, v in options.items() if v == "" and kinds[n] == str | None}
+    return {**options, **whole, **empty}

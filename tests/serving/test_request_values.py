@@ -9,6 +9,7 @@ import pytest
 from src.cli.tiny_model import make_base_model
 from src.errors import UserError
 from src.serving.predictor import TextPredictor
+from src.serving.refusal import refuse_trainings
 from tests.serving.request import REQUEST, answer
 
 NAN, INF = float("nan"), float("inf")
@@ -90,7 +91,7 @@ def test_a_template_cannot_multiply_a_long_prompt(predictor: TextPredictor):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("prompt_template", "none"), ("prompt_template", ""), ("messages", "[1]")],
+    [("prompt_template", "none"), ("messages", "[1]")],
 )
 def test_no_weights_are_fetched_for_a_request_that_is_wrong_with_any(
     predictor: TextPredictor, monkeypatch: pytest.MonkeyPatch, name: str, value: str
@@ -132,3 +133,40 @@ def test_odd_values_are_answered(predictor: TextPredictor, name: str, value: obj
             {**REQUEST, "temperature": 0.5, name: value}, record_metric=lambda *_, **__: None
         )
     )
+
+
+def text_of(predictor: TextPredictor, **inputs: object) -> str:
+    request = {**REQUEST, **inputs}
+    return "".join(predictor.stream(request, record_metric=lambda *_, **__: None))
+
+
+OPTIONAL = ("system_prompt", "prompt_template", "stop_sequences", "messages", "json_schema")
+
+
+@pytest.mark.parametrize("name", [*OPTIONAL, "replicate_weights"])
+def test_an_empty_text_is_none(predictor: TextPredictor, name: str):
+    assert text_of(predictor, **{name: ""}) == text_of(predictor, **{name: None})
+
+
+@pytest.mark.parametrize("seed", [None, -1])
+def test_a_random_seed_is_logged_and_gives_the_answer_again(
+    predictor: TextPredictor, capsys: pytest.CaptureFixture[str], seed: int | None
+):
+    asked = {"temperature": 1, "max_new_tokens": 20}
+    answers, seeds = [], []
+    for _ in range(3):
+        answers.append(text_of(predictor, **asked, seed=seed))
+        name, _, number = capsys.readouterr().out.strip().partition(" ")
+        assert name == "seed"
+        seeds.append(int(number))
+    assert len(set(seeds)) == len(set(answers)) == 3
+    assert text_of(predictor, **asked, seed=seeds[0]) == answers[0]
+
+
+def test_a_training_is_told_which_server_takes_it():
+    called = []
+    run = refuse_trainings(lambda **inputs: called.append(inputs))
+    run(prompt="a")
+    with pytest.raises(UserError, match="this server answers prompts; expected a training at a"):
+        run(train_data="d.jsonl")
+    assert called == [{"prompt": "a"}]

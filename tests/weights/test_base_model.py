@@ -391,3 +391,20 @@ def test_a_package_that_cannot_be_converted_leaves_no_model(
         find_base_model({**environ, "BASE_MODEL": "packed"})
     print(caught.value)
     assert [p for p in (tmp_path / "cache").iterdir() if p.name == "torn-package"] == []
+
+
+MEANT = {
+    "llama2": "did you mean llama-2-7b",
+    "Llama-2-7b": "did you mean llama-2-7b",
+    "~/models/x": "write $HOME",
+    "/none": "is no folder here",
+    "models/llama.gguf": "a file of llama.cpp; expected a folder",
+    __file__: f"is a file; expected its folder, {Path(__file__).parent}",
+}
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_a_name_that_is_none_says_what_to_write(name: str):
+    with pytest.raises(UserError, match="BASE_MODEL: ") as caught:
+        find_base_model({"BASE_MODEL": name})
+    assert MEANT[name] in str(caught.value)

@@ -15,6 +15,7 @@ from src.files.printable import printable
 from src.weights.base_model.check import check_complete, check_readable
 from src.weights.base_model.package import convert_package
 from src.weights.base_model.sources import fetch_from_hub, fetch_from_mirror
+from src.weights.base_model.unknown_name import unknown_base_model
 from src.weights.download.url import check_url, printable_url
 
 
@@ -37,7 +38,8 @@ def find_base_model(environ: Mapping[str, str], *, with_weights: bool = True) ->
     if not name:
         raise UserError(
             "BASE_MODEL is not set: expected one of "
-            f"{', '.join(KNOWN_MODELS)}, a Hub id (owner/name), or a folder"
+            f"{', '.join(KNOWN_MODELS)}, a Hub id (owner/name), or a folder; to try it without a "
+            "download: export BASE_MODEL=smollm2-135m-instruct"
         )
     mirror = environ.get("BASE_MODEL_URL", "").strip()
     if mirror and "://" not in mirror:
@@ -47,11 +49,8 @@ def find_base_model(environ: Mapping[str, str], *, with_weights: bool = True) ->
     if not mirror and name not in KNOWN_MODELS and Path(name).is_dir():
         return _local(name, Path(name), "BASE_MODEL")
     known = describe_model(name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", known.repository) and not mirror:
-        raise UserError(
-            f"BASE_MODEL: {printable(name)!r} is no folder here, no Hub id (owner/name) and none "
-            f"of {', '.join(KNOWN_MODELS)}"
-        )
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+(?<!\.gguf)", known.repository) and not mirror:
+        raise unknown_base_model(name)
     cache = Path(environ.get("BASE_MODEL_CACHE") or "~/.cache/cog-finetune").expanduser()
     # A query may be a signature: it is asked for, and kept nowhere.
     source = re.split("[?#]", mirror, maxsplit=1)[0] or known.package or known.repository
