@@ -14,7 +14,7 @@ from src.errors import UserError
 from src.files.printable import printable
 from src.settings import TrainSettings
 from src.training.checkpoint.locate import check_checkpoints, locate_checkpoints
-from src.training.plan.resources import count_devices
+from src.training.plan.resources import check_processes, count_devices
 from src.weights.base_model.base_model import find_base_model
 
 FILES = ("train_data", "validation_data")
@@ -68,6 +68,8 @@ def _count_processes(settings: TrainSettings) -> TrainEnvironment:
             f"{'GPUs' if on_gpus else 'CPU processes'}: {num_used} are used",
             flush=True,
         )
+    if not on_gpus:
+        check_processes(num_used, environment.device_memory)
     return replace(environment, num_processes=num_used, on_gpus=on_gpus)
 
 

@@ -36,7 +36,7 @@ from src.training.lora_model import load_lora_model
 from src.training.machines.share import OtherMachines, share_data
 from src.training.plan.disk import check_disks
 from src.training.plan.plan import make_plan, peak_line
-from src.training.plan.resources import measure_resources, peak_memory
+from src.training.plan.resources import keep_to_limit, measure_resources, peak_memory
 from src.training.replicated import ReplicatedTrainer
 from src.training.results.metrics import Progress
 from src.training.results.output import output_writer
@@ -85,6 +85,7 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
         log(line)
     if rank == main_rank:
         log(check_disks(plan, folder.path))
+    keep_to_limit(device, environment.device_memory)
 
     # The base model with its adapter.
     lora_model = load_lora_model(plan, device, fast_path_off=environment.fast_path_off, log=log)

@@ -70,10 +70,13 @@ def test_the_longest_example_is_named(base_dir: Path, write_rows):
     assert f"(data.jsonl, line {len(ROWS) + 1})" in lines[0]
 
 
-def test_a_base_model_without_room_is_refused_at_once(base_dir: Path, write_rows):
-    os.environ |= {"BASE_MODEL": str(base_dir), "DEVICE_MEMORY_GB": "0.0001"}
-    with pytest.raises(UserError, match=r"base model takes .* and a CPU process has 0.1 MB of"):
-        plan_training(inputs(write_rows))
+def test_processes_without_room_for_their_libraries_are_refused_at_once(base_dir, write_rows):
+    os.environ |= {"BASE_MODEL": str(base_dir), "DEVICE_MEMORY_GB": "0.1"}
+    for start in (plan_training, partial(run_training, record_metric=print)):
+        with pytest.raises(
+            UserError, match=r"520 MB each, and there are 100 MB; expected a larger"
+        ):
+            start(inputs(write_rows))
 
 
 @pytest.mark.parametrize(
@@ -115,8 +118,9 @@ def plan_on(make_settings, tmp_path: Path):
     def plan(*, num_gpus: int, gigabytes: float, **values) -> TrainingPlan:
         settings = make_settings(train_batch_size=8, base_model_dir=str(tmp_path), **values)
         steps = build_step_plan(data, settings, max_seq_len=4096, num_devices=num_gpus)
+        free = gigabytes * 1e9
         resources = Resources(
-            on_gpus=True, available=gigabytes * 1e9, libraries=0.0, has_bfloat16=True
+            on_gpus=True, available=free, libraries=0.0, alone=free, has_bfloat16=True
         )
         return make_plan(settings, data, steps, resources)
 
@@ -143,7 +147,9 @@ def test_70b_in_4_bit_on_one_gpu(plan_on):
 
 
 def test_70b_in_16_bit_on_one_gpu_is_refused(plan_on):
-    with pytest.raises(UserError, match=r"takes 138\.\d GB, and a GPU has 80\.0 GB .*qlora"):
+    with pytest.raises(
+        UserError, match=r"takes at least 1\d\d\.\d GB, and a GPU has 80\.0 GB .* peft_method=qlora"
+    ):
         plan_on(num_gpus=1, gigabytes=80)
 
 
@@ -151,3 +157,51 @@ def test_a_rank_that_serving_would_refuse_is_refused(plan_on):
     plan_on(num_gpus=1, gigabytes=80, peft_method="qlora", lora_rank=128)
     with pytest.raises(UserError, match=r"lora_rank: .* 6\.\d GB .*, found rank 1024 of 39\.3 GB"):
         plan_on(num_gpus=1, gigabytes=80, peft_method="qlora", lora_rank=1024)
+
+
+@pytest.fixture
+def plan_on_cpus(make_settings, base_dir: Path, tmp_path: Path):
+    """Return a function that plans a run of the tiny model on processes of so many bytes."""
+    example = TokenizedExample([5] * 512, [5] * 512, [True] * 512)
+    write_tokens(enumerate([example] * 8, start=1), tmp_path / "data")
+    data = TokenDataset(tmp_path / "data", name="data.jsonl")
+
+    def plan(available: float, *, alone: float | None = None, **values) -> TrainingPlan:
+        settings = make_settings(train_batch_size=4, base_model_dir=str(base_dir), **values)
+        steps = build_step_plan(data, settings, max_seq_len=512, num_devices=2)
+        resources = Resources(
+            on_gpus=False,
+            available=available,
+            libraries=500e6,
+            alone=alone or available,
+            has_bfloat16=False,
+        )
+        return make_plan(settings, data, steps, resources)
+
+    return plan
+
+
+def test_a_plan_that_does_not_fit_does_not_start(plan_on_cpus):
+    """Libraries and the allocator's gaps count, and what is told to fit does."""
+    roomy = plan_on_cpus(10e9)
+    assert roomy.peak is not None
+    found = []
+    for share in (0.2, 0.4, 0.6, 0.8, 1.0):
+        available = 500e6 + share * (roomy.peak - 500e6)
+        try:
+            found.append(plan_on_cpus(available).peak <= available)
+        except UserError as error:
+            found.append(re.sub(r"\d[\d.,]*", "N", str(error)))
+    assert found[0] == (
+        "the training takes at least N MB, and a CPU process has N MB of free memory; expected "
+        "examples (or a chunk_size) of at most N tokens, or a smaller base model or more memory"
+    )
+    assert found[-1] is True
+
+
+def test_one_process_is_proposed_where_it_has_the_room(plan_on_cpus):
+    for alone, is_proposed in ((10e9, True), (510e6, False)):
+        with pytest.raises(UserError) as caught:
+            plan_on_cpus(502e6, alone=alone)
+        assert ("NUM_PROCESSES=1" in str(caught.value)) == is_proposed
+    plan_on_cpus(10e9)

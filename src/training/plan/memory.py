@@ -14,7 +14,9 @@ PACKED_BYTES = 0.516
 BUSY_TOKENS = 2048
 """In one pass these keep a device busy."""
 FILL = 0.92
-"""Share of the free memory that a plan may use; the allocator's gaps take the rest."""
+"""Share of the free memory that a plan may use; a GPU's allocator takes the rest for its gaps."""
+GAPS = 0.3
+"""The C library's allocator takes so much more for activations of many sizes on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,12 @@ class MemoryEstimate:
     adapter: float
     activations: float
     work_space: float
+    gaps: float
+    """What the allocator cannot use, between tensors of many sizes."""
 
     @property
     def total(self) -> float:
-        return self.base_model + self.adapter + self.activations + self.work_space
+        return self.base_model + self.adapter + self.activations + self.work_space + self.gaps
 
 
 def estimate_memory(work: Workload) -> MemoryEstimate:
@@ -77,9 +81,9 @@ def estimate_memory(work: Workload) -> MemoryEstimate:
         work.num_recomputed * hidden_bytes + again + backward,
     )
     whole = max(activations, peak - max(head, backward))
-    return MemoryEstimate(
-        _base_model(work), _adapter(work), whole + tables, peak - whole + 2 * hidden_bytes
-    )
+    activations, space = whole + tables, peak - whole + 2 * hidden_bytes
+    gaps = 0.0 if work.on_gpu else GAPS * (activations + space)
+    return MemoryEstimate(_base_model(work), _adapter(work), activations, space, gaps)
 
 
 def fit(work: Workload, available: float) -> Workload:

@@ -7,19 +7,16 @@ import numpy as np
 
 from src.data.steps import StepPlan
 from src.data.token_file import TokenDataset
-from src.errors import UserError
 from src.files.printable import show_bytes
-from src.model.shape import ADAPTER_SHARE, ModelShape, read_config, read_shape
+from src.model.shape import ModelShape, read_config, read_shape
 from src.settings import TrainSettings
 from src.training.plan.memory import Workload, estimate_memory, fit
 from src.training.plan.resources import Resources
+from src.training.plan.room import check_rank, check_room
 from src.weights.base_model.check import is_bitsandbytes_4bit
 
 EFFICIENT_TOKENS = 8192
 """Below so many tokens in a pass, unpacking 4-bit weights takes a good part of the time."""
-
-ALLOCATOR_GAPS = 1.3
-"""The C library's allocator takes so much for activations of many sizes on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +127,12 @@ class TrainingPlan:
         if self.work is None:
             return {}
         found = estimate_memory(self.work)
-        gaps = 1.0 if self.resources.on_gpus else ALLOCATOR_GAPS
         parts = {
             "base model": found.base_model,
             "adapter": found.adapter,
-            "activations": found.activations * gaps,
-            "work space": found.work_space * gaps,
+            "activations": found.activations,
+            "work space": found.work_space,
+            "allocator's gaps": found.gaps,
             "libraries": self.resources.libraries,
         }
         return {name: size for name, size in parts.items() if size}
@@ -157,8 +154,7 @@ def make_plan(
 ) -> TrainingPlan:
     """Decide how a run uses its memory; without a `zero_stage` that is asked for, choose it.
 
-    Raises UserError if the base model alone is larger than the memory of its device, or if the
-    adapter is wider than could be served.
+    Raises UserError if a device has no room for it, or if the adapter is too wide to be served.
     """
     folder = Path(settings.base_model_dir)
     shape = read_shape(folder)
@@ -172,16 +168,10 @@ def make_plan(
     if work.shares_weights:
         work = replace(work, num_recomputed=shape.num_layers)
     else:
-        base_model = estimate_memory(work).base_model
-        if base_model > resources.available:
-            raise UserError(
-                f"the base model takes {show_bytes(base_model)}, and a {resources.kind} has "
-                f"{show_bytes(resources.available)} of free memory; expected peft_method=qlora, "
-                "a smaller base model or more memory"
-            )
-        _check_rank(work, resources, room=resources.available - base_model)
-        all_tokens, work = work.num_tokens, fit(work, resources.available)
+        check_rank(work, resources)
+        all_tokens, work = work.num_tokens, fit(work, resources.available - resources.libraries)
         max_tokens = work.num_tokens if work.num_tokens < all_tokens else None
+    check_room(work, resources)
     return TrainingPlan(settings, data, steps, resources, stage, work, max_tokens)
 
 
@@ -189,19 +179,6 @@ def is_in_4bit(settings: TrainSettings) -> bool:
     """Return whether the base model is held in 4-bit, as asked or because its files are."""
     config = read_config(Path(settings.base_model_dir))
     return settings.peft_method == "qlora" or is_bitsandbytes_4bit(config)
-
-
-def _check_rank(work: Workload, resources: Resources, *, room: float) -> None:
-    """Refuse an adapter that a device like this one could not serve beside the base model."""
-    room *= ADAPTER_SHARE if resources.on_gpus else ADAPTER_SHARE * work.world_size
-    size = work.shape.served_adapter_bytes(
-        work.target_modules, work.lora_rank, itemsize=work.element_bytes
-    )
-    if size > room:
-        raise UserError(
-            f"lora_rank: expected an adapter that can be served in {show_bytes(room)} of a "
-            f"{resources.kind}'s memory, found rank {work.lora_rank} of {show_bytes(size)}"
-        )
 
 
 def _workload(

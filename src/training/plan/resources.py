@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from src.errors import UserError
+from src.files.printable import show_bytes
 from src.host_memory import (
     free_memory,
     limit_process_memory,
@@ -25,6 +27,8 @@ LIBRARIES = 520e6
 """Bytes that the libraries take of a process without a GPU."""
 LATER_LIBRARIES = 130e6
 """The part of them that is loaded only with the model."""
+BESIDE_RANKS = 300e6
+"""Bytes of the processes beside the ranks: the agent, Cog's server, its worker and the client."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,11 @@ class Resources:
 
     on_gpus: bool
     available: float
-    """Free memory of a GPU, or of this machine for one of its processes."""
+    """What a GPU has free, or this machine for one of its processes with all that it holds."""
     libraries: float
     """What the libraries take of a process' memory before there is a model; 0 on GPUs."""
+    alone: float
+    """What would be available to a single process."""
     has_bfloat16: bool
 
     @property
@@ -79,47 +85,87 @@ def _count_gpus() -> int:
     return len(list(takewhile(is_known, map(str.strip, visible.split(",")))))
 
 
+def check_processes(num_processes: int, limit: float | None) -> None:
+    """Refuse more processes without a GPU than there is memory for their libraries.
+
+    It loads no torch: nothing has been started yet that would take memory.
+    """
+    for expected, size, available in (
+        ("a larger DEVICE_MEMORY_GB", LIBRARIES, limit),
+        ("fewer processes (NUM_PROCESSES)", num_processes * LIBRARIES, free_memory()),
+    ):
+        if available is not None and size > available:
+            raise UserError(
+                f"the libraries of {num_processes} CPU processes take {show_bytes(LIBRARIES)} "
+                f"each, and there are {show_bytes(available)}; expected {expected} or more memory"
+            )
+
+
 def expected_resources(*, on_gpus: bool, num_processes: int, limit: float | None) -> Resources:
     """Return what each rank of a run could count on if it began now, at most `limit` bytes."""
     import torch
 
     if on_gpus:
         free = min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
-    else:
-        free = free_memory() / num_processes
-    device = torch.device("cuda" if on_gpus else "cpu")
-    return _resources(device, min(free, limit or free), libraries=LIBRARIES)
+        return _resources(torch.device("cuda"), free, alone=free, limit=limit)
+    free = max(0.0, free_memory() - BESIDE_RANKS)
+    return _resources(
+        torch.device("cpu"), free / num_processes, alone=free, limit=limit, libraries=LIBRARIES
+    )
 
 
 def measure_resources(device: "torch.device", limit: float | None) -> Resources:
     """Return what each rank may count on: the least of what they have, at most `limit` bytes.
 
-    All ranks call it together; the limit holds from then on.
+    All ranks call it together.
     """
     import torch
     import torch.distributed as dist
 
+    libraries, num_processes = process_memory() + LATER_LIBRARIES, 1
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        if limit is not None:
-            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+        free, _ = torch.cuda.mem_get_info(device)
     else:
-        free = free_memory() / int(os.environ["LOCAL_WORLD_SIZE"])
-        if limit is not None:
-            limit_process_memory(limit + LATER_LIBRARIES)
-    least = torch.tensor(min(free, limit or free), dtype=torch.float64, device=device)
-    dist.all_reduce(least, dist.ReduceOp.MIN)
-    return _resources(device, float(least), libraries=process_memory() + LATER_LIBRARIES)
+        num_processes = int(os.environ["LOCAL_WORLD_SIZE"])
+        free = free_memory() / num_processes + process_memory()
+    found = torch.tensor([free, -libraries], dtype=torch.float64, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MIN)
+    available, libraries = float(found[0]), -float(found[1])
+    alone = available * num_processes
+    return _resources(device, available, alone=alone, limit=limit, libraries=libraries)
 
 
-def _resources(device: "torch.device", available: float, *, libraries: float) -> Resources:
+def keep_to_limit(device: "torch.device", limit: float | None) -> None:
+    """Have this rank refused memory beyond `limit` bytes, all that it holds already included."""
+    import torch
+
+    if limit is not None and device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+    elif limit is not None:
+        limit_process_memory(limit - process_memory())
+
+
+def _resources(
+    device: "torch.device",
+    available: float,
+    *,
+    alone: float,
+    limit: float | None,
+    libraries: float = 0.0,
+) -> Resources:
     import torch
 
     from src.model.base_model import training_dtype
 
     on_gpus = device.type == "cuda"
-    has_bfloat16 = training_dtype(device) == torch.bfloat16
-    return Resources(on_gpus, available, 0.0 if on_gpus else libraries, has_bfloat16)
+    return Resources(
+        on_gpus=on_gpus,
+        available=min(available, limit or available),
+        libraries=0.0 if on_gpus else libraries,
+        alone=min(alone, limit or alone),
+        has_bfloat16=training_dtype(device) == torch.bfloat16,
+    )
 
 
 def peak_memory(device: "torch.device") -> float:

@@ -1,0 +1,69 @@
+"""The refusal of a run that a device has no room for, with the settings that would fit."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from src.errors import UserError
+from src.files.printable import show_bytes
+from src.model.shape import ADAPTER_SHARE
+from src.training.plan.memory import Workload, estimate_memory, fit
+from src.training.plan.resources import Resources
+
+LEAST_TOKENS = 64
+"""Shorter examples are not proposed."""
+
+
+def check_room(work: Workload, resources: Resources) -> None:
+    """Refuse a run whose peak is more than its device has, however it is made smaller."""
+    least = estimate_memory(work).total + resources.libraries
+    if least > resources.available:
+        ways = [*_ways_out(work, resources), "a smaller base model or more memory"]
+        raise UserError(
+            f"the training takes at least {show_bytes(least)}, and a {resources.kind} has "
+            f"{show_bytes(resources.available)} of free memory; expected {', or '.join(ways)}"
+        )
+
+
+def check_rank(work: Workload, resources: Resources) -> None:
+    """Refuse an adapter that a device like this one could not serve beside the base model."""
+    room = resources.available - resources.libraries - estimate_memory(work).base_model
+    if room <= 0:
+        return  # the base model alone has no room
+    room *= ADAPTER_SHARE if resources.on_gpus else ADAPTER_SHARE * work.world_size
+    size = work.shape.served_adapter_bytes(
+        work.target_modules, work.lora_rank, itemsize=work.element_bytes
+    )
+    if size > room:
+        raise UserError(
+            f"lora_rank: expected an adapter that can be served in {show_bytes(room)} of a "
+            f"{resources.kind}'s memory, found rank {work.lora_rank} of {show_bytes(size)}"
+        )
+
+
+def _ways_out(work: Workload, resources: Resources) -> Iterator[str]:
+    """Yield each change that would be enough by itself."""
+
+    def fits(changed: Workload, available: float) -> bool:
+        room = available - resources.libraries
+        return estimate_memory(fit(changed, room)).total <= room
+
+    in_4bit = replace(work, in_4bit=True, shares_weights=False)
+    if not work.in_4bit and fits(in_4bit, resources.available):
+        yield "peft_method=qlora"
+    if fits(replace(work, world_size=1), resources.alone):
+        yield "NUM_PROCESSES=1"
+    num_tokens = work.longest_example
+    while num_tokens > LEAST_TOKENS:
+        num_tokens //= 2
+        if fits(_shortened(work, num_tokens), resources.available):
+            yield f"examples (or a chunk_size) of at most {num_tokens:,} tokens"
+            return
+
+
+def _shortened(work: Workload, num_tokens: int) -> Workload:
+    return replace(
+        work,
+        num_tokens=num_tokens,
+        num_target_tokens=min(num_tokens, work.num_target_tokens),
+        longest_example=num_tokens,
+    )
