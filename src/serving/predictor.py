@@ -28,6 +28,7 @@ from src.serving.output.request_state import RequestState
 from src.serving.warm_up import warm_up
 from src.weights.adapter.adapter import read_adapter
 from src.weights.base_model.base_model import find_base_model
+from src.weights.base_model.same_model import ServedModel
 from src.weights.cache.cache import Weights, WeightsCache
 from src.weights.download.deadline import CancelToken, never
 
@@ -44,7 +45,7 @@ class TextPredictor:
         started = time.monotonic()
         environment = read_serve_environment(os.environ)
         base_model = find_base_model(os.environ)
-        self._base_model = base_model.name
+        self._base_model = ServedModel.of(base_model)
         self._engine = Engine(
             base_model.folder,
             known_max_seq_len=describe_model(base_model.name).max_seq_len,
@@ -152,6 +153,8 @@ class TextPredictor:
             grammars = [grammar, *(grammar.copy() for _ in grammars[1:])]
         adapter = self._requested(inputs.replicate_weights, is_canceled)
         try:
+            if adapter.warning:
+                print(adapter.warning, flush=True)
             chat_format = self._chat_format(inputs, adapter)
             prompt_ids = self._prompt_ids(inputs, chat_format)
             if inputs.debug:
@@ -172,7 +175,8 @@ class TextPredictor:
 
     def _load(self, weights: Weights) -> Adapter:
         file = read_adapter(weights.folder, self._engine.linear_shapes)
-        return Adapter(self._engine.load_adapter(file, key=weights.key), file.manifest)
+        warning = self._base_model.check(file.manifest)
+        return Adapter(self._engine.load_adapter(file, key=weights.key), file.manifest, warning)
 
     def _requested(self, source: str | None, is_canceled: CancelToken) -> Adapter:
         if not source:
@@ -195,7 +199,7 @@ class TextPredictor:
         if template is None:
             template = adapter.manifest.prompt_template
         return build_chat_format(
-            self._base_model,
+            self._base_model.name,
             self._engine.tokenizer,
             template=template,
             system_prompt=adapter.manifest.system_prompt,

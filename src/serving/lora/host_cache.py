@@ -22,6 +22,8 @@ class Adapter:
 
     loaded: LoadedAdapter | None
     manifest: Manifest
+    warning: str | None = None
+    """What is logged with each answer."""
     was_loaded: bool = True
     """Whether they were in memory before they were asked for."""
 

@@ -18,6 +18,7 @@ from src.training.context import Run
 from src.training.plan.plan import TrainingPlan
 from src.training.results.report import write_report
 from src.weights.adapter.manifest import FORMAT_VERSION
+from src.weights.base_model.fingerprint import fingerprint_weights
 
 VERSIONED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "deepspeed")
 _NOT_SHOWN = (
@@ -70,6 +71,7 @@ class OutputWriter:
             "format_version": FORMAT_VERSION,
             "base_model": base_model,
             "base_model_revision": settings.base_model_revision,
+            "base_model_fingerprint": fingerprint_weights(Path(settings.base_model_dir)),
             "prompt_template": self.chat_format.template,
             "system_prompt": self.chat_format.system_prompt or settings.system_prompt,
             "stopped_early": stopped_after is not None,

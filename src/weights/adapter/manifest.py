@@ -19,6 +19,8 @@ class Manifest:
     prompt_template: str | None = None
     system_prompt: str | None = None
     base_model: str | None = None
+    base_model_fingerprint: str | None = None
+    """Of its weights; None in older manifests."""
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -18,16 +18,7 @@ def check_complete(folder: Path) -> None:
     Raises UserError that names the file that is missing, damaged or cut off.
     """
     check_readable(folder)
-    if (folder / "model.safetensors.index.json").is_file():
-        names = list_shards(folder)
-    elif (folder / "model.safetensors").is_file():
-        names = ["model.safetensors"]
-    else:
-        found = "pytorch_model.bin only" if list(folder.glob("*.bin")) else "none"
-        raise UserError(
-            f"base model {folder.name}: expected weights in model.safetensors, found {found}"
-        )
-    for name in names:
+    for name in list_weights(folder):
         try:
             read_tensor_infos(folder / name)
         except UserError as error:
@@ -71,6 +62,18 @@ def is_bitsandbytes_4bit(config: dict[str, Any]) -> bool:
     """Return whether a config.json says that the weights are 4-bit by bitsandbytes already."""
     found = config.get("quantization_config") or {}
     return bool(found.get("load_in_4bit")) and found.get("quant_method") in (None, "bitsandbytes")
+
+
+def list_weights(folder: Path) -> list[str]:
+    """Return the names of the files with the weights; raises UserError where there are none."""
+    if (folder / "model.safetensors.index.json").is_file():
+        return list_shards(folder)
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    found = "pytorch_model.bin only" if list(folder.glob("*.bin")) else "none"
+    raise UserError(
+        f"base model {folder.name}: expected weights in model.safetensors, found {found}"
+    )
 
 
 def list_shards(folder: Path) -> list[str]:
