@@ -94,9 +94,11 @@ class ChatFormat:
                     self._prompt_ids(conversation.until(number)), self.prompt_format.learned(said)
                 )
 
-    def learned_completion(self, prompt: str, completion: str) -> LearnedAnswer:
+    def learned_completion(
+        self, prompt: str, completion: str, system_prompt: str | None = None
+    ) -> LearnedAnswer:
         """Return a completion that is to be learned, after its prompt."""
-        conversation = self._protected(self.of_prompt(prompt))
+        conversation = self._protected(self.of_prompt(prompt, system_prompt))
         text = self.tokenizer.protect(completion, is_answer=True)
         if not conversation.is_begun:
             text = self.prompt_format.answer_prefix + text

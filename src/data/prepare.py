@@ -2,22 +2,26 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 from src.chat.prompt_encoder import PromptEncoder
 from src.chat.template import warn_of_escapes
-from src.data.examples import ExampleFile
+from src.data.marked import Run
+from src.data.odd_rows import OddRows
 from src.data.packing import one_by_one, pack, wrap
+from src.data.reading.example_file import ExampleFile
+from src.data.report import DataReport, report_data
 from src.data.steps import StepPlan, choose_batch_sizes
 from src.data.token_file import TokenDataset, write_tokens
-from src.data.tokenization import TokenizedExample, cut, remarks, tokenize
+from src.data.tokenization import TokenizedExample, cut, tokenize
 from src.errors import UserError
 from src.settings import TrainSettings
 
 DEFAULT_CHUNK_SIZE = TrainSettings.chunk_size
 NO_LIMIT = 2**62
-_PARTS = "parts.json"
+_PARTS, _REPORT = "parts.json", "report.json"
 
 
 class _Part(NamedTuple):
@@ -50,14 +54,11 @@ def prepare_data(
     log(f"plan: {encoder.chat_format.describe()}")
 
     def write(path: str, name: str, part: str, max_length: int) -> TokenDataset:
-        file = ExampleFile(Path(path), name)
-        remarked: dict[str, list[int]] = {}
+        file, odd_rows = ExampleFile(Path(path), name), OddRows(encoder.chat_format)
 
         def tokenized() -> Iterator[tuple[int, TokenizedExample]]:
             for line_number, example in file:
-                for remark in remarks(example, encoder.chat_format):
-                    first_and_count = remarked.setdefault(remark, [line_number, 0])
-                    first_and_count[1] += 1
+                odd_rows.look(line_number, example)
                 try:
                     sequences = tokenize(example, encoder.chat_format)
                 except UserError as error:
@@ -69,8 +70,8 @@ def prepare_data(
         dataset = TokenDataset(folder / part, name=name)
         for key, count in file.unknown_keys.most_common(10):
             log(f"warning: {name}: the key {key[:40]!r} is not used ({count:,} times)")
-        for remark, (first, count) in remarked.items():
-            log(f"warning: {name}: {count:,} examples (the first is line {first:,}) {remark}")
+        for line in odd_rows.warnings(name):
+            log(line)
         counts = dataset.counts
         if counts.cut_examples:
             log(
@@ -100,11 +101,16 @@ def prepare_data(
         held_out = _Part("train", train.name, last, len(train))
     kept = _Part("train", train.name, 0, last)
     (folder / _PARTS).write_text(json.dumps([kept, held_out]))
-    if open_datasets(folder)[0].counts.learned_tokens == 0:
+    datasets = open_datasets(folder)
+    if datasets[0].counts.learned_tokens == 0:
         raise UserError(
             f"{train.name}: nothing is left to learn after cutting the examples to "
             f"{limit:,} tokens; expected a larger chunk_size or shorter prompts"
         )
+    report = report_data(*datasets, encoder.tokenizer)
+    for line in report.warnings():
+        log(line)
+    (folder / _REPORT).write_text(json.dumps(asdict(report)))
 
 
 def open_datasets(folder: Path) -> tuple[TokenDataset, TokenDataset]:
@@ -115,6 +121,13 @@ def open_datasets(folder: Path) -> tuple[TokenDataset, TokenDataset]:
         for part in parts
     )
     return train, validation
+
+
+def read_report(folder: Path) -> DataReport:
+    """Return what `prepare_data` found to report."""
+    report = json.loads((folder / _REPORT).read_text())
+    report["examples"] = [[Run(*run) for run in runs] for runs in report["examples"]]
+    return DataReport(**report)
 
 
 def _longest_example(settings: TrainSettings, max_seq_len: int, log: Callable[[str], None]) -> int:

@@ -5,6 +5,7 @@ Most examples are one sequence of tokens; of some dialogues each answer is one.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ _EXAMPLE = np.dtype(
         ("line_number", np.int64),
         ("num_targets", np.int64),
         ("num_cut", np.int64),
+        ("digest", np.uint64),
+        ("answer_digest", np.uint64),
     ]
 )
 _TOKENS_AHEAD = 2**18
@@ -58,7 +61,11 @@ def write_tokens(examples: Iterable[tuple[int, TokenizedExample]], path: Path) -
             tokens["is_target"] &= tokens["label"] != IGNORE_INDEX
             num_targets = np.count_nonzero(tokens["is_target"])
             token_file.write(tokens.tobytes())
-            row = np.array((stop, line_number, num_targets, example.num_cut), _EXAMPLE)
+            digest = _digest(tokens)
+            answer_digest = _digest(tokens["label"][tokens["is_target"]])
+            row = np.array(
+                (stop, line_number, num_targets, example.num_cut, digest, answer_digest), _EXAMPLE
+            )
             example_file.write(row.tobytes())
 
 
@@ -107,6 +114,26 @@ class TokenDataset:
             cut_tokens=int(num_cut.sum()),
         )
 
+    @property
+    def digests(self) -> np.ndarray:
+        """A number for each example; equal ones are of equal examples."""
+        return self._examples["digest"]
+
+    @property
+    def answer_digests(self) -> np.ndarray:
+        """A number for each example; equal ones are of equal answers."""
+        return self._examples["answer_digest"]
+
+    def example(self, number: int) -> TokenizedExample:
+        """Return an example as it was written."""
+        rows = slice(*self.offsets[number : number + 2])
+        return TokenizedExample(
+            self.input_ids[rows].tolist(),
+            self.labels[rows].tolist(),
+            self.loss_mask[rows].tolist(),
+            int(self._examples["num_cut"][number]),
+        )
+
     def target_mask(self, span: Span, *, with_prompts: bool) -> np.ndarray:
         """Return which tokens of a span have a label that counts."""
         rows = slice(span.start, span.stop)
@@ -116,6 +143,10 @@ class TokenDataset:
         """Return the user's file and line that a token came from."""
         example = np.searchsorted(self.offsets, token, side="right") - 1
         return f"{self.name}, line {self._examples['line_number'][example]}"
+
+
+def _digest(tokens: np.ndarray) -> int:
+    return int.from_bytes(blake2b(tokens.tobytes(), digest_size=8).digest())
 
 
 def _paths(path: Path) -> tuple[Path, Path]:

@@ -1,11 +1,10 @@
 """An example as token ids, with what the model should predict at each position."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from src.chat.chat_format import ChatFormat, LearnedAnswer
-from src.chat.conversation import reasoning_of
-from src.data.examples import ChatExample, CompletionExample, Example, TextExample
+from src.data.reading.example import ChatExample, CompletionExample, Example, TextExample
 
 IGNORE_INDEX = -100
 
@@ -20,6 +19,11 @@ class TokenizedExample:
     num_cut: int = 0
     """Tokens that did not fit."""
 
+    @property
+    def target_ids(self) -> list[int]:
+        """The tokens that are learned."""
+        return [i for i, m in zip(self.labels, self.loss_mask, strict=True) if m]
+
 
 def tokenize(example: Example, chat_format: ChatFormat) -> list[TokenizedExample]:
     """Return an example as token ids.
@@ -30,34 +34,11 @@ def tokenize(example: Example, chat_format: ChatFormat) -> list[TokenizedExample
     match example:
         case TextExample(text):
             answers = [chat_format.learned_text(text)]
-        case CompletionExample(prompt, completion):
-            answers = [chat_format.learned_completion(prompt, completion)]
+        case CompletionExample(prompt, completion, system):
+            answers = [chat_format.learned_completion(prompt, completion, system)]
         case ChatExample(conversation):
             answers = chat_format.learned_answers(conversation)
     return _sequences(answers)
-
-
-def remarks(example: Example, chat_format: ChatFormat) -> Iterator[str]:
-    """Yield what a user should know of an example, worded so that a number can stand before it."""
-    match example:
-        case TextExample(text) | CompletionExample(prompt=text):
-            if chat_format.begins_with_bos(text):
-                yield "begin with <s>, which is left out: every example is given its beginning"
-    match example:
-        case CompletionExample(completion=answer):
-            has_reasons = "</think>" in answer
-        case ChatExample(conversation):
-            has_reasons = any(
-                reasoning_of(message) or "</think>" in (message["content"] or "")
-                for message in conversation.messages
-            )
-        case TextExample():
-            has_reasons = True
-    if chat_format.prompt_format.is_thinking and not has_reasons:
-        yield (
-            "answer without the reasons that this model gives first, and teach it to give none; "
-            "they belong in reasoning_content, or in the answer between <think> and </think>"
-        )
 
 
 def _sequences(answers: Iterable[LearnedAnswer]) -> list[TokenizedExample]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from src.data.examples import ExampleFile
+from src.data.reading.example_file import ExampleFile
 from src.data.steps import choose_batch_sizes
 from src.environment import TrainEnvironment, read_train_environment
 from src.errors import UserError

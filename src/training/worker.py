@@ -109,7 +109,7 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
     trainer = start(plan, run, lora_model)
 
     # What is kept on the way, and what a checkpoint brings back.
-    writer = output_writer(plan, encoder, run, lora_model.target_modules, folder.metrics)
+    writer = output_writer(plan, encoder, run, lora_model.target_modules, folder)
     progress = Progress(folder.metrics if run.is_main else None, num_steps=step_plan.num_steps)
     checkpointer = Checkpointer(run, folder, trainer, writer)
     done = 0

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from src.chat.chat_format import build_chat_format, build_train_format
 from src.chat.conversation import Conversation
 from src.chat.tokenizer import Tokenizer
-from src.data.examples import CompletionExample, TextExample
+from src.data.reading.example import CompletionExample, TextExample
 from src.data.tokenization import tokenize
 from tests.chat.known_tokenizers import CHATML
 

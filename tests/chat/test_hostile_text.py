@@ -10,7 +10,7 @@ from src.chat.chat_format import ChatFormat, build_chat_format, build_train_form
 from src.chat.conversation import Conversation
 from src.chat.template import LLAMA_2, MISTRAL, PLAIN, fill, with_template
 from src.chat.tokenizer import Tokenizer
-from src.data.examples import ChatExample, CompletionExample, TextExample
+from src.data.reading.example import ChatExample, CompletionExample, TextExample
 from src.data.tokenization import tokenize
 from tests.chat.known_tokenizers import CHATML, TOKENIZER_MODEL, needs_llama
 

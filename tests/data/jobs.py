@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from src.data.examples import ExampleFile
+from src.data.reading.example_file import ExampleFile
 
 
 def check(path: str) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from src.chat.conversation import Conversation
-from src.data.examples import ChatExample, CompletionExample, ExampleFile, TextExample
-from src.data.lines import MAX_LINE_BYTES
+from src.data.reading.example import ChatExample, CompletionExample, TextExample
+from src.data.reading.example_file import ExampleFile
+from src.data.reading.lines import MAX_LINE_BYTES
 from src.errors import UserError
 from tests.data.measure_reading import write_file
 from tests.measure import measure
 
+TURNS = ({"role": "user", "content": "u"}, {"role": "assistant", "content": "v"})
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
 
 
@@ -37,7 +39,7 @@ def test_the_three_kinds_may_be_mixed(write_rows):
     assert read(path) == [
         TextExample("a"),
         CompletionExample("", "b"),
-        ChatExample(Conversation.of("u", "v", system="s")),
+        ChatExample(Conversation(({"role": "system", "content": "s"}, *TURNS))),
     ]
     assert ExampleFile(path).check() == 3
 
@@ -55,7 +57,7 @@ def test_null_stands_for_a_kind_that_a_row_is_not_of(write_rows):
         ]
     )
     pair = CompletionExample("a", "b")
-    assert read(path) == [pair, TextExample("a"), pair, ChatExample(Conversation.of("u", "v"))]
+    assert read(path) == [pair, TextExample("a"), pair, ChatExample(Conversation(TURNS))]
     assert ExampleFile(path).check() == 4
     file = ExampleFile(path)
     list(file)
@@ -140,7 +142,7 @@ BAD_LINES = {
     "bad-escape": ('{"text": "\\x41"}', "Invalid \\escape"),
     "short-escape": ('{"text": "\\u12"}', "escape"),
     "control-before": ('\x1b[2J{"text": "a"}', "column 1"),
-    "byte-order-mark": ('\ufeff{"text": "a"}', "column 1"),
+    "byte-order-mark": ('\ufeff{"text": "a"}', "found a byte order mark"),
     "no-break-space": ('\xa0{"text": "a"}', "column 1"),
     "line-separator": ('{"text": "a"}\u2028{"text": "b"}', "more than one JSON value"),
     "carriage-return": ('{"text": "a"}\r{"text": "b"}', "more than one JSON value"),
@@ -173,11 +175,8 @@ BAD_LINES = {
         '{"text": "a", "prompt": "b", "completion": "c", "messages": []}',
         '"messages"',
     ),
-    "instruction": (
-        '{"instruction": "a", "output": "b"}',
-        'found the keys "instruction", "output"',
-    ),
-    "conversations": ('{"conversations": []}', 'found the keys "conversations"'),
+    "instruction": ('{"instruction": "a"}', 'expected the key "output"'),
+    "conversations": ('{"conversations": []}', "found an empty list"),
     "prompt-null": ('{"prompt": null, "completion": "b"}', "found null"),
     "prompt-list": ('{"prompt": ["a"], "completion": "b"}', "found a list"),
     "text-true": ('{"text": true}', "found true"),
@@ -213,7 +212,10 @@ BAD_LINES = {
     "csv-quoted": ('"prompt","completion"', "more than one JSON value"),
     "long-garbage": ("x" * 1_000_000, "..."),
     "escape-in-garbage": ("\x1b]0;title\x07" * 10, 'found "?]0;title?'),
-    "content-parts": (CHAT % '{"role": "user", "content": [{"type": "text"}]}', "found a list"),
+    "content-parts": (
+        CHAT % '{"role": "user", "content": [{"type": "text"}]}',
+        'found only "type"',
+    ),
 }
 
 
@@ -243,14 +245,14 @@ BAD_FILES = {
     "parquet": (b"PAR1" + b"\0" * 40, "found a Parquet file"),
     "bad-gzip": (b"\x1f\x8b" + b"x" * 40, "the gzip data are damaged"),
     "cut-gzip": (gzip.compress(GOOD * 999)[:-20], "the gzip data are damaged or cut off"),
-    "pretty-json": (b'[\n{"text": "a"}\n]', "a JSON array over several lines"),
+    "pretty-json": (b'[\n{"text": "a"}\n]', "found a JSON array; convert it with: jq -c '.[]'"),
     "utf-16-big": ('{"text": "a"}'.encode("utf-16-be"), "found a UTF-16 text or a binary file"),
     "utf-16-little": ('{"text": "a"}'.encode("utf-16-le"), "found a UTF-16 text or a binary file"),
     "utf-32-big": ('{"text": "a"}'.encode("utf-32-be"), "found a UTF-16 text or a binary file"),
     "tar": (b"data.jsonl".ljust(257, b"\0") + b"ustar\x0000" + b"\0" * 248, "found a tar archive"),
     "tar-gz": (
         gzip.compress(b"data.jsonl".ljust(257, b"\0") + b"ustar  \0"),
-        "expected a JSONL file in UTF-8, found a tar archive packed with gzip",
+        "expected a JSONL file in UTF-8, found packed in gzip a tar archive",
     ),
     "utf-16-big-marked": (b"\xfe\xff" + '{"text": "a"}'.encode("utf-16-be"), "a UTF-16 text"),
     "utf-32": ('{"text": "a"}'.encode("utf-32"), "found a UTF-32 text"),
@@ -260,9 +262,12 @@ BAD_FILES = {
     "utf-8-beyond": (b'{"text": "\xf5\x80\x80\x80"}', "line 1: expected UTF-8"),
     "windows-1252": (b'{"text": "\x93a\x94"}', "line 1: expected UTF-8, found the byte 0x93"),
     "cut-last-line": (GOOD * 2 + GOOD[:-9], "line 3: expected a JSON object"),
-    "pretty-object": (b'{\n"text": "a"\n}', "bad lines"),
+    "pretty-object": (
+        b'{\n"text": "a"\n}',
+        "JSON objects over several lines; convert them with: jq -c .",
+    ),
     "carriage-returns-only": (GOOD.replace(b"\n", b"\r") * 2, "more than one JSON value"),
-    "csv": (b"prompt,completion\na,b\n", "2 bad lines"),
+    "csv": (b"prompt,completion\na,b\n", "found a CSV file; convert it with: python3 -c"),
     "pdf": (b"%PDF-1.7\n", "found a PDF"),
     "html": (b"<!DOCTYPE html><html>", "found an HTML page"),
     "html-plain": (b"<html><body>Sign in</body></html>", "found an HTML page"),
@@ -274,8 +279,8 @@ BAD_FILES = {
     "sqlite": (b"SQLite format 3\0", "found an SQLite database"),
     "excel": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "found an old Word or Excel file"),
     "nul-bytes": (b"\0" * 5000, "found a UTF-16 text or a binary file"),
-    "gzip-of-zip": (gzip.compress(b"PK\x03\x04" * 10), "found a zip archive or Excel workbook"),
-    "gzip-twice": (gzip.compress(gzip.compress(GOOD)), "found a gzip file packed with gzip"),
+    "gzip-of-zip": (gzip.compress(b"PK\x03\x04" * 10), "a zip archive or Excel workbook"),
+    "gzip-twice": (gzip.compress(gzip.compress(GOOD)), "found packed in gzip a gzip file"),
     "gzip-checksum": (gzip.compress(GOOD)[:-8] + b"\0" * 8, "the gzip data are damaged"),
     "gzip-tail": (gzip.compress(GOOD) + b"tail", "the gzip data are damaged"),
     "gzip-header": (b"\x1f\x8b", "the gzip data are damaged"),
@@ -337,13 +342,13 @@ def test_the_first_ten_bad_lines_are_listed_with_the_total(tmp_path: Path):
 
 
 def test_no_more_than_so_many_bad_lines_are_read(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("src.data.examples.MAX_BAD_LINES", 20)
+    monkeypatch.setattr("src.data.reading.example_file.MAX_BAD_LINES", 20)
     path = tmp_path / "data.jsonl"
-    path.write_bytes(b"x\n" * 20 + GOOD)
+    path.write_bytes(b"1\n" * 20 + GOOD)
     with pytest.raises(UserError, match="jsonl: 20 bad lines, the first 10 are:"):
         ExampleFile(path).check()
     # What comes after the last of them is not read: it would be an error of its own.
-    path.write_bytes(b"x\n" * 21 + b"y" * (MAX_LINE_BYTES + 1))
+    path.write_bytes(b"1\n" * 21 + b"y" * (MAX_LINE_BYTES + 1))
     with pytest.raises(UserError, match="jsonl: more than 20 bad lines, the first 10 are:"):
         ExampleFile(path).check()
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from src.data.lines import MAX_LINE_BYTES
+from src.data.reading.lines import MAX_LINE_BYTES
 from tests.measure import measure
 
 FULL = MAX_LINE_BYTES - 100

@@ -8,8 +8,8 @@ import pytest
 from src.chat.chat_format import build_train_format
 from src.chat.conversation import Conversation
 from src.data.collate import collate
-from src.data.examples import ChatExample, CompletionExample, TextExample
 from src.data.packing import PackedSequence, count_tokens, one_by_one, pack, wrap
+from src.data.reading.example import ChatExample, CompletionExample, TextExample
 from src.data.steps import StepPlan, choose_batch_sizes, split_micro_batches
 from src.data.token_file import TokenDataset, write_tokens
 from src.data.tokenization import IGNORE_INDEX, TokenizedExample, cut, tokenize

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.data.examples import ExampleFile
+from src.data.reading.example_file import ExampleFile
 from src.errors import UserError
 from src.files.gzip import FREE_PACKED_BYTES, Gunzip, UnpackLimits
 from tests.data.test_examples import GOOD

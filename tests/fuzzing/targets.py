@@ -11,7 +11,7 @@ from random import Random
 
 import torch
 
-from src.data.examples import ExampleFile
+from src.data.reading.example_file import ExampleFile
 from src.errors import UserError
 from src.serving.lora.weights import load_adapter
 from src.weights.adapter.adapter import read_adapter

@@ -7,10 +7,14 @@ import torch
 
 from src.chat.chat_format import build_train_format
 from src.chat.tokenizer import Tokenizer
+from src.data.marked import Run
+from src.data.report import DataReport
 from src.errors import UserError
 from src.settings import MAX_PROMPT_BYTES
 from src.training.results.output import OutputWriter
 from src.weights.adapter.manifest import read_manifest
+
+REPORT = DataReport(0, "", 0, 0, '"a"', 1, [0, 4], [1], [[Run("<b>", False, True)]])
 
 
 def test_the_longest_texts_are_read_again(make_settings, tokenizer: Tokenizer, tmp_path: Path):
@@ -25,9 +29,7 @@ def test_the_longest_texts_are_read_again(make_settings, tokenizer: Tokenizer, t
     )
     metrics = tmp_path / "metrics.jsonl"
     metrics.touch()
-    writer = OutputWriter(
-        settings, chat_format, ["q_proj"], resolved={}, data={"train": {}}, metrics_path=metrics
-    )
+    writer = OutputWriter(settings, chat_format, ["q_proj"], {}, {"train": {}}, REPORT, metrics)
     (tmp_path / "output").mkdir()
     tensors = {f"layers.0.q_proj.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
     writer.write(tmp_path / "output", tensors, losses={})
@@ -39,7 +41,7 @@ def test_a_loss_that_is_no_number_is_not_written(make_settings, tokenizer, tmp_p
     metrics = tmp_path / "metrics.jsonl"
     metrics.touch()
     chat_format = build_train_format("tiny", tokenizer)
-    writer = OutputWriter(make_settings(), chat_format, [], {}, {"train": {}}, metrics)
+    writer = OutputWriter(make_settings(), chat_format, [], {}, {"train": {}}, REPORT, metrics)
     (tmp_path / "output").mkdir()
     with pytest.raises(ValueError, match="not JSON compliant"):
         writer.write(tmp_path / "output", {}, losses={"train_loss": float("nan")})

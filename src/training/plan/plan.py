@@ -82,8 +82,9 @@ class TrainingPlan:
         longest = int(lengths.argmax())
         return (
             f"{counts.examples:,} examples in {len(self.steps.sequences):,} sequences; "
-            f"{counts.tokens:,} tokens, {counts.learned_tokens:,} of them learned; the longest "
-            f"example has {lengths[longest]:,} "
+            f"{counts.tokens:,} tokens, {counts.learned_tokens:,} of them learned "
+            f"({counts.learned_tokens / counts.tokens:.0%}); the median example has "
+            f"{np.median(lengths):,.0f}, the longest {lengths[longest]:,} "
             f"({self.data.source_line(int(self.data.offsets[longest]))})"
         )
 

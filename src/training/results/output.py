@@ -11,12 +11,15 @@ from torch import Tensor
 
 from src.chat.chat_format import ChatFormat
 from src.chat.prompt_encoder import PromptEncoder
+from src.data.prepare import read_report
+from src.data.report import DataReport
 from src.model.adapter import save_adapter
 from src.model.base_model import training_dtype
 from src.settings import TrainSettings
 from src.training.context import Run
 from src.training.plan.plan import TrainingPlan
 from src.training.results.report import write_report
+from src.training.supervise.run_folder import RunFolder
 from src.weights.adapter.manifest import FORMAT_VERSION
 from src.weights.base_model.fingerprint import fingerprint_weights
 
@@ -43,6 +46,7 @@ class OutputWriter:
     target_modules: list[str]
     resolved: dict[str, Any]
     data: dict[str, Any]
+    data_report: DataReport
     metrics_path: Path
 
     def write(
@@ -84,7 +88,7 @@ class OutputWriter:
             manifest["step"] = stopped_after
         (folder / "training.json").write_text(json.dumps(manifest, indent=2, allow_nan=False))
         shutil.copyfile(self.metrics_path, folder / "metrics.jsonl")
-        write_report(folder / "report.html", manifest, folder / "metrics.jsonl")
+        write_report(folder / "report.html", manifest, folder / "metrics.jsonl", self.data_report)
 
 
 def output_writer(
@@ -92,7 +96,7 @@ def output_writer(
     encoder: PromptEncoder,
     run: Run,
     target_modules: list[str],
-    metrics_path: Path,
+    folder: RunFolder,
 ) -> OutputWriter:
     """Return what writes the adapter of this run, with the settings as they were resolved."""
     step_plan = run.step_plan
@@ -112,5 +116,6 @@ def output_writer(
             "validation": asdict(run.validation_data.counts),
             "sequences": len(step_plan.sequences),
         },
-        metrics_path=metrics_path,
+        data_report=read_report(folder.data),
+        metrics_path=folder.metrics,
     )

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from src.data.marked import Run
+from src.data.report import DataReport
+
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 860, 340, 56, 36, 16
 
 _STYLE = """
@@ -15,15 +18,23 @@ h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%}
 td,th{padding:.25rem .6rem;border-bottom:1px solid #dde2ea;
 text-align:left;vertical-align:top}td:first-child{color:#566;white-space:nowrap}
+.learned{background:#3a9a6b33}.control{color:#b4508f}
 pre{white-space:pre-wrap;background:#f5f7fa;padding:.6rem;margin:0}
 svg text{font:12px system-ui,sans-serif;fill:#566}
 @media (prefers-color-scheme:dark){body{background:#12161c;color:#dfe5ee}pre{background:#1b212b}
 td,th{border-color:#2a3340}td:first-child,svg text{color:#9ab;fill:#9ab}}
 """
 
+_MARKS = (
+    '<p><span class="learned">Learned text</span> and '
+    '<span class="control">control tokens</span> are marked.</p>'
+)
 
-def write_report(path: Path, manifest: Mapping[str, Any], metrics_path: Path) -> None:
-    """Write the page from the manifest and the metrics of a run."""
+
+def write_report(
+    path: Path, manifest: Mapping[str, Any], metrics_path: Path, data: DataReport
+) -> None:
+    """Write the page from the manifest, the metrics and the data of a run."""
     records = [json.loads(line) for line in metrics_path.read_text().splitlines()]
     train = [(r["step"], r["loss"]) for r in records if "loss" in r]
     validation = [(r["step"], r["eval_loss"]) for r in records if "eval_loss" in r]
@@ -43,7 +54,10 @@ def write_report(path: Path, manifest: Mapping[str, Any], metrics_path: Path) ->
         )
         prompt = html.escape(str(manifest["settings"].get("validation_prompt")))
         sections += ["<h2>Validation samples</h2>", f"<p>Prompt: {prompt}</p><table>{rows}</table>"]
-    for title, key in (("Data", "data"), ("Settings", "settings"), ("Versions", "versions")):
+    sections += ["<h2>Data</h2>", _table({**manifest["data"], **_repetitions(data)})]
+    sections += ["<h2>Tokens of an example</h2>", draw_bars(data.length_edges, data.length_counts)]
+    sections += ["<h2>Examples as the model reads them</h2>", _MARKS, *map(_example, data.examples)]
+    for title, key in (("Settings", "settings"), ("Versions", "versions")):
         sections += [f"<h2>{title}</h2>", _table(manifest[key])]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -91,11 +105,52 @@ def draw_curves(
             f'<rect x="{x}" y="{TOP + 18 * number}" width="12" height="4" fill="{color}"/>'
             f'<text x="{x + 18}" y="{TOP + 18 * number + 6}">{name}</text>'
         )
-    parts.append(f'<text x="{WIDTH / 2}" y="{height - 2}" text-anchor="middle">step</text>')
+    return _svg(height, [*parts, _axis_title("step", height)])
+
+
+def _axis_title(title: str, height: int) -> str:
+    return f'<text x="{WIDTH / 2}" y="{height - 2}" text-anchor="middle">{title}</text>'
+
+
+def _svg(height: int, parts: Sequence[str]) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" xmlns="http://www.w3.org/2000/svg" role="img">'
         f"{''.join(parts)}</svg>"
     )
+
+
+def draw_bars(edges: Sequence[int], counts: Sequence[int], *, height: int = 180) -> str:
+    """Return an SVG histogram: `counts[i]` values from `edges[i]` up to `edges[i + 1]`."""
+    room, width = height - BOTTOM - TOP, (WIDTH - LEFT - 12) / len(counts)
+    highest = max(counts)
+    parts = [f'<text x="{LEFT - 6}" y="{TOP}" text-anchor="end" dy=".3em">{highest:,}</text>']
+    for number, (edge, count) in enumerate(zip(edges, counts, strict=False)):
+        x, size = LEFT + number * width, count / highest * room
+        parts.append(
+            f'<rect x="{x:.1f}" y="{TOP + room - size:.1f}" width="{width - 1:.1f}" '
+            f'height="{size:.1f}" fill="#3b6fd4"><title>{edge:,} to {edges[number + 1] - 1:,} '
+            f"tokens: {count:,}</title></rect>"
+        )
+        if number % 6 == 0:
+            parts.append(f'<text x="{x:.1f}" y="{height - 16}">{edge:,}</text>')
+    return _svg(height, [*parts, _axis_title("tokens", height)])
+
+
+def _repetitions(data: DataReport) -> dict[str, Any]:
+    return {
+        "exact duplicates": data.duplicates,
+        "validation examples in the training data": data.in_both,
+        "most frequent answer": f"{data.frequent_answer} ({data.frequent_answers:,} times)",
+    }
+
+
+def _example(runs: Sequence[Run]) -> str:
+    def show(run: Run) -> str:
+        kind = "learned " * run.is_target + "control" * run.is_control
+        text = html.escape(run.text)
+        return f'<span class="{kind}">{text}</span>' if kind else text
+
+    return f"<p></p><pre>{''.join(map(show, runs))}</pre>"
 
 
 def _table(values: Mapping[str, Any]) -> str:

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from src.data.reading.file_kind import START_BYTES, name_other_kind
 from src.errors import UserError
 from src.files.gzip import Gunzip, UnpackLimits
-from src.files.kind import START_BYTES, is_gzip, other_kind
+from src.files.kind import is_gzip
 
 MAX_LINE_BYTES = 2 * 2**20
 """Brackets take up to fifty times their size when they are parsed."""
@@ -43,10 +44,10 @@ def _open(path: Path, name: str) -> io.BufferedReader:
 
 
 def _check_kind(file: io.BufferedReader, name: str) -> None:
-    kind = other_kind(file.peek(START_BYTES))
+    kind = name_other_kind(file.peek(START_BYTES)[:START_BYTES])
     if kind is not None:
-        packed = " packed with gzip" if isinstance(file.raw, Gunzip) else ""
-        raise UserError(f"{name}: expected a JSONL file in UTF-8, found {kind}{packed}")
+        where = "packed in gzip " if isinstance(file.raw, Gunzip) else ""
+        raise UserError(f"{name}: expected a JSONL file in UTF-8, found {where}{kind}")
 
 
 def _bounded_lines(file: io.BufferedReader, name: str) -> Iterator[tuple[int, bytes]]:
