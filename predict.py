@@ -50,6 +50,10 @@ class Inputs:
         description="Fine-tuned weights for this request: a URL, or a path below WEIGHTS_DIR",
         default=None,
     )
+    tools = Input(
+        description="Tools that the model may call: a JSON list as OpenAI's clients send it, rendered by the model's chat template",
+        default=None,
+    )
     messages = Input(
         description="A conversation as a JSON list of messages with role and content, in place of the prompt",
         default=None,
@@ -98,6 +102,7 @@ class Predictor(BaseRunner):
         seed: int | None = Inputs.seed,
         debug: bool = Inputs.debug,
         replicate_weights: str | None = Inputs.replicate_weights,
+        tools: str | None = Inputs.tools,
         messages: str | None = Inputs.messages,
         json_schema: str | None = Inputs.json_schema,
         logprobs: int | None = Inputs.logprobs,
@@ -110,8 +115,8 @@ class Predictor(BaseRunner):
             "temperature": temperature, "top_p": top_p, "top_k": top_k,
             "repetition_penalty": repetition_penalty, "stop_sequences": stop_sequences,
             "seed": seed, "debug": debug, "replicate_weights": replicate_weights,
-            "messages": messages, "json_schema": json_schema, "logprobs": logprobs,
-            "num_outputs": num_outputs,
+            "tools": tools, "messages": messages, "json_schema": json_schema,
+            "logprobs": logprobs, "num_outputs": num_outputs,
         }  # fmt: skip
         yield from self.predictor.stream(request, record_metric=self.scope.record_metric)  # type: ignore[misc]
 
@@ -135,6 +140,7 @@ class ConcurrentPredictor(Predictor):
         seed: int | None = Inputs.seed,
         debug: bool = Inputs.debug,
         replicate_weights: str | None = Inputs.replicate_weights,
+        tools: str | None = Inputs.tools,
         messages: str | None = Inputs.messages,
         json_schema: str | None = Inputs.json_schema,
         logprobs: int | None = Inputs.logprobs,
@@ -147,8 +153,8 @@ class ConcurrentPredictor(Predictor):
             "temperature": temperature, "top_p": top_p, "top_k": top_k,
             "repetition_penalty": repetition_penalty, "stop_sequences": stop_sequences,
             "seed": seed, "debug": debug, "replicate_weights": replicate_weights,
-            "messages": messages, "json_schema": json_schema, "logprobs": logprobs,
-            "num_outputs": num_outputs,
+            "tools": tools, "messages": messages, "json_schema": json_schema,
+            "logprobs": logprobs, "num_outputs": num_outputs,
         }  # fmt: skip
         async for text in self.predictor.stream_async(
             request, record_metric=self.scope.record_metric

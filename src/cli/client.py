@@ -27,6 +27,7 @@ from src.environment import read_train_environment
 from src.errors import UserError
 from src.files.atomic import replacing_file
 from src.training.plan.dry_run import plan_training
+from src.training.plan.preview import preview_examples
 from src.weights.base_model.base_model import find_base_model
 
 
@@ -66,10 +67,15 @@ def _predict(options: Namespace) -> None:
 def _train(options: Namespace) -> None:
     num_nodes = read_train_environment(os.environ).num_nodes
     inputs = parse_inputs(options.input, _properties("TrainingInput"), may_lack_files=num_nodes > 1)
-    if options.plan:
+    if options.plan or options.preview:
         if isinstance(inputs["train_data"], str) and num_nodes == 1:
-            raise UserError("--plan: expected a file here, found a URL; fetch it: curl -LO URL")
-        print(*plan_training(inputs), sep="\n")
+            option = "--plan" if options.plan else "--preview"
+            raise UserError(f"{option}: expected a file here, found a URL; fetch it: curl -LO URL")
+        if options.preview:
+            in_color = sys.stdout.isatty()
+            print(*preview_examples(inputs, options.preview, in_color=in_color), sep="\n")
+        if options.plan:
+            print(*plan_training(inputs), sep="\n")
         return
     started = time.monotonic()
     output = find_output(options.output, inputs["train_data"])

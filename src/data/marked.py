@@ -7,7 +7,6 @@ from typing import NamedTuple
 from src.chat.tokenizer import Tokenizer
 from src.data.tokenization import IGNORE_INDEX, TokenizedExample
 
-LEGEND = "⟨control token⟩ ⟦learned⟧"
 _CONTROL, _LEARNED, _PLAIN = "\x1b[36m", "\x1b[1;32m", "\x1b[0m"
 
 
@@ -17,6 +16,9 @@ class Run(NamedTuple):
     text: str
     is_control: bool
     is_target: bool
+
+
+LEGEND = [Run("control token", True, False), Run(" ", False, False), Run("learned", False, True)]
 
 
 def mark_example(example: TokenizedExample, tokenizer: Tokenizer) -> list[Run]:
@@ -52,7 +54,7 @@ def _text(ids: list[int], tokenizer: Tokenizer, is_control: bool) -> str:
 
 
 def show_runs(runs: Iterable[Run], *, in_color: bool) -> str:
-    """Return marked text for a terminal, in colors or with the signs of the legend."""
+    """Return marked text for a terminal, in colors or with signs around."""
     shown = []
     for is_target, group in itertools.groupby(runs, lambda run: run.is_target):
         text = "".join(_show_run(run, in_color) for run in group)

@@ -11,6 +11,7 @@ from src.chat.template import warn_of_escapes
 from src.data.marked import Run
 from src.data.odd_rows import OddRows
 from src.data.packing import one_by_one, pack, wrap
+from src.data.reading.example import Example
 from src.data.reading.example_file import ExampleFile
 from src.data.report import DataReport, report_data
 from src.data.steps import StepPlan, choose_batch_sizes
@@ -57,14 +58,10 @@ def prepare_data(
         file, odd_rows = ExampleFile(Path(path), name), OddRows(encoder.chat_format)
 
         def tokenized() -> Iterator[tuple[int, TokenizedExample]]:
-            for line_number, example in file:
+            for line_number, example, sequences in tokenize_file(file, encoder, max_length):
                 odd_rows.look(line_number, example)
-                try:
-                    sequences = tokenize(example, encoder.chat_format)
-                except UserError as error:
-                    raise UserError(f"{name}, line {line_number}: {error}") from None
                 for sequence in sequences:
-                    yield line_number, cut(sequence, max_length=max_length)
+                    yield line_number, sequence
 
         write_tokens(tokenized(), folder / part)
         dataset = TokenDataset(folder / part, name=name)
@@ -80,7 +77,7 @@ def prepare_data(
             )
         return dataset
 
-    limit = _longest_example(settings, encoder.max_seq_len, log)
+    limit = longest_example(settings, encoder.max_seq_len, log)
     train = write(settings.train_data, settings.train_data_name, "train", limit)
     last = len(train)
     if settings.run_validation and settings.validation_data is not None:
@@ -113,6 +110,21 @@ def prepare_data(
     (folder / _REPORT).write_text(json.dumps(asdict(report)))
 
 
+def tokenize_file(
+    file: ExampleFile, encoder: PromptEncoder, max_length: int
+) -> Iterator[tuple[int, Example, list[TokenizedExample]]]:
+    """Yield (line number, example, its sequences), cut to `max_length` tokens.
+
+    Raises UserError for an example that the prompt format has no place for.
+    """
+    for line_number, example in file:
+        try:
+            sequences = tokenize(example, encoder.chat_format)
+        except UserError as error:
+            raise UserError(f"{file.name}, line {line_number}: {error}") from None
+        yield line_number, example, [cut(s, max_length=max_length) for s in sequences]
+
+
 def open_datasets(folder: Path) -> tuple[TokenDataset, TokenDataset]:
     """Return the data for training and for validation, which `prepare_data` wrote."""
     parts = [_Part(*part) for part in json.loads((folder / _PARTS).read_text())]
@@ -130,7 +142,7 @@ def read_report(folder: Path) -> DataReport:
     return DataReport(**report)
 
 
-def _longest_example(settings: TrainSettings, max_seq_len: int, log: Callable[[str], None]) -> int:
+def longest_example(settings: TrainSettings, max_seq_len: int, log: Callable[[str], None]) -> int:
     """Return the tokens that a training example is cut to."""
     if not settings.pack_sequences:
         if settings.wrap_packed_sequences or settings.chunk_size != DEFAULT_CHUNK_SIZE:

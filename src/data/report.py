@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,31 +59,31 @@ class DataReport:
 
 def report_data(train: TokenDataset, validation: TokenDataset, tokenizer: Tokenizer) -> DataReport:
     """Return the report of tokenized data."""
-    digests = train.digests
+    digests, sequences = train.digests, train.last_sequences
     _, first = np.unique(digests, return_index=True)
-    duplicates = np.setdiff1d(np.arange(len(digests)), first, assume_unique=True)
+    duplicates = np.setdiff1d(np.arange(len(digests)), first)
     _, with_answer, num_alike = np.unique(
         train.answer_digests, return_index=True, return_counts=True
     )
     most = int(num_alike.argmax())
-    answer = train.example(int(with_answer[most])).target_ids
-    counts, edges = np.histogram(train.lengths, _edges(train.lengths))
+    answer = train.sequence(int(sequences[with_answer[most]])).target_ids
+    lengths = train.lengths[sequences]
+    counts, edges = np.histogram(lengths, _edges(lengths))
     return DataReport(
         duplicates=len(duplicates),
-        first_duplicate=train.source_line(int(train.offsets[duplicates[0]]))
-        if len(duplicates)
-        else "",
+        first_duplicate=_source(train, sequences[duplicates[0]]) if len(duplicates) else "",
         in_both=int(np.isin(validation.digests, digests).sum()),
         validation_examples=len(validation.digests),
         frequent_answer=excerpt(tokenizer.decode(answer[:SHOWN_TOKENS])),
         frequent_answers=int(num_alike[most]),
         length_edges=edges.tolist(),
         length_counts=counts.tolist(),
-        examples=[
-            mark_example(train.example(number), tokenizer)
-            for number in range(min(NUM_SHOWN, len(train)))
-        ],
+        examples=[mark_example(train.sequence(n), tokenizer) for n in sequences[:NUM_SHOWN]],
     )
+
+
+def _source(dataset: TokenDataset, sequence: Any) -> str:
+    return dataset.source_line(int(dataset.offsets[sequence]))
 
 
 def _edges(lengths: np.ndarray) -> np.ndarray:

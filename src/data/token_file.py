@@ -115,17 +115,22 @@ class TokenDataset:
         )
 
     @property
+    def last_sequences(self) -> np.ndarray:
+        """The last sequence of each example, which has all that was said in it."""
+        return np.flatnonzero(np.diff(self._examples["line_number"], append=-1))
+
+    @property
     def digests(self) -> np.ndarray:
         """A number for each example; equal ones are of equal examples."""
-        return self._examples["digest"]
+        return self._examples["digest"][self.last_sequences]
 
     @property
     def answer_digests(self) -> np.ndarray:
         """A number for each example; equal ones are of equal answers."""
-        return self._examples["answer_digest"]
+        return self._examples["answer_digest"][self.last_sequences]
 
-    def example(self, number: int) -> TokenizedExample:
-        """Return an example as it was written."""
+    def sequence(self, number: int) -> TokenizedExample:
+        """Return a sequence as it was written."""
         rows = slice(*self.offsets[number : number + 2])
         return TokenizedExample(
             self.input_ids[rows].tolist(),

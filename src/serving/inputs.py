@@ -10,13 +10,13 @@ from src.chat.prompt_length import MAX_CHARACTERS_PER_TOKEN
 from src.chat.template import check_template, warn_of_escapes
 from src.chat.tokenizer import check_unicode
 from src.errors import UserError
-from src.serving.messages import parse_messages
+from src.serving.messages import parse_messages, parse_tools
 from src.serving.output.stopping import parse_stop_sequences
 from src.serving.sampling import SamplingParams
 
 MAX_LOGPROBS = 20
 MAX_OUTPUTS = 16
-TEXTS = ("prompt", "system_prompt", "prompt_template", "messages")
+TEXTS = ("prompt", "system_prompt", "prompt_template", "messages", "tools")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class RequestInputs:
     prompt: str
     conversation: Conversation | None
     """What `messages` hold, in place of the prompt."""
+    tools: tuple[dict[str, Any], ...]
     system_prompt: str | None
     prompt_template: str | None
     sampling: SamplingParams
@@ -78,6 +79,7 @@ def parse_inputs(request: Mapping[str, Any], *, max_seq_len: int) -> RequestInpu
     return RequestInputs(
         prompt=request["prompt"],
         conversation=conversation,
+        tools=parse_tools(request["tools"] or ""),
         system_prompt=system_prompt,
         prompt_template=request["prompt_template"],
         sampling=sampling,

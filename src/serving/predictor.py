@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from src.base_models import describe_model
@@ -223,6 +224,7 @@ class TextPredictor:
             asked = inputs.system_prompt
             system = chat_format.system_prompt if asked is None else asked
             conversation = inputs.conversation.with_system(system)
+        conversation = replace(conversation, tools=inputs.tools)
         engine = self._engine
         check_prompt_length(conversation, engine.tokenizer, max_seq_len=engine.max_seq_len)
         return chat_format.prompt_ids(conversation)

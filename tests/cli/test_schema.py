@@ -56,6 +56,7 @@ PREDICT = {
     "seed": ("integer", None, {}),
     "debug": ("boolean", False, {}),
     "replicate_weights": ("string", None, {}),
+    "tools": ("string", None, {}),
     "messages": ("string", None, {}),
     "json_schema": ("string", None, {}),
     "logprobs": ("integer", None, {"minimum": 0, "maximum": 20}),

@@ -6,7 +6,7 @@ REQUEST = {
     "prompt": "What?", "system_prompt": None, "prompt_template": None, "max_new_tokens": 3,
     "min_new_tokens": 3, "temperature": 0.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0,
     "stop_sequences": None, "seed": 1, "debug": False, "replicate_weights": None,
-    "messages": None, "json_schema": None, "logprobs": None, "num_outputs": 1,
+    "tools": None, "messages": None, "json_schema": None, "logprobs": None, "num_outputs": 1,
 }  # fmt: skip
 
 

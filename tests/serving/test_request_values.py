@@ -33,6 +33,7 @@ OUT_OF_BOUNDS = [
         "[]", "{}", "[" * 900_000, "[1]", '[{"role": "user"}]', '[{"role": "x", "content": ""}]',
         "\ud800", '[{"role": "assistant", "content": "a"}]',
     )),
+    *(("tools", text) for text in ("{", "1", "[1]", "[" * 900, "\ud800", '[{"name": "f"}]')),
     ("prompt_template", "{prompt}" * 100_000),
     ("prompt_template", "none"),
     ("prompt_template", "{prompt.__class__}"),

@@ -15,6 +15,7 @@ from src.data.tokenization import TokenizedExample
 from src.errors import UserError
 from src.training.plan.dry_run import plan_training
 from src.training.plan.plan import TrainingPlan, make_plan
+from src.training.plan.preview import preview_examples
 from src.training.plan.resources import Resources
 from src.training.run import run_training
 from tests.conftest import ROWS
@@ -67,7 +68,7 @@ def test_the_longest_example_is_named(base_dir: Path, write_rows):
     os.environ["BASE_MODEL"] = str(base_dir)
     rows = [*ROWS, {"prompt": "Count", "completion": "one two three " * 9}, *ROWS[:3]]
     lines = plan_training({"train_data": write_rows(rows), "run_validation": False})
-    assert f"(data.jsonl, line {len(ROWS) + 1})" in lines[0]
+    assert any(f"(data.jsonl, line {len(ROWS) + 1})" in line for line in lines)
 
 
 def test_processes_without_room_for_their_libraries_are_refused_at_once(base_dir, write_rows):
@@ -205,3 +206,16 @@ def test_one_process_is_proposed_where_it_has_the_room(plan_on_cpus):
             plan_on_cpus(502e6, alone=alone)
         assert ("NUM_PROCESSES=1" in str(caught.value)) == is_proposed
     plan_on_cpus(10e9)
+
+
+def test_examples_are_shown_as_the_model_reads_them(base_dir: Path, write_rows):
+    os.environ["BASE_MODEL"] = str(base_dir)
+    asked = {"train_data": write_rows([*ROWS[:2], {"text": "red"}]), "chunk_size": 8}
+    shown = [*preview_examples({**asked, "pack_sequences": True}, 2, in_color=False)]
+    assert shown[0] == "⟨control token⟩ ⟦learned⟧"
+    assert shown[1].startswith("\ndata.jsonl, line 1: 8 tokens, ")
+    assert " cut, " in shown[1]
+    assert len(shown) == 3
+    shown = [*preview_examples(asked, 9, in_color=False)]
+    assert shown[2].endswith("\n⟨<s>⟩What is the colour of number 1?\n⟦It is green.⟨</s>⟩⟧")
+    assert shown[3] == "\ndata.jsonl, line 3: 4 tokens, 3 learned\n⟨<s>⟩⟦red⟨</s>⟩⟧"

@@ -46,6 +46,12 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", default="weights.tar", help="where to put the weights: a file or folder"
     )
     train.add_argument("--plan", action="store_true", help="print what would be done, and stop")
+    train.add_argument(
+        "--preview",
+        type=_count,
+        metavar="N",
+        help="show the first N examples as the model reads them, and stop",
+    )
     predict = modes.add_parser("predict", prog="scripts/predict", description="Answer a prompt")
     predict.add_argument("-w", "--weights", help="fine-tuned weights: a file, folder or URL")
     for mode in (train, predict):
@@ -53,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
         mode.add_argument("-i", "--input", action="append", default=[], metavar="name=value")
         mode.add_argument("--verbose", action="store_true", help="show the server's own log")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number of examples, found {text!r:.40}")
+    return int(text)
 
 
 def _instead(mode: str, found: str, arguments: Sequence[str]) -> str:

@@ -97,8 +97,12 @@ def _chat(record: Record, messages: list[Message], *, label: str) -> ChatExample
             f'"{label}": expected the last message to be the assistant\'s, found the '
             f"{messages[-1]['role']}'s; leave it out, or add the answer to it"
         )
-    if not any(m["role"] == "assistant" and m.get("weight") != 0 for m in messages):
+    learned = [m for m in messages if m["role"] == "assistant" and m.get("weight") != 0]
+    if not learned:
         raise BadValueError(f'"{label}": expected an answer to learn, found only weights of 0')
+    for message in learned:
+        if not message["content"] and not message.get("tool_calls"):
+            raise BadValueError(f'"{label}": expected text, found an empty string for an answer')
     functions = record.get("functions")
     key = "functions" if functions else "tools"
     return ChatExample(Conversation(tuple(messages), read_tools(record.get(key), key)))

@@ -65,7 +65,7 @@ def read_messages(
                 f'"{where}": expected {{"role", "content"}}, found {describe(message)}'
             )
         read: Message = {"role": (before := _role(message, where, before))}
-        read["content"] = _content(message, before, f"{where}.")
+        read["content"] = _content(message, f"{where}.")
         if len(message) > 2 or "content" not in message:
             read |= _beside(message, before, f"{where}.", count_unused)
         if message.get("from", message.get("role")) == "function_call":
@@ -86,7 +86,7 @@ def _role(message: Record, where: str, before: str) -> str:
     return role
 
 
-def _content(message: Record, role: str, where: str) -> str:
+def _content(message: Record, where: str) -> str:
     key = "value" if "value" in message and "content" not in message else "content"
     content = message.get(key)
     if isinstance(content, list):
@@ -94,7 +94,7 @@ def _content(message: Record, role: str, where: str) -> str:
     calls = message.get("tool_calls") or message.get("function_call")
     if calls and not content:
         return ""
-    return read_text(message, key, where, may_be_empty=role != "assistant")
+    return read_text(message, key, where)
 
 
 def _part(part: Any, where: str) -> str:

@@ -47,9 +47,10 @@ def read_tools(tools: Any, where: str) -> tuple[Record, ...]:
         return ()
     if not isinstance(tools, list):
         raise BadValueError(f'"{where}": expected a list of tools, found {describe(tools)}')
+    functions = [_function(tool, f"{where}[{number}]") for number, tool in enumerate(tools)]
     return tuple(
-        {**_outside(tool), "function": _function(tool, f"{where}[{number}]")}
-        for number, tool in enumerate(tools)
+        {**_outside(tool), "function": function}
+        for tool, function in zip(tools, functions, strict=True)
     )
 
 
