@@ -77,11 +77,12 @@ def test_blank_answers_and_control_tokens_as_letters_are_counted(report):
     ]
     _, said = report(rows, run_validation=False)
     assert len(said) == 3
-    assert "1 examples begin with <s>, which is left out" in said[0]
-    assert "(the first: line 5)" in said[0]
-    assert "2 examples write control tokens like </s>" in said[1]
-    assert "(the first: line 4)" in said[1]
-    assert "1 examples have a blank answer (the first: line 3)" in said[2]
+    for sentence in (
+        "data.jsonl: 1 examples (the first is line 5) begin with <s>, which is left out",
+        "data.jsonl: 2 examples (the first is line 4) write </s>, which stays letters",
+        "data.jsonl: 1 examples (the first is line 3) have a blank answer",
+    ):
+        assert any(sentence in line for line in said), sentence
 
 
 def test_lengths_and_examples_are_those_of_the_training_data(report, tmp_path: Path):

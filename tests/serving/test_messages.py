@@ -74,7 +74,7 @@ def test_messages_become_a_conversation(messages: list, expected: Conversation):
         (json.dumps([message("user", [1])]), "expected a part with text, found the number 1"),
         (
             json.dumps([message("user", [{"type": "text"}])]),
-            'expected the key "\\[0].content\\[0].t',
+            'the key "\\[0].content\\[0].text"',
         ),
         (
             json.dumps([message("user", [TEXT_PART, {"type": "image_url", "text": "a"}])]),
