@@ -24,7 +24,7 @@ class OddRows:
 
     def look(self, line_number: int, example: Example) -> None:
         """Count what is odd about an example."""
-        for remark in self._remarks(example):
+        for remark in self.remarks(example):
             self._met.setdefault(remark, [line_number, 0])[1] += 1
 
     def warnings(self, name: str) -> Iterator[str]:
@@ -32,7 +32,7 @@ class OddRows:
         for remark, (first, count) in self._met.items():
             yield f"warning: {name}: {count:,} examples (the first is line {first:,}) {remark}"
 
-    def _remarks(self, example: Example) -> Iterator[str]:
+    def remarks(self, example: Example) -> Iterator[str]:
         """Yield what a user should know of an example, as it reads after a number."""
         texts, answers = _written(example)
         if not isinstance(example, ChatExample) and self._chat_format.begins_with_bos(texts[0]):

@@ -9,8 +9,9 @@ import pytest
 from src.chat.chat_format import ChatFormat, build_chat_format, build_train_format
 from src.chat.conversation import Conversation
 from src.chat.tokenizer import Tokenizer
-from src.data.examples import ChatExample, CompletionExample
-from src.data.tokenization import remarks, tokenize
+from src.data.odd_rows import OddRows
+from src.data.reading.example import ChatExample, CompletionExample
+from src.data.tokenization import tokenize
 from src.errors import UserError
 from tests.chat.known_tokenizers import make_tokenizer
 from tests.chat.templates import CONTROL_TOKENS, TEMPLATES
@@ -170,13 +171,13 @@ def test_reasons_are_written_by_the_template(tmp_path: Path):
     (sequence,) = tokenize(ChatExample(said), chat_format)
     ((_, ids),) = learned(sequence)
     assert tokenizer.show(ids) == "⟨<think>⟩r⟨</think>⟩c⟨<|end|>⟩"
-    assert not list(remarks(ChatExample(said), chat_format))
-    (remark,) = remarks(CompletionExample("a", "b"), chat_format)
+    assert not list(OddRows(chat_format).remarks(ChatExample(said)))
+    (remark,) = OddRows(chat_format).remarks(CompletionExample("a", "b"))
     assert remark.startswith("answer without the reasons that this model gives first")
     without = build_train_format("a/b", make_tokenizer(tmp_path / "b", TEMPLATES["plain"]))
     with pytest.raises(UserError, match="reasoning_content: the base model's chat template has no"):
         tokenize(ChatExample(said), without)
-    assert not list(remarks(CompletionExample("a", "b"), without))
+    assert not list(OddRows(without).remarks(CompletionExample("a", "b")))
 
 
 def test_tools_and_calls_are_written_by_the_template(tmp_path: Path):

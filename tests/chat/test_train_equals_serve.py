@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from src.data.examples import ChatExample
 
 from src.chat.chat_format import ChatFormat, build_chat_format, build_train_format
 from src.chat.conversation import Conversation
 from src.chat.tokenizer import Tokenizer
+from src.data.reading.example import ChatExample
 from src.data.tokenization import TokenizedExample, tokenize
 from src.serving.engine.request import Token
 from src.serving.output.answer import Answer
