@@ -81,18 +81,22 @@ class ChatFormat:
         """
         return self._prompt_ids(self._protected(conversation))
 
+    def answer_prefix(self, conversation: Conversation) -> str:
+        """Return what the model writes before the text of an answer, and is no part of it."""
+        return "" if conversation.is_begun else self.prompt_format.answer_prefix
+
     def learned_answers(self, conversation: Conversation) -> Iterator[LearnedAnswer]:
         """Yield each answer of a conversation that is to be learned, after its own prompt.
 
         Raises UserError for a conversation that the format has no place for.
         """
         conversation = self._protected(conversation.with_system(self.system_prompt))
+        known: dict[str, list[int]] = {}
         for number, message in enumerate(conversation.messages):
             if message["role"] == "assistant" and message.get("weight") != 0:
                 said = conversation.until(number + 1)
-                yield self._learned(
-                    self._prompt_ids(conversation.until(number)), self.prompt_format.learned(said)
-                )
+                prompt_ids = self._prompt_ids(conversation.until(number), known)
+                yield self._learned(prompt_ids, self.prompt_format.learned(said))
 
     def learned_completion(
         self, prompt: str, completion: str, system_prompt: str | None = None
@@ -100,9 +104,8 @@ class ChatFormat:
         """Return a completion that is to be learned, after its prompt."""
         conversation = self._protected(self.of_prompt(prompt, system_prompt))
         text = self.tokenizer.protect(completion, is_answer=True)
-        if not conversation.is_begun:
-            text = self.prompt_format.answer_prefix + text
-        return self._learned(self._prompt_ids(conversation), text)
+        prefix = self.answer_prefix(conversation)
+        return self._learned(self._prompt_ids(conversation), prefix + text)
 
     def learned_text(self, text: str) -> LearnedAnswer:
         """Return a text that is to be learned from its first token on."""
@@ -140,13 +143,15 @@ class ChatFormat:
             tuple(map(read, conversation.messages)), tuple(protect(list(conversation.tools), False))
         )
 
-    def _prompt_ids(self, conversation: Conversation) -> list[int]:
+    def _prompt_ids(
+        self, conversation: Conversation, known: dict[str, list[int]] | None = None
+    ) -> list[int]:
         begun = ""
         if conversation.is_begun:
             *asked, message = conversation.messages
             conversation = conversation.until(len(asked))
             begun = self.prompt_format.answer_prefix + message["content"]
-        ids = self.tokenizer.encode_prompt(self.prompt_format.prompt(conversation))
+        ids = self.tokenizer.encode_prompt(self.prompt_format.prompt(conversation), known=known)
         ids += self.tokenizer.encode_prompt(begun, continues=True)
         # The model has to begin with something.
         return ids or [self.tokenizer.eos_id]

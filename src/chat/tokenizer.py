@@ -126,19 +126,38 @@ class Tokenizer:
             return protected
         return "".join(character + _LETTER for character in text)
 
-    def encode_prompt(self, text: str, *, continues: bool = False) -> list[int]:
+    def encode_prompt(
+        self, text: str, *, continues: bool = False, known: dict[str, list[int]] | None = None
+    ) -> list[int]:
         """Return the ids of a template's text, in which control tokens count.
 
-        What `protect` returned is what people wrote.
+        What `protect` returned is what people wrote. `known` spares prompts that repeat those
+        before them: it keeps what was read of a text from one control token to the next.
         """
         ids: list[int] = []
         for number, part in enumerate(_LETTERS.split(text)):
             part, goes_on = part.replace(_LETTER, ""), continues or bool(ids)
             if part and number % 2:
                 ids += self.encode(part, continues=goes_on)
-            elif part:
+            elif part and (goes_on or known is None):
                 ids += self._read(self._backend, part, goes_on)
+            elif part and known is not None:
+                for stretch in self._before_controls.split(part):
+                    if stretch not in known:
+                        known[stretch] = _ids(self._backend, stretch)
+                    ids += known[stretch]
         return ids
+
+    @cached_property
+    def _before_controls(self) -> re.Pattern[str]:
+        """Where a text can be cut and is read as if it were whole."""
+        added = self._backend.get_added_tokens_decoder().values()
+        names = [
+            re.escape(token.content)
+            for token in added
+            if token.special and not (token.lstrip or token.single_word or token.normalized)
+        ]
+        return re.compile(rf"(?={'|'.join(names)})" if names else r"(?!)")
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids; control tokens have none."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from src.base_models import describe_model
 from src.chat.chat_format import ChatFormat, build_chat_format
+from src.chat.conversation import Conversation
 from src.chat.prompt_length import check_prompt_length
 from src.environment import read_serve_environment
 from src.errors import UserError
@@ -157,7 +158,8 @@ class TextPredictor:
             if adapter.warning:
                 print(adapter.warning, flush=True)
             chat_format = self._chat_format(inputs, adapter)
-            prompt_ids = self._prompt_ids(inputs, chat_format)
+            conversation = self._conversation(inputs, chat_format)
+            prompt_ids = chat_format.prompt_ids(conversation)
             if inputs.debug:
                 text = self._engine.tokenizer.show(prompt_ids)
                 print(f"prompt, {len(prompt_ids)} tokens: {text!r}", flush=True)
@@ -166,7 +168,7 @@ class TextPredictor:
                 inputs,
                 adapter,
                 prompt_ids,
-                prefix=chat_format.prompt_format.answer_prefix,
+                prefix=chat_format.answer_prefix(conversation),
                 grammars=grammars,
                 received_at=received_at,
             )
@@ -206,7 +208,7 @@ class TextPredictor:
             system_prompt=adapter.manifest.system_prompt,
         )
 
-    def _prompt_ids(self, inputs: RequestInputs, chat_format: ChatFormat) -> list[int]:
+    def _conversation(self, inputs: RequestInputs, chat_format: ChatFormat) -> Conversation:
         if inputs.conversation is None:
             if chat_format.begins_with_bos(inputs.prompt):
                 print(
@@ -227,4 +229,4 @@ class TextPredictor:
         conversation = replace(conversation, tools=inputs.tools)
         engine = self._engine
         check_prompt_length(conversation, engine.tokenizer, max_seq_len=engine.max_seq_len)
-        return chat_format.prompt_ids(conversation)
+        return conversation

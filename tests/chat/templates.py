@@ -65,6 +65,10 @@ TEMPLATES = {
         "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|assistant|>"
         "{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"
     ),
+    "writes two lines before finished answers": (
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|assistant|>"
+        "{% else %}\n\n{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    ),
     "writes letters only": (
         "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n\n{% endfor %}"
         "{% if add_generation_prompt %}### assistant:\n{% endif %}"

@@ -104,9 +104,12 @@ def test_an_inst_prompt_is_not_wrapped_again(tokenizer: Tokenizer):
 def test_a_begun_answer_goes_on(tokenizer: Tokenizer):
     conversation = read_inst_prompt("[INST] Count. [/INST] One, two")
     assert conversation == Conversation.of("Count.", "One, two")
-    ids = build_chat_format("llama-2-7b-chat", tokenizer).prompt_ids(conversation)
+    chat_format = build_chat_format("llama-2-7b-chat", tokenizer)
+    ids = chat_format.prompt_ids(conversation)
     assert tokenizer.decode(ids).endswith("[/INST] One, two")
     assert tokenizer.eos_id not in ids
+    assert chat_format.answer_prefix(conversation) == ""
+    assert chat_format.answer_prefix(conversation.until(1)) == " "
 
 
 @pytest.mark.parametrize(

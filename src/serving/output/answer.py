@@ -24,7 +24,7 @@ class Answer:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, prompt_ids)
         self._stop = StopBuffer(stop_sequences) if stop_sequences else None
-        self._prefix, self._min_new_tokens = prefix, min_new_tokens
+        self._prefix, self._begun, self._min_new_tokens = prefix, "", min_new_tokens
         self.num_tokens = 0
         self.finish_reason: str = "canceled"
         self.is_over = False
@@ -36,7 +36,7 @@ class Answer:
             return ""
         if isinstance(event, Token):
             return self._push_token(event)
-        text = self._settled(self._detokenizer.flush(), can_stop=True)
+        text = self._settled(self._detokenizer.flush(), can_stop=True, is_last=True)
         if self.is_over:
             return text
         self.is_over, self.finish_reason = True, event.reason
@@ -54,9 +54,12 @@ class Answer:
         text = self._detokenizer.push(token.id)
         return self._settled(text, can_stop=self.num_tokens > self._min_new_tokens)
 
-    def _settled(self, text: str, *, can_stop: bool) -> str:
-        if self._prefix and text:
+    def _settled(self, text: str, *, can_stop: bool, is_last: bool = False) -> str:
+        if self._prefix:
             # What the format puts before an answer is no part of it.
+            text = self._begun = self._begun + text
+            if not is_last and self._prefix.startswith(text):
+                return ""
             text, self._prefix = text.removeprefix(self._prefix), ""
         if can_stop and self._stop:
             text, is_stopped = self._stop.push(text)

@@ -25,6 +25,7 @@ def build_reply_generator(
         return lambda: None
     tokenizer, chat_format = encoder.tokenizer, encoder.chat_format
     ids = encoder.prompt_ids(settings.validation_prompt)
+    prefix = chat_format.answer_prefix(chat_format.of_prompt(settings.validation_prompt))
     input_ids = torch.tensor([ids], device=device)
 
     def generate_reply() -> str | None:
@@ -45,6 +46,6 @@ def build_reply_generator(
             print("the validation prompt is not answered: out of memory", flush=True)
             return None
         reply = tokenizer.decode(output[0].tolist())[len(tokenizer.decode(ids)) :]
-        return reply.removeprefix(chat_format.prompt_format.answer_prefix)
+        return reply.removeprefix(prefix)
 
     return generate_reply
