@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# Triton, which torch imports where it is installed, reads this once: no test needs a GPU.
+os.environ["TRITON_INTERPRET"] = "1"
+
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 

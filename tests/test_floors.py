@@ -24,6 +24,7 @@ FLOORS = [
     {"weights", "model"},
     {"chat"},
     {"data"},
+    {"graphs"},
     {"training", "serving"},
     {"cli"},
 ]

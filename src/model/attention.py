@@ -23,16 +23,20 @@ _needs_no_mask: ContextVar[bool] = ContextVar("needs_no_mask", default=False)
 
 @dataclass(frozen=True)
 class Spans:
-    """Where the sequences of a row begin and end, known on the CPU and on the device."""
+    """Where the sequences of a row begin and end."""
 
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...] | None
+    """None where only the device knows them, as in a captured pass."""
     offsets: torch.Tensor  # (spans + 1,) int32, on the device
+    longest: int
+    """At least the longest of the lengths."""
 
     @classmethod
     def between(cls, boundaries: tuple[int, ...], device: torch.device) -> "Spans":
         """Return the spans between boundaries that start with 0."""
         lengths = tuple(stop - start for start, stop in pairwise(boundaries))
-        return cls(lengths, torch.tensor(boundaries, dtype=torch.int32, device=device))
+        offsets = torch.tensor(boundaries, dtype=torch.int32, device=device)
+        return cls(lengths, offsets, max(lengths))
 
 
 def attend(
@@ -46,11 +50,13 @@ def attend(
 ) -> torch.Tensor:
     """Attend causally within each span; return (tokens, heads, head size).
 
-    No mask over the row is built: on a GPU one kernel takes all spans, elsewhere each is a call.
+    On a GPU one kernel takes all spans, elsewhere each is a call; a mask over the row is built only
+    where their lengths are not known.
     """
     if query.device.type == "cuda" and varlen_unsupported_reason(query.device, query.dtype) is None:
         return _attend_varlen(query, key, value, spans, scale, sliding_window)
-    return attend_one_by_one(query, key, value, spans, scale=scale, sliding_window=sliding_window)
+    way = attend_one_by_one if spans.lengths else attend_by_mask
+    return way(query, key, value, spans, scale=scale, sliding_window=sliding_window)
 
 
 def _attend_varlen(
@@ -64,7 +70,6 @@ def _attend_varlen(
     # This import takes a second or two, which only a GPU gives back.
     from torch.nn.attention.varlen import varlen_attn
 
-    longest = max(spans.lengths)
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
     # Before torch 2.12 fewer heads of keys were taken without being asked for.
     is_grouped = key.shape[1] != query.shape[1]
@@ -72,7 +77,7 @@ def _attend_varlen(
     if "enable_gqa" in _arguments(varlen_attn):
         options["enable_gqa"] = is_grouped
     output = varlen_attn(
-        *(query, key, value, spans.offsets, spans.offsets, longest, longest),
+        *(query, key, value, spans.offsets, spans.offsets, spans.longest, spans.longest),
         scale=scale,
         window_size=window,
         **options,
@@ -91,6 +96,7 @@ def attend_one_by_one(
     sliding_window: int | None = None,
 ) -> torch.Tensor:
     """Do what `attend` does with one call for each span."""
+    assert spans.lengths is not None
     outputs = []
     # One split, and not a slice for each span: its backward pass is one concatenation.
     rows = (x.transpose(0, 1)[None].split(spans.lengths, dim=2) for x in (query, key, value))
@@ -107,6 +113,31 @@ def attend_one_by_one(
         )
         outputs.append(output[0].transpose(0, 1))
     return torch.cat(outputs)
+
+
+def attend_by_mask(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spans: Spans,
+    *,
+    scale: float | None = None,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """Do what `attend` does with one call over the row."""
+    positions = torch.arange(len(query), device=query.device)
+    span = torch.searchsorted(spans.offsets, positions, right=True)
+    distance = positions[:, None] - positions[None, :]
+    mask = (span[:, None] == span[None, :]) & (distance >= 0)
+    if sliding_window is not None:
+        mask &= distance < sliding_window
+    output = scaled_dot_product_attention(
+        *(x.transpose(0, 1)[None] for x in (query, key, value)),
+        attn_mask=mask,
+        scale=scale,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return output[0].transpose(0, 1)
 
 
 def _window_mask(

@@ -34,13 +34,14 @@ class SummedLoss(nn.Module):
         target_positions: torch.Tensor,  # (target tokens,), their places in the row
         labels: torch.Tensor,  # (target tokens,), what comes after each of them
         loss_weights: torch.Tensor,  # (target tokens,)
-        boundaries: tuple[int, ...],
+        boundaries: tuple[int, ...] | Spans,
     ) -> torch.Tensor:
         """Return the weighted sum of the negative log likelihoods, in float32."""
         if self.shares_rows:
             return self._sum_row(
                 input_ids, position_ids, target_positions, labels, loss_weights, boundaries
             )
+        assert not isinstance(boundaries, Spans)
         total = torch.zeros((), device=input_ids.device)
         for start, stop, is_own in self._passes(boundaries, input_ids.device):
             rows = (target_positions >= start) & (target_positions < stop) & is_own
@@ -72,22 +73,24 @@ class SummedLoss(nn.Module):
         target_positions: torch.Tensor,
         labels: torch.Tensor,
         loss_weights: torch.Tensor,
-        boundaries: tuple[int, ...],
+        boundaries: tuple[int, ...] | Spans,
     ) -> torch.Tensor:
         if not self.is_isolated:
             # Position ids that start again keep the spans apart, as long as nothing is cached.
             positions = {"position_ids": position_ids} if takes_positions(self.model) else {}
             logits = self.model(input_ids, use_cache=False, **positions).logits
             return _weighted_nll(logits[0, target_positions], labels, loss_weights)
+        if not isinstance(boundaries, Spans):
+            boundaries = Spans.between(boundaries, input_ids.device)
         with without_mask():
             hidden = self.model.get_decoder()(
                 input_ids,
                 position_ids=position_ids,
                 use_cache=False,
-                spans=Spans.between(boundaries, input_ids.device),
+                spans=boundaries,
             ).last_hidden_state[0]
         # The head is the widest layer: it sees target tokens only, and a piece of them at a time.
-        hidden = hidden[target_positions]
+        hidden = hidden.index_select(0, target_positions)
         head = self.model.get_output_embeddings()
         if self.fuses_head and head.bias is None:
             total = _HeadLoss.apply(hidden, head.weight, labels, loss_weights)

@@ -3,10 +3,9 @@
 import itertools
 import queue
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from src.serving.engine.engine import Engine
-from src.serving.engine.model_runner import bucket_of
 from src.serving.engine.request import Event, Finished, Request
 from src.serving.lora.weights import LoadedAdapter
 from src.serving.sampling import SamplingParams
@@ -27,7 +26,8 @@ def warm_up(engine: Engine, adapter: LoadedAdapter | None) -> float:
     started = time.monotonic()
     loads: Iterable[tuple[int, int]] = [(1, SHORTEST)]
     if engine.is_captured:
-        loads = captured_loads(engine.num_slots, engine.max_seq_len)
+        buckets = engine.runner.length_bucket
+        loads = captured_loads(engine.num_slots, engine.max_seq_len, buckets)
     for (num_requests, num_tokens), sampling in itertools.product(loads, SAMPLING):
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         for _ in range(num_requests):
@@ -45,7 +45,9 @@ def warm_up(engine: Engine, adapter: LoadedAdapter | None) -> float:
     return time.monotonic() - started
 
 
-def captured_loads(num_slots: int, max_seq_len: int) -> Iterator[tuple[int, int]]:
+def captured_loads(
+    num_slots: int, max_seq_len: int, length_bucket: Callable[[int], int]
+) -> Iterator[tuple[int, int]]:
     """Yield (requests, tokens of each prompt) that meet each number of rows in each length bucket.
 
     The shorter prompts are the beginning of the longer ones, and are not read again.
@@ -54,4 +56,4 @@ def captured_loads(num_slots: int, max_seq_len: int) -> Iterator[tuple[int, int]
     num_tokens = SHORTEST
     while num_tokens + NUM_STEPS <= max_seq_len:
         yield from ((n, num_tokens) for n in sorted(num_rows))
-        num_tokens = bucket_of(num_tokens + NUM_STEPS, max_seq_len) + 1
+        num_tokens = length_bucket(num_tokens + NUM_STEPS) + 1

@@ -6,9 +6,10 @@ share (ZeRO-2). Until they add up no rank waits for another, so one that is out 
 smaller pieces and more time: the sums stay what they are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,8 @@ from src.data.packing import Span
 from src.data.steps import MicroBatch
 from src.data.token_file import TokenDataset
 from src.errors import UserError
+from src.graphs.capture import Capture, cuda_capture
+from src.graphs.passes import PassGraphs
 from src.model.adapter import FlatAdapter, copy_to_cpu, flatten
 from src.model.recompute import decoder_layers, recompute_layers
 from src.out_of_memory import is_out_of_memory, release_memory
@@ -62,6 +65,8 @@ class ReplicatedTrainer:
         config = build_deepspeed_config(plan, bucket_size=self._adapter.flat.numel())
         self.engine = build_engine(self._adapter, [self._adapter.flat], config)
         self._adapter.tie()  # DeepSpeed has moved the flat parameter
+        if run.device.type == "cuda" and lora_model.loss.is_isolated:
+            self._accumulator.capture_with(cuda_capture())
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:
         sums = self._accumulator.sum(micro_batches, self._train_data)
@@ -140,12 +145,17 @@ class Accumulator:
         self.recomputed_layers = min(recomputed_layers, self._num_layers)
         self.max_tokens = max_tokens
         """Most tokens in one pass, where memory holds no more."""
+        self._graphs: PassGraphs | None = None
+
+    def capture_with(self, capture: Capture) -> None:
+        """Replay short passes; from now on the parameters must stay where they are."""
+        self._graphs = PassGraphs(self._plain_pass, capture, self._log)
 
     def sum(self, micro_batches: Sequence[MicroBatch], dataset: TokenDataset) -> Sums:
         """Return the sums; raises UserError that names an example that memory does not hold."""
         sums = self._no_sums()
-        waiting = [[span for sequence in batch for span in sequence] for batch in micro_batches]
-        waiting.reverse()
+        in_turn = reversed(micro_batches)
+        waiting = [[span for sequence in batch for span in sequence] for batch in in_turn]
         while waiting:
             spans = waiting.pop()
             limit = self.max_tokens
@@ -164,22 +174,35 @@ class Accumulator:
         """Add the spans to the sums if memory allows; nothing is added otherwise."""
         batch = self._make_batch((tuple(spans),), dataset)
         try:
-            loss = self._loss(**vars(batch))
-            if torch.is_grad_enabled():
-                # Not every layer takes part in every pass, such as an expert.
-                gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
-                sums.gradient += flatten(gradients)
+            loss, gradient = self._pass(batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return False
-        sums.loss += loss.detach()
+        sums.loss += loss
+        sums.gradient += gradient
         sums.weight += batch.loss_weights.sum()
         return True
+
+    def _pass(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return loss and flat gradient, 0 where gradients are off, of one pass."""
+        if not torch.is_grad_enabled():
+            return self._loss(**vars(batch)), torch.zeros(())
+        if self._graphs and self._graphs.can_run(batch) and not self.recomputed_layers:
+            return self._graphs.run(batch)
+        return self._plain_pass(vars(batch))
+
+    def _plain_pass(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        loss = self._loss(**inputs)
+        # Some layers, such as experts, take no part in some passes.
+        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+        return loss.detach(), flatten(gradients)
 
     def _make_smaller(self, spans: Sequence[Span], dataset: TokenDataset) -> None:
         """Take fewer tokens at a time; where one example is too much, recompute more layers."""
         release_memory()
+        if self._graphs and self._graphs.is_on:
+            return self._graphs.turn_off("out of memory beside them")
         num_tokens, num_layers = _count_tokens(spans), self._num_layers
         if len(spans) > 1:
             self.max_tokens = max(num_tokens // 2, *map(len, spans))
@@ -204,10 +227,8 @@ class Accumulator:
         while fails - fits > max(16, fails // 20):
             middle = (fits + fails) // 2
             part = Span(span.start, span.start + middle)
-            if self._try_adding([part], dataset, self._no_sums()):
-                fits = middle
-            else:
-                fails = middle
+            does_fit = self._try_adding([part], dataset, self._no_sums())
+            fits, fails = (middle, fails) if does_fit else (fits, middle)
             release_memory()
         recomputed = " and with every layer recomputed" if torch.is_grad_enabled() else ""
         return (

@@ -63,11 +63,13 @@ class _Recorder(TorchDispatchMode):
                 flat = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
                 self._before[memory] = flat, flat.clone()
 
+    @torch.no_grad()
     def undo(self) -> None:
         for tensor, before in self._before.values():
             tensor.copy_(before)
         self._before.clear()
 
+    @torch.no_grad()
     def replay(self) -> None:
         for _, _, _, made in self._calls:
             for _, tensor in made:

@@ -1,5 +1,7 @@
 """No request meets a shape of step that is captured only then."""
 
+from functools import partial
+
 import pytest
 
 from src.serving.engine.batch import Batch
@@ -10,15 +12,16 @@ from src.serving.warm_up import NUM_STEPS, captured_loads, warm_up
 @pytest.mark.parametrize("num_slots", [1, 5, 16, 32])
 @pytest.mark.parametrize("max_seq_len", [64, 256, 1000, 4096, 32768])
 def test_all_shapes_are_met(num_slots: int, max_seq_len: int):
+    bucket = partial(bucket_of, max_seq_len=max_seq_len)
     met = {
-        (num_rows, bucket_of(num_tokens + step, max_seq_len))
-        for num_rows, num_tokens in captured_loads(num_slots, max_seq_len)
+        (num_rows, bucket(num_tokens + step))
+        for num_rows, num_tokens in captured_loads(num_slots, max_seq_len, bucket)
         for step in range(1, NUM_STEPS)
     }
     for num_rows in range(1, num_slots + 1):
         captured_rows = min(1 << (num_rows - 1).bit_length(), num_slots)
         for length in range(1, max_seq_len - NUM_STEPS, 7):
-            assert (captured_rows, bucket_of(length, max_seq_len)) in met
+            assert (captured_rows, bucket(length)) in met
 
 
 def test_an_engine_that_cannot_answer_is_not_ready(new_engine, monkeypatch):

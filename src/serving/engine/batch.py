@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from src.serving.engine.cuda_graphs import CudaGraphs
-from src.serving.engine.model_runner import Runner, bucket_of
+from src.serving.engine.model_runner import Runner
 from src.serving.engine.prefix_cache import PrefixCache
 from src.serving.engine.request import Sequence, Token
 from src.serving.sampling import Sampler
@@ -177,7 +177,7 @@ class Batch:
             logits = step()
         else:
             lora_key = None if self._lora is None else self._lora.key
-            bucket = bucket_of(max(lengths), self._max_seq_len)
+            bucket = self._runner.length_bucket(max(lengths))
             logits = self._graphs.run((num_rows, self._features, lora_key, bucket), step)
         for row in running:
             self._lengths[row.slot] += 1

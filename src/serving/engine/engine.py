@@ -10,11 +10,12 @@ import torch
 
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
+from src.graphs.capture import Capture, cuda_capture
 from src.model.base_model import linear_shapes, load_base_model, training_dtype
 from src.model.shape import check_architecture, max_sequence_length
 from src.out_of_memory import release_memory
 from src.serving.engine.batch import Batch
-from src.serving.engine.cuda_graphs import Capture, CudaGraphs, cuda_capture
+from src.serving.engine.cuda_graphs import CudaGraphs
 from src.serving.engine.kv_budget import adapter_bytes_that_fit, num_slots_that_fit
 from src.serving.engine.model_runner import ModelRunner, Runner
 from src.serving.engine.request import Request, Sequence

@@ -4,7 +4,13 @@ import torch
 
 from src.serving.lora.slots import LoraSlots
 from src.serving.lora.stacked import LoraBatch
-from src.serving.model.attention import DecodeAttention, KVCache, PrefillAttention
+from src.serving.model.attention import (
+    DecodeAttention,
+    KVCache,
+    PrefillAttention,
+    SplitDecodeAttention,
+    split_unsupported_reason,
+)
 from src.serving.model.llama import LlamaModel
 from src.serving.model.transformers_model import TransformersRunner
 
@@ -42,6 +48,11 @@ class ModelRunner:
             dtype=model.dtype,
             device=self._device,
         )
+        # Captured steps read lengths on the device, where there is a kernel that does.
+        reason = split_unsupported_reason(self.kv_cache, model.num_heads)
+        self._is_split = has_fixed_shapes and reason is None
+        if has_fixed_shapes and reason:
+            print(f"decoding reads the cache in buckets of lengths: {reason}", flush=True)
         model.rotary.grow(max_seq_len + 1)
         self.lora = LoraSlots(
             model.projections,
@@ -90,24 +101,31 @@ class ModelRunner:
 
         A length counts the tokens of a row with this one; it is 0 where the row is idle.
         """
-        attention = DecodeAttention(
-            self.kv_cache,
-            num_rows=len(tokens),
-            length=bucket_of(max(lengths), self._max_seq_len),
-            windows=self._model.windows,
-            lengths=None if self._has_fixed_shapes else [length for length in lengths if length],
-            position=positions,
-        )
+        if self._is_split:
+            attention = SplitDecodeAttention(self.kv_cache, positions)
+        else:
+            attention = DecodeAttention(
+                self.kv_cache,
+                num_rows=len(tokens),
+                length=self.length_bucket(max(lengths)),
+                windows=self._model.windows,
+                lengths=None if self._has_fixed_shapes else [n for n in lengths if n],
+                position=positions,
+            )
         slot_mapping = self._slot_starts[: len(tokens)] + positions
         hidden = self._model.hidden(tokens, positions, self.kv_cache, slot_mapping, attention, lora)
         return self._model.logits(hidden, lora)
+
+    def length_bucket(self, length: int) -> int:
+        """Return how much of the cache a captured step reads, of rows up to this length."""
+        return self._max_seq_len if self._is_split else bucket_of(length, self._max_seq_len)
 
 
 Runner = ModelRunner | TransformersRunner
 
 
 def bucket_of(length: int, max_seq_len: int) -> int:
-    """Return how much of the cache a captured step reads: twice as much at each bucket."""
+    """Return the power of two, or the context, that a length is rounded up to."""
     bucket = SMALLEST_BUCKET
     while bucket < length:
         bucket *= 2

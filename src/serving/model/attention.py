@@ -39,6 +39,10 @@ class KVCache:
         view = self._data[:, slots, positions].transpose(2, 3)
         return view[:, :, : self._heads].unbind(0), view[:, :, self._heads :].unbind(0)
 
+    def layer(self, number: int) -> torch.Tensor:
+        """Return a layer (slots, capacity, keys' then values' heads, head size)."""
+        return self._data[number]
+
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Give the target slot the first tokens of the source slot."""
         self._data[:, target, :num_tokens] = self._data[:, source, :num_tokens]
@@ -110,6 +114,52 @@ def _sees(position: torch.Tensor, start: int, stop: int, window: int | None) -> 
     if window is not None:
         sees &= distance < window
     return sees[:, None, None]
+
+
+class SplitDecodeAttention:
+    """What `DecodeAttention` computes, for rows of any lengths, which the device knows."""
+
+    def __init__(self, cache: KVCache, position: torch.Tensor) -> None:
+        self._cache, self._position = cache, position
+
+    def __call__(self, query: torch.Tensor, layer: int, window: int | None) -> torch.Tensor:
+        """Return the outputs (rows, heads * head size) for queries (rows, heads, head size)."""
+        from src.serving.model.split_attention import attend_split
+
+        return attend_split(query, self._cache.layer(layer), self._position, window).flatten(1)
+
+
+def split_unsupported_reason(cache: KVCache, num_heads: int) -> str | None:
+    """Return why `SplitDecodeAttention` cannot be used on this cache, or None after trying it."""
+    data = cache.layer(0)
+    if data.device.type != "cuda":
+        return "it runs on GPUs"
+    _, _, heads, size = data.shape
+    tried = KVCache(
+        num_layers=1, num_slots=2, num_key_value_heads=heads // 2, head_size=size, capacity=200,
+        dtype=data.dtype, device=data.device,
+    )  # fmt: skip
+    generator = torch.Generator(data.device).manual_seed(0)
+    tried.layer(0).normal_(generator=generator)
+    query = torch.empty((2, num_heads, size), dtype=data.dtype, device=data.device)
+    query.normal_(generator=generator)
+    position = torch.tensor([150, 20], device=data.device)
+    for window in (None, 64):
+        plain = DecodeAttention(
+            tried,
+            num_rows=2,
+            length=151,
+            windows=frozenset({window}),
+            lengths=None,
+            position=position,
+        )(query, 0, window)
+        try:
+            split = SplitDecodeAttention(tried, position)(query, 0, window)
+        except Exception as error:
+            return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if not (split - plain).float().norm() <= 0.02 * plain.float().norm():
+            return "its results differ from those of one call"
+    return None
 
 
 class PrefillAttention:

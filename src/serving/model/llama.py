@@ -51,7 +51,7 @@ class LlamaModel:
 
     def __init__(self, model: Any) -> None:
         config = model.config
-        self._heads: int = config.num_attention_heads
+        self.num_heads: int = config.num_attention_heads
         self._key_value_heads: int = config.num_key_value_heads
         body = model.model
         self._embedding: torch.Tensor = body.embed_tokens.weight
@@ -87,8 +87,8 @@ class LlamaModel:
     def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the heads that ask, those that turn by their position, and those kept."""
         heads = qkv.view(len(qkv), -1, self.head_size)
-        num_rotated = self._heads + self._key_value_heads
-        return heads[:, : self._heads], heads[:, :num_rotated], heads[:, self._heads :]
+        num_rotated = self.num_heads + self._key_value_heads
+        return heads[:, : self.num_heads], heads[:, :num_rotated], heads[:, self.num_heads :]
 
     def hidden(
         self,

@@ -119,6 +119,10 @@ class TransformersRunner:
         self.kv_cache = _Caches()
         self.lora = _HookedLora(model, self._device)
 
+    def length_bucket(self, length: int) -> int:
+        """Return the length: no step is captured here."""
+        return length
+
     def prefill(
         self, slot: int, ids: list[int], start: int, lora_slot: int | None, *, num_scores: int
     ) -> torch.Tensor | None:

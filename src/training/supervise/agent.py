@@ -47,9 +47,10 @@ def main(settings_path: Path, worker: str, parent: int) -> int:
             run_id="training",
             local_addr=machines.address if machines else "127.0.0.1",
             max_restarts=0,
-            shutdown_timeout=SHUTDOWN_SECONDS,
             logs_specs=DefaultLogsSpecs(log_dir=str(folder.agent_files)),
         )
+        if hasattr(launch, "shutdown_timeout"):  # from torch 2.12 on
+            launch.shutdown_timeout = SHUTDOWN_SECONDS
         command = ("-u", "-m", worker, str(settings_path), str(os.getpid()))
         elastic_launch(launch, sys.executable)(*command)
         if machines:
