@@ -1,5 +1,7 @@
 """The inputs of a prediction: from a prompt to a stream of text."""
 
+import gc
+
 from cog import (
     AsyncConcatenateIterator,
     BaseRunner,
@@ -79,11 +81,14 @@ class Predictor(BaseRunner):
     def setup(self, weights: str | None = None) -> None:  # type: ignore[override]
         """Load the base model, and the container's own fine-tuned weights if it has any."""
         end_with_server()
+        # What is imported and loaded stays; looking for garbage in it takes a tenth of the time.
+        gc.disable()
         # Here, so that the inputs can be read without loading torch.
         from src.serving.predictor import TextPredictor
         from src.serving.refusal import refuse_trainings
 
         self.predictor = TextPredictor(weights)
+        gc.enable()
         self.run = refuse_trainings(self.run)  # type: ignore[method-assign]
 
     @streaming

@@ -1,6 +1,5 @@
 """The loss of a batch: the weighted sum over its target tokens."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -57,14 +56,14 @@ class SummedLoss(nn.Module):
 
     def _passes(
         self, boundaries: tuple[int, ...], device: torch.device
-    ) -> Iterator[tuple[int, int, bool]]:
-        """Yield the examples (start, stop, True); ranks in step get as many as any of them has."""
-        yield from ((start, stop, True) for start, stop in pairwise(boundaries))
+    ) -> list[tuple[int, int, bool]]:
+        """Return (start, stop, True) of each example, and empty passes to stay in step."""
+        passes = [(start, stop, True) for start, stop in pairwise(boundaries)]
         if self.is_sharded:
-            num_passes = len(boundaries) - 1
-            most = torch.tensor(num_passes, device=device)
+            most = torch.tensor(len(passes), device=device)
             dist.all_reduce(most, dist.ReduceOp.MAX)
-            yield from ((0, 1, False) for _ in range(int(most) - num_passes))
+            passes += [(0, 1, False)] * (int(most) - len(passes))
+        return passes
 
     def _sum_row(
         self,

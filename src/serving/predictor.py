@@ -18,6 +18,7 @@ from src.chat.conversation import Conversation
 from src.chat.prompt_length import check_prompt_length
 from src.environment import read_serve_environment
 from src.errors import UserError
+from src.out_of_memory import release_memory
 from src.serving.engine.engine import Engine
 from src.serving.engine.request import Event, Grammar
 from src.serving.grammar.json_grammar import JsonGrammars
@@ -65,8 +66,8 @@ class TextPredictor:
         self._weights_dir = environment.weights_dir
         self._own = self._store.acquire(weights, local_root=None) if weights else BARE
         warm_up_seconds = warm_up(self._engine, self._own.loaded)
+        release_memory()  # weights that became parts of wider ones have left gaps
         # What stays for good is not searched again: a full collection would hold up all answers.
-        gc.collect()
         gc.freeze()
         print(
             f"ready after {time.monotonic() - started:.1f} s "

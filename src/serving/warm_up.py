@@ -25,10 +25,11 @@ def warm_up(engine: Engine, adapter: LoadedAdapter | None) -> float:
     """
     started = time.monotonic()
     loads: Iterable[tuple[int, int]] = [(1, SHORTEST)]
+    kinds = SAMPLING[-1:]
     if engine.is_captured:
         buckets = engine.runner.length_bucket
-        loads = captured_loads(engine.num_slots, engine.max_seq_len, buckets)
-    for (num_requests, num_tokens), sampling in itertools.product(loads, SAMPLING):
+        loads, kinds = captured_loads(engine.num_slots, engine.max_seq_len, buckets), SAMPLING
+    for (num_requests, num_tokens), sampling in itertools.product(loads, kinds):
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         for _ in range(num_requests):
             prompt_ids = [engine.tokenizer.eos_id] * num_tokens

@@ -32,7 +32,7 @@ from src.training.checkpoint.checkpointer import Checkpointer, StoppedEarly
 from src.training.context import Run
 from src.training.deepspeed_engine import join_ranks
 from src.training.loop import train
-from src.training.lora_model import load_lora_model
+from src.training.lora_model import load_lora_model, try_sharing_rows
 from src.training.machines.share import OtherMachines, share_data
 from src.training.plan.disk import check_disks
 from src.training.plan.plan import make_plan, peak_line
@@ -107,6 +107,8 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
     )
     start = Zero3Trainer if is_sharded else ReplicatedTrainer
     trainer = start(plan, run, lora_model)
+    if is_sharded:  # only now do the ranks gather a layer's weights
+        try_sharing_rows(lora_model.loss, log)
 
     # What is kept on the way, and what a checkpoint brings back.
     writer = output_writer(plan, encoder, run, lora_model.target_modules, folder)

@@ -25,7 +25,7 @@ from src.training.deepspeed_engine import (
     set_num_steps,
     sum_over_ranks,
 )
-from src.training.lora_model import LoraModel, try_sharing_rows
+from src.training.lora_model import LoraModel
 from src.training.plan.plan import TrainingPlan
 
 
@@ -39,7 +39,6 @@ class Zero3Trainer:
         parameters = [matrix for _, matrix in self._adapter]
         self.engine = build_engine(lora_model.loss, parameters, build_deepspeed_config(plan))
         self.module = self.engine
-        try_sharing_rows(lora_model.loss, print if run.is_main else lambda _: None)
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:
         batches = [self._run.batch(batch, self._run.train_data) for batch in micro_batches]

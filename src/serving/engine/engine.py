@@ -13,7 +13,6 @@ from src.errors import UserError
 from src.graphs.capture import Capture, cuda_capture
 from src.model.base_model import linear_shapes, load_base_model, training_dtype
 from src.model.shape import check_architecture, max_sequence_length
-from src.out_of_memory import release_memory
 from src.serving.engine.batch import Batch
 from src.serving.engine.cuda_graphs import CudaGraphs
 from src.serving.engine.kv_budget import adapter_bytes_that_fit, num_slots_that_fit
@@ -102,7 +101,9 @@ class Engine:
             print(f"this base model runs in transformers, one row at a time: {reason}", flush=True)
             return TransformersRunner(self.model)
         model = LlamaModel(self.model)
-        release_memory()  # weights that became parts of wider ones have left gaps
+        if self.device.type == "cuda":
+            # Weights that became parts of wider ones have left gaps.
+            torch.cuda.empty_cache()
         adapter_bytes = adapter_bytes_that_fit(self.device)
         self.num_slots = num_slots_that_fit(
             model.bytes_per_token * (self.max_seq_len + 1), max_slots, self.device

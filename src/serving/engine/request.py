@@ -17,6 +17,11 @@ FinishReason = Literal["end", "length", "canceled", "error"]
 class Grammar(Protocol):
     """Decides which tokens may come next."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the text may end here."""
+        ...
+
     def fill(self, allowed: torch.Tensor) -> None:
         """Write into a boolean row of the vocabulary which tokens are allowed."""
 

@@ -172,10 +172,12 @@ class Scheduler:
         request.on_output(output.token(row, token))
         if token in self._end_ids and not request.ignores_end:
             self._finish(sequence, "end")
-        elif len(ids) >= sequence.max_tokens:
-            self._finish(sequence, "length")
-        elif request.grammar is not None:
+            return
+        if request.grammar is not None:
             request.grammar.push(token)
+        if len(ids) >= sequence.max_tokens:
+            self._finish(sequence, "length")
+        else:
             self._batch.apply_grammar(sequence)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:

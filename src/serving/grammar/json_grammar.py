@@ -74,6 +74,11 @@ class JsonGrammar:
         """Return another one that has come as far, for another answer."""
         return JsonGrammar(self._matcher.deep_copy(), self._vocab_size)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the text may end here."""
+        return self._matcher.is_accepting()
+
     def fill(self, allowed: torch.Tensor) -> None:
         """Write into a boolean row of the vocabulary which tokens are allowed."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)

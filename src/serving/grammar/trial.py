@@ -17,6 +17,8 @@ LIMITS = LLParserLimits(
     max_lexer_states=50_000,
     verbose_errors=False,
 )
+BLANKS = r"( |\r?\n[ \t]{0,16})?"
+"""Between two tokens of JSON. Without an end to them, a model that likes blanks writes no more."""
 CPU_SECONDS = 0.5
 MEMORY_BYTES = 100 * 2**20
 STACK_BYTES = 2**20
@@ -25,7 +27,7 @@ STACK_BYTES = 2**20
 
 def make_matcher(tokenizer: LLTokenizer, schema: str) -> LLMatcher:
     """Return what follows a JSON schema, or holds the error why it cannot."""
-    grammar = LLMatcher.grammar_from_json_schema(schema)
+    grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": BLANKS})
     return LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
 
 

@@ -65,10 +65,27 @@ class RequestState:
 
     def push(self, number: int, event: Event) -> str:
         """Return the text to show after an event; raises the error of a failed answer."""
+        answer = self._answers[number]
+        if answer.is_over:
+            return ""
         text = self._output.push(number, event)
-        if self._answers[number].is_over:
+        if answer.is_over:
             self._engine.cancel(self._sequences[number])
+            self._report_cut(number)
         return text
+
+    def _report_cut(self, number: int) -> None:
+        """Print that an answer to a schema is no whole JSON, where it was cut."""
+        answer, grammar = self._answers[number], self._grammars[number]
+        if grammar is None or answer.finish_reason not in ("length", "stop"):
+            return
+        if answer.finish_reason == "stop" or not grammar.is_whole:
+            print(
+                f"answer {number + 1} of {len(self._answers)} is no whole JSON: it was cut after "
+                f"{answer.num_tokens:,} tokens ({answer.finish_reason}); expected a larger "
+                "max_new_tokens, and no stop_sequences with a json_schema",
+                flush=True,
+            )
 
     def cancel(self) -> None:
         """Let the engine go on without this request."""
