@@ -5,7 +5,8 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from src.errors import UserError
-from src.serving.sampling import Noise, Sampler, SamplingParams, keep_top, noise_key
+from src.serving.noise import Noise, noise_key
+from src.serving.sampling import Sampler, SamplingParams, keep_top
 
 CPU = torch.device("cpu")
 
@@ -142,3 +143,20 @@ def test_the_noise_of_rows_positions_and_tokens_is_independent():
 def test_values_out_of_bounds_are_refused(values):
     with pytest.raises(UserError, match="expected a number from"):
         settings(**values)
+
+
+def test_rows_without_a_token_are_never_drawn():
+    sampler = Sampler(num_slots=1, vocab_size=8, end_ids=(0,), device=CPU, unused_ids=(5, 7))
+    for params in (
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=5, top_p=1, repetition_penalty=0.1),
+    ):
+        sampler.set(0, params, prompt_ids=[1])
+        features = sampler.features(slice(1))
+        for position in range(200):
+            logits = torch.tensor([[0.0, 0, 0, 0, 0, 9, 0, 9]])
+            sampler.hide_unused_(logits)
+            (token,) = sampler.draw(
+                logits, torch.tensor([position]), rows=slice(1), features=features
+            ).tolist()
+            assert token not in (5, 7)

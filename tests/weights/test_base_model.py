@@ -93,6 +93,18 @@ DAMAGES = {
     "config-html": ({"config.json": b"<html>"}, r"config\.json is not valid JSON"),
     "config-deep": ({"config.json": b"[" * 100_000}, r"config\.json is not valid JSON"),
     "config-bytes": ({"config.json": b"\xff\xfe"}, r"config\.json is not valid JSON"),
+    **{
+        f"quantized-{method}": (
+            {"config.json": json.dumps({"quantization_config": found}).encode()},
+            rf"its weights are quantized already, with {method}; expected",
+        )
+        for method, found in {
+            "gptq": {"quant_method": "gptq", "bits": 4},
+            "awq": {"quant_method": "awq"},
+            "fp8": {"quant_method": "fp8"},
+            "bitsandbytes 8-bit": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        }.items()
+    },
     "no-tokenizer": ({"tokenizer.json": None}, "expected a tokenizer"),
     "no-weights": ({"model.safetensors": None}, "found none"),
     "pickle": (

@@ -129,7 +129,7 @@ class TrainingPlan:
             return {}
         found = estimate_memory(self.work)
         parts = {
-            "base model": found.base_model,
+            f"{'4-bit ' if self.work.in_4bit else ''}base model": found.base_model,
             "adapter": found.adapter,
             "activations": found.activations,
             "work space": found.work_space,
