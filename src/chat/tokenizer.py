@@ -33,7 +33,9 @@ class Tokenizer:
         self.eos_id: int = self.tokenizer.eos_token_id
         self.bos_id: int | None = self.tokenizer.bos_token_id
         self.bos: str = self.tokenizer.bos_token or ""
-        self.end_ids: frozenset[int] = frozenset({self.eos_id, *generation_eos_ids(folder)})
+        # A configuration may name the end of another vocabulary.
+        ends = {id_ for id_ in generation_eos_ids(folder) if self._backend.id_to_token(id_)}
+        self.end_ids: frozenset[int] = frozenset({self.eos_id, *ends})
         """Tokens that end an answer."""
         marks = find_marks(self.tokenizer)
         controls = [*find_control_tokens(self.tokenizer, self.end_ids), *marks]

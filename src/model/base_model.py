@@ -88,10 +88,8 @@ def linear_modules(model: nn.Module) -> dict[str, Any]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    # Routers of experts are some of them by class, and return something else.
-    is_plain = type(module).forward is nn.Linear.forward
-    is_packed = isinstance(module, nn.Linear) and hasattr(module, "quant_state")
-    return is_plain or is_packed or isinstance(module, Conv1D)
+    # Some routers of experts are such layers by class, and return something else.
+    return isinstance(module, nn.Linear | Conv1D) and "Router" not in type(module).__name__
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:

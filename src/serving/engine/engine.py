@@ -12,6 +12,7 @@ from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
 from src.graphs.capture import Capture, cuda_capture
 from src.model.base_model import linear_shapes, load_base_model, training_dtype
+from src.model.isolation import find_neighbour_effect
 from src.model.shape import check_architecture, max_sequence_length
 from src.serving.engine.batch import Batch
 from src.serving.engine.cuda_graphs import CudaGraphs
@@ -99,6 +100,7 @@ class Engine:
         reason = refusal(self.model)
         if reason is not None:
             print(f"this base model runs in transformers, one row at a time: {reason}", flush=True)
+            find_neighbour_effect(self.model)  # refuses a model that is not causal
             return TransformersRunner(self.model)
         model = LlamaModel(self.model)
         if self.device.type == "cuda":

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import linear
+from transformers import DynamicCache
 
 from src.model.base_model import linear_modules
+from src.model.isolation import takes_positions
 from src.serving.lora.weights import LoadedAdapter, LoadedModule
 from src.weights.cache.cache_use import CacheUse
 
@@ -21,8 +23,8 @@ CACHE_NAMES = ("past_key_values", "cache_params", "state")
 class _Slot:
     """What is kept of a prompt and its answer."""
 
-    unread: list[int] = field(default_factory=list)
-    """Tokens of a prompt that is not complete yet: not every architecture reads on in chunks."""
+    ids: list[int] = field(default_factory=list)
+    """All tokens: a prompt is read at once, as not every architecture reads on in chunks."""
     cache: dict[str, Any] = field(default_factory=dict)
 
 
@@ -115,7 +117,10 @@ class TransformersRunner:
         self._vocab_size = len(self._model.get_output_embeddings().weight)
         # Old architectures score all tokens of the prompt.
         asked = inspect.signature(self._model.forward).parameters
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in asked else {}
+        self._options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in asked else {}
+        # As in transformers' own generation: the others make a cache themselves, or keep nothing.
+        can_be_given = self._model._supports_default_dynamic_cache()
+        self._takes_cache = can_be_given and "past_key_values" in asked
         self.kv_cache = _Caches()
         self.lora = _HookedLora(model, self._device)
 
@@ -128,12 +133,12 @@ class TransformersRunner:
     ) -> torch.Tensor | None:
         """Read tokens into a slot; return the scores after the last one (1, vocabulary)."""
         if start == 0:
-            self.kv_cache.of_slot[slot] = _Slot()
-        unread = self.kv_cache.of_slot[slot].unread
-        unread += ids
-        if not num_scores:
-            return None
-        return self._logits(slot, torch.tensor([unread], device=self._device), lora_slot)
+            self.kv_cache.of_slot[slot] = kept = _Slot()
+            if self._takes_cache:
+                text_config = self._model.config.get_text_config(decoder=True)
+                kept.cache = {"past_key_values": DynamicCache(config=text_config)}
+        self.kv_cache.of_slot[slot].ids += ids
+        return self._logits(slot, len(ids) + start, lora_slot) if num_scores else None
 
     def decode(
         self, tokens: torch.Tensor, positions: torch.Tensor, lengths: list[int], lora: Any
@@ -143,12 +148,24 @@ class TransformersRunner:
         for slot, length in enumerate(lengths):
             if length:
                 lora_slot = None if lora is None else lora[slot]
-                logits[slot] = self._logits(slot, tokens[slot].view(1, 1), lora_slot)[0]
+                self.kv_cache.of_slot[slot].ids.append(int(tokens[slot]))
+                logits[slot] = self._logits(slot, 1, lora_slot)[0]
         return logits
 
-    def _logits(self, slot: int, ids: torch.Tensor, lora_slot: int | None) -> torch.Tensor:
+    def _logits(self, slot: int, num_new: int, lora_slot: int | None) -> torch.Tensor:
         self.lora.activate(lora_slot)
         kept = self.kv_cache.of_slot[slot]
-        output = self._model(ids, use_cache=True, **kept.cache, **self._options)
-        kept.cache = {name: output[name] for name in CACHE_NAMES if name in output}
+        # Where nothing was kept, all is read again.
+        new = kept.ids[-num_new:] if kept.cache else kept.ids
+        options = {**self._options, **kept.cache}
+        if takes_positions(self._model):
+            # Not every architecture counts on from what its cache holds.
+            positions = range(len(kept.ids) - len(new), len(kept.ids))
+            options["position_ids"] = torch.tensor([list(positions)], device=self._device)
+        output = self._model(
+            torch.tensor([new], device=self._device),
+            use_cache=bool(kept.cache) or len(kept.ids) == num_new,
+            **options,
+        )
+        kept.cache = {name: output[name] for name in CACHE_NAMES if output.get(name) is not None}
         return output.logits[:, -1]

@@ -33,6 +33,7 @@ IGNORED = {
     "revision",
     "inference_mode",
     "lora_dropout",
+    "fan_in_fan_out",  # how the base model's layer holds its weight, which the layer knows itself
     "megatron_core",
     "qalora_group_size",
 }
