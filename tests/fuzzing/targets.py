@@ -120,6 +120,17 @@ ROWS = [
         {"role": "assistant", "content": "b\n"}, {"role": "user", "content": ""},
         {"role": "assistant", "content": "c"},
     ]},
+    {"instruction": "a", "input": "", "output": "b"},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    {"prompt": [{"role": "user", "content": "a"}],
+     "completion": [{"role": "assistant", "content": [{"type": "text", "text": "b"}]}]},
+    {"messages": [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "weight": 0,
+         "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1}'}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "b"},
+        {"role": "assistant", "content": "c", "reasoning": "d"},
+    ], "tools": [{"name": "f", "parameters": {}}]},
 ]  # fmt: skip
 LINES = [json.dumps(row).encode() for row in ROWS]
 

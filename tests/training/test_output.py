@@ -34,6 +34,9 @@ def test_the_longest_texts_are_read_again(make_settings, tokenizer: Tokenizer, t
     tensors = {f"layers.0.q_proj.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
     writer.write(tmp_path / "output", tensors, losses={})
     assert read_manifest(tmp_path / "output").system_prompt == system_prompt
+    page = (tmp_path / "output" / "report.html").read_text()
+    assert '<span class="learned ">&lt;b&gt;</span>' in page
+    assert "0 to 3 tokens: 1" in page
 
 
 def test_a_loss_that_is_no_number_is_not_written(make_settings, tokenizer, tmp_path: Path):
