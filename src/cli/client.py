@@ -26,6 +26,7 @@ from src.cli.server_http import RequestError
 from src.environment import read_train_environment
 from src.errors import UserError
 from src.files.atomic import replacing_file
+from src.files.printable import printable
 from src.training.plan.dry_run import plan_training
 from src.training.plan.preview import preview_examples
 from src.weights.base_model.base_model import find_base_model
@@ -68,14 +69,18 @@ def _train(options: Namespace) -> None:
     num_nodes = read_train_environment(os.environ).num_nodes
     inputs = parse_inputs(options.input, _properties("TrainingInput"), may_lack_files=num_nodes > 1)
     if options.plan or options.preview:
-        if isinstance(inputs["train_data"], str) and num_nodes == 1:
+        data = inputs["train_data"]
+        if isinstance(data, str) and num_nodes == 1:
             option = "--plan" if options.plan else "--preview"
-            raise UserError(f"{option}: expected a file here, found a URL; fetch it: curl -LO URL")
+            hint = f"fetch it: curl -LO {printable(data, 200)}"
+            raise UserError(f"{option}: expected a file here, found a URL; {hint}")
         if options.preview:
             in_color = sys.stdout.isatty()
-            print(*preview_examples(inputs, options.preview, in_color=in_color), sep="\n")
+            print(*preview_examples(inputs, options.preview, in_color=in_color), sep="
+")
         if options.plan:
-            print(*plan_training(inputs), sep="\n")
+            print(*plan_training(inputs), sep="
+")
         return
     started = time.monotonic()
     output = find_output(options.output, inputs["train_data"])
