@@ -125,6 +125,6 @@ def _from_hub(name: str) -> str:
     if found is None or name.endswith(_ARCHIVES):
         return ""
     return (
-        f"there is no file {printable(name)}; weights of the Hub are fetched first: "
+        f"{printable(name)} is no file here; weights of the Hub are fetched first: "
         f"hf download {found[1]} --local-dir FOLDER, then -w FOLDER"
     )
