@@ -32,6 +32,18 @@ def test_a_good_adapter_is_read(tmp_path: Path):
     assert (load_file(adapter.path)[module.lora_A] == good_tensors()[FIRST]).all()
 
 
+def test_without_a_manifest_peft_names_the_base_model(tmp_path: Path):
+    for manifest, name in (
+        (None, "owner/model"),
+        ('{"format_version": 1, "base_model": "x"}', "x"),
+    ):
+        folder = tmp_path / name.replace("/", "-")
+        folder.mkdir()
+        config = {"base_model_name_or_path": "owner/model"}
+        write(folder, good_tensors(), config, manifest=manifest)
+        assert read_adapter(folder, SHAPES).manifest.base_model == name
+
+
 def test_other_number_formats_are_read(tmp_path: Path):
     for dtype in ("float16", "uint16"):
         tensors = {name: np.full(t.shape, 0x3C01, "u2") for name, t in good_tensors().items()}

@@ -14,11 +14,13 @@ class _Both:
     """Writes to the log of the request and to the stderr that child processes inherit."""
 
     def __init__(self, log: TextIO) -> None:
-        self._log = log
+        self._log, self._line = log, ""
 
     def write(self, text: str) -> int:
+        # Cog takes each write for a line.
+        lines, newline, self._line = (self._line + text).rpartition("\n")
         with suppress(OSError):  # a server that ends reads no more
-            os.write(2, text.encode("utf-8", "replace"))
+            os.write(2, (lines + newline).encode("utf-8", "replace"))
         return self._log.write(text)
 
     def flush(self) -> None:

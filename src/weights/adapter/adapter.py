@@ -1,7 +1,7 @@
 """Read a fine-tuned adapter and prove that it fits the base model, without loading a tensor."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -58,6 +58,8 @@ def read_adapter(folder: Path, linear_shapes: Mapping[str, tuple[int, int]]) -> 
     """Return the folder's adapter for a base model with these (out_features, in_features)."""
     manifest = read_manifest(folder)
     config = read_adapter_config(folder)
+    if manifest.base_model is None and isinstance(config.base_model_name_or_path, str):
+        manifest = replace(manifest, base_model=config.base_model_name_or_path)
     path = folder / "adapter_model.safetensors"
     tensors = read_tensor_infos(path, max_header_bytes=MAX_HEADER_BYTES)
     targets = sorted(

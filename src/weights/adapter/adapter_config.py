@@ -29,7 +29,6 @@ IGNORED = {
     "task_type",
     "auto_mapping",
     "peft_version",
-    "base_model_name_or_path",
     "revision",
     "inference_mode",
     "lora_dropout",
@@ -71,6 +70,7 @@ class AdapterConfig(msgspec.Struct, frozen=True, kw_only=True):
     rank_pattern: Annotated[dict[ModuleName, Rank], Meta(max_length=MAX_NAMES)] | None = None
     alpha_pattern: Annotated[dict[ModuleName, Alpha], Meta(max_length=MAX_NAMES)] | None = None
     init_lora_weights: bool | str | None = None
+    base_model_name_or_path: Any = None
     exclude_modules: Any = None
     layers_to_transform: Any = None
     layers_pattern: Any = None
