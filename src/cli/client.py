@@ -76,11 +76,9 @@ def _train(options: Namespace) -> None:
             raise UserError(f"{option}: expected a file here, found a URL; {hint}")
         if options.preview:
             in_color = sys.stdout.isatty()
-            print(*preview_examples(inputs, options.preview, in_color=in_color), sep="
-")
+            print(*preview_examples(inputs, options.preview, in_color=in_color), sep="\n")
         if options.plan:
-            print(*plan_training(inputs), sep="
-")
+            print(*plan_training(inputs), sep="\n")
         return
     started = time.monotonic()
     output = find_output(options.output, inputs["train_data"])
