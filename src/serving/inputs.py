@@ -79,7 +79,7 @@ def parse_inputs(request: Mapping[str, Any], *, max_seq_len: int) -> RequestInpu
     return RequestInputs(
         prompt=request["prompt"],
         conversation=conversation,
-        tools=parse_tools(request["tools"] or ""),
+        tools=parse_tools(request["tools"]) if request["tools"] else (),
         system_prompt=system_prompt,
         prompt_template=request["prompt_template"],
         sampling=sampling,
