@@ -85,7 +85,7 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
         log(line)
     if rank == main_rank:
         log(check_disks(plan, folder.path))
-    keep_to_limit(device, environment.device_memory)
+    keep_to_limit(device, resources, environment.device_memory)
 
     # The base model with its adapter.
     lora_model = load_lora_model(plan, device, fast_path_off=environment.fast_path_off, log=log)

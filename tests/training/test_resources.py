@@ -4,8 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from src.training.plan.resources import count_devices, expected_resources
+from src.host_memory import process_memory
+from src.training.plan.resources import (
+    Resources,
+    count_devices,
+    expected_resources,
+    keep_to_limit,
+)
 
 LISTED = """GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-aaaa1111-2222)
 GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-bbbb1111-2222)
@@ -75,3 +82,20 @@ def test_cpu_processes_share_the_memory_and_keep_to_a_limit():
     )
     assert 3 < one / four < 5
     assert expected_resources(on_gpus=False, num_processes=1, limit=1e6).available == 1e6
+
+
+def test_without_a_gpu_a_rank_is_refused_what_it_was_not_given():
+    """A refusal, where the kernel would end the process: a pass that is refused is split."""
+    given = Resources(
+        on_gpus=False, available=process_memory() + 400e6, libraries=0, alone=0, has_bfloat16=False
+    )
+    child = os.fork()
+    if child == 0:
+        try:
+            keep_to_limit(torch.device("cpu"), given, None)
+            kept = bytearray(100 * 2**20)
+            bytearray(400 * 2**20)
+        except MemoryError:
+            os._exit(0 if len(kept) else 2)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -135,15 +135,19 @@ def measure_resources(device: "torch.device", limit: float | None) -> Resources:
     return _resources(device, available, alone=alone, limit=limit, libraries=libraries)
 
 
-def keep_to_limit(device: "torch.device", limit: float | None) -> None:
-    """Have this rank refused memory beyond `limit` bytes, all that it holds already included."""
+def keep_to_limit(device: "torch.device", resources: Resources, limit: float | None) -> None:
+    """Have this rank refused memory that it was not given, all that it holds already included.
+
+    Without a GPU the kernel would else end the process; a pass that is refused memory is split.
+    """
     import torch
 
-    if limit is not None and device.type == "cuda":
+    if device.type == "cpu":
+        # What the libraries load later is partly of files, which the kernel does not count.
+        limit_process_memory(max(0.0, resources.available - process_memory() - LATER_LIBRARIES))
+    elif limit is not None:
         _, total = torch.cuda.mem_get_info(device)
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
-    elif limit is not None:
-        limit_process_memory(limit - process_memory())
 
 
 def _resources(
