@@ -65,7 +65,8 @@ class ReplicatedTrainer:
         config = build_deepspeed_config(plan, bucket_size=self._adapter.flat.numel())
         self.engine = build_engine(self._adapter, [self._adapter.flat], config)
         self._adapter.tie()  # DeepSpeed has moved the flat parameter
-        if run.device.type == "cuda" and lora_model.loss.is_isolated:
+        loss = lora_model.loss
+        if run.device.type == "cuda" and loss.is_isolated and loss.shares_rows:
             self._accumulator.capture_with(cuda_capture())
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from src.chat.tokenizer import Tokenizer
+from src.errors import UserError
 from src.model.fast_path import use_fast_path
+from src.model.isolation import find_neighbour_effect
+from src.model.shape import check_architecture
 from src.serving.engine.engine import Engine
 from src.serving.sampling import SamplingParams
 from src.training.lora_model import try_sharing_rows
@@ -78,3 +81,17 @@ def generate(model, prompt: list[int], unused: list[int]) -> list[int]:
         suppress_tokens=unused,
     )  # fmt: skip
     return output[0, len(prompt) :].tolist()
+
+
+def test_a_model_that_is_not_causal_is_refused(tmp_path: Path):
+    config = AutoConfig.for_model("bert", vocab_size=400, hidden_size=32, num_hidden_layers=1,
+                                  num_attention_heads=2, intermediate_size=32)  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UserError, match="bert lets a token see what comes after it"):
+        find_neighbour_effect(model)
+
+
+def test_an_architecture_that_is_unknown_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-thing"}')
+    with pytest.raises(UserError, match=r"'no-such-thing', is none of the .* causal language"):
+        check_architecture(tmp_path)
