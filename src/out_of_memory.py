@@ -19,7 +19,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def release_memory() -> None:
     """Give back what a failed attempt held."""
     gc.collect()
-    with contextlib.suppress(AttributeError):  # C libraries other than GNU's do not have it
-        ctypes.CDLL(None).malloc_trim(0)
+    trim_heap()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def trim_heap() -> None:
+    """Give the gaps in this process's memory back to the machine."""
+    with contextlib.suppress(AttributeError):  # C libraries other than GNU's do not have it
+        ctypes.CDLL(None).malloc_trim(0)

@@ -26,6 +26,11 @@ class SummedLoss(nn.Module):
         self.is_isolated = model.config._attn_implementation == ISOLATED
         self.fuses_head = not is_sharded and type(model.get_output_embeddings()) is nn.Linear
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether a pass is the same steps for all batches of a size."""
+        return self.is_isolated and self.shares_rows
+
     def forward(
         self,
         input_ids: torch.Tensor,  # (1, tokens)

@@ -65,8 +65,7 @@ class ReplicatedTrainer:
         config = build_deepspeed_config(plan, bucket_size=self._adapter.flat.numel())
         self.engine = build_engine(self._adapter, [self._adapter.flat], config)
         self._adapter.tie()  # DeepSpeed has moved the flat parameter
-        loss = lora_model.loss
-        if run.device.type == "cuda" and loss.is_isolated and loss.shares_rows:
+        if run.device.type == "cuda" and lora_model.loss.can_be_captured:
             self._accumulator.capture_with(cuda_capture())
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn.functional import embedding, silu
 
+from src.out_of_memory import trim_heap
 from src.serving.lora.stacked import LoraBatch
 from src.serving.model.attention import KVCache
 from src.serving.model.layers import Projection, RMSNorm, RotaryTable, rotate_
@@ -31,6 +32,7 @@ class _Layer:
         self.projections = (self.qkv, self.o, self.gate_up, self.down)
         self.input_norm = RMSNorm(layer.input_layernorm)
         self.mlp_norm = RMSNorm(layer.post_attention_layernorm)
+        trim_heap()  # weights that became parts of wider ones have left gaps
 
 
 @dataclass(frozen=True)

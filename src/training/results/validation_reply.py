@@ -1,11 +1,13 @@
 """The reply to the validation prompt, generated greedily while training."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from src.chat.prompt_encoder import PromptEncoder
+from src.model.shape import vocabulary_rows
 from src.out_of_memory import is_out_of_memory, release_memory
 from src.settings import TrainSettings
 
@@ -27,6 +29,7 @@ def build_reply_generator(
     ids = encoder.prompt_ids(settings.validation_prompt)
     prefix = chat_format.answer_prefix(chat_format.of_prompt(settings.validation_prompt))
     input_ids = torch.tensor([ids], device=device)
+    unused = tokenizer.unused_rows(vocabulary_rows(Path(settings.base_model_dir)) or 0)
 
     def generate_reply() -> str | None:
         try:
@@ -37,6 +40,7 @@ def build_reply_generator(
                 use_cache=True,
                 eos_token_id=sorted(tokenizer.end_ids),
                 pad_token_id=tokenizer.eos_id,
+                suppress_tokens=unused or None,
             )
         except (RuntimeError, MemoryError) as error:
             # Where the weights are shared out, the other ranks wait for this one's part.
