@@ -1,25 +1,23 @@
 """A prompt format that is the base model's own chat template."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from src.chat.conversation import Conversation, Message, reasoning_of
+from src.chat.conversation import Conversation, Message, reasoning_of, write_calls
 from src.errors import UserError
 
-_USER, _ANSWER, _SYSTEM, _REASONS, _TOOL = (
-    "qzuserqz",
-    "qzanswerqz",
-    "qzsystemqz",
-    "qzwhyqz",
-    "qztool",
-)
+_USER, _ANSWER, _SYSTEM, _REASONS = "qzuserqz", "qzanswerqz", "qzsystemqz", "qzwhyqz"
+_TOOL, _CALLED = "qztool", "qzcalled"
 _ASKED: Message = {"role": "user", "content": _USER}
 _ANSWERED: Message = {"role": "assistant", "content": _ANSWER}
-_CALL = {"id": "qzcall000", "type": "function", "function": {"name": _TOOL, "arguments": {"a": 1}}}
+_CALL = {
+    "id": "qzcall000",
+    "type": "function",
+    "function": {"name": _CALLED, "arguments": {"a": 1}},
+}
 _TOOLS = (
     {
         "type": "function",
@@ -149,8 +147,18 @@ class ChatTemplateFormat:
     def _closed(self) -> str:
         return self._sample(_ASKED, _ANSWERED, opens=False)
 
+    @cached_property
+    def _lead(self) -> list[Message]:
+        """What stands before the samples: a system message, where the template demands one."""
+        system = {"role": "system", "content": _SYSTEM}
+        try:
+            self.render([_ASKED], tools=None, opens=True)
+        except Exception:  # of the template's own choosing
+            return [system] if self._tried([system, _ASKED]) else []
+        return []
+
     def _sample(self, *messages: Message, opens: bool) -> str:
-        text = self._rendered(Conversation(messages), opens=opens)
+        text = self._rendered(Conversation((*self._lead, *messages)), opens=opens)
         if messages[-1]["content"] not in text:
             raise UserError(
                 "the base model's chat template does not show the last message: set prompt_template"
@@ -183,9 +191,9 @@ class ChatTemplateFormat:
         """How the template reads a message that calls tools: the content where there is none, and
         whether arguments are text; None where it reads none."""
         for form in (("", False), (None, False), ("", True), (None, True)):
-            calls = _with_calls({"role": "assistant", "content": "", "tool_calls": [_CALL]}, form)
+            calls = write_calls({"role": "assistant", "content": "", "tool_calls": [_CALL]}, form)
             told = {"role": "tool", "name": _TOOL, "tool_call_id": "qzcall000", "content": _ANSWER}
-            if _in_order(self._tried([_ASKED, calls, told], tools=_TOOLS), [_TOOL, _ANSWER]):
+            if _in_order(self._tried([_ASKED, calls, told], tools=_TOOLS), [_CALLED, _ANSWER]):
                 return form
         return None
 
@@ -193,6 +201,8 @@ class ChatTemplateFormat:
         self, messages: Sequence[Message], tools: Sequence[Any] = (), *, opens: bool = True
     ) -> str:
         """Return the text of messages as they are; "" where the template refuses them."""
+        if messages[0]["role"] != "system":
+            messages = [*self._lead, *messages]
         try:
             return self.render(list(messages), tools=list(tools) or None, opens=opens)
         except Exception:  # a template refuses messages with an error of its own choosing
@@ -219,29 +229,11 @@ class ChatTemplateFormat:
                 raise UserError(
                     "tool_calls: the base model's chat template has no place for calls of tools"
                 )
-            message = _with_calls(message, self._call_form)
+            message = write_calls(message, self._call_form)
         return message
-
-
-def _with_calls(message: Message, form: tuple[str | None, bool]) -> Message:
-    if not message.get("tool_calls"):
-        return message
-    no_content, is_text = form
-
-    def read(call: dict[str, Any]) -> dict[str, Any]:
-        function = call["function"]
-        arguments = function.get("arguments", {})
-        if is_text and not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        elif isinstance(arguments, str) and not is_text:
-            arguments = json.loads(arguments)
-        return {"type": "function", **call, "function": {**function, "arguments": arguments}}
-
-    calls = [read(call) for call in message["tool_calls"]]
-    return {**message, "content": message.get("content") or no_content, "tool_calls": calls}
 
 
 def _in_order(text: str, words: Sequence[str]) -> bool:
     """Return whether the words stand in a text, each once before the next."""
-    places = [text.find(word) for word in words]
+    places = [text.lower().find(word) for word in words]
     return -1 not in places and places == sorted(places)

@@ -1,5 +1,6 @@
 """What was said so far, as messages."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -59,3 +60,25 @@ class Conversation:
 def reasoning_of(message: Message) -> str:
     """Return the reasons that a message gives before its answer; "" for none."""
     return message.get("reasoning_content") or message.get("reasoning") or ""
+
+
+def write_calls(message: Message, form: tuple[str | None, bool]) -> Message:
+    """Return a message with its calls of tools as a template reads them.
+
+    `form` is what stands for a missing content, and whether arguments are JSON text.
+    """
+    if not message.get("tool_calls"):
+        return message
+    no_content, is_text = form
+
+    def read(call: dict[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        arguments = function.get("arguments", {})
+        if is_text and not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        elif isinstance(arguments, str) and not is_text:
+            arguments = json.loads(arguments)
+        return {"type": "function", **call, "function": {**function, "arguments": arguments}}
+
+    calls = [read(call) for call in message["tool_calls"]]
+    return {**message, "content": message.get("content") or no_content, "tool_calls": calls}

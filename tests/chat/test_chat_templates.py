@@ -208,6 +208,24 @@ def test_tools_and_calls_are_written_by_the_template(tmp_path: Path):
         tags.prompt_ids(said.until(1))
 
 
+def test_calls_that_a_template_loses_are_refused(tmp_path: Path):
+    loses = TEMPLATES["plain"].replace("{% for", "{{ tools | tojson if tools }}{% for", 1)
+    tokenizer = make_tokenizer(tmp_path, loses, also=CONTROL_TOKENS + "<|tool|>")
+    said = Conversation.of("Add", "").and_then([{"role": "tool", "content": "2"}])
+    calls = {**said.messages[1], "tool_calls": [CALL]}
+    said = Conversation((said.messages[0], calls, said.messages[2]), tools=(TOOL,))
+    with pytest.raises(UserError, match="tool_calls: the base model's chat template has no place"):
+        build_chat_format("a/b", tokenizer).prompt_ids(said)
+
+
+def test_a_template_that_demands_a_system_message(tmp_path: Path):
+    demands = "{% if messages[0].role != 'system' %}{{ raise_exception('whom am I?') }}{% endif %}"
+    tokenizer = make_tokenizer(tmp_path, demands + TEMPLATES["plain"], also=CONTROL_TOKENS)
+    check(tokenizer, system="Be kind.")
+    with pytest.raises(UserError, match="refuses the messages: whom am I"):
+        tokenize(CompletionExample("a", "b"), build_train_format("a/b", tokenizer))
+
+
 def test_a_turn_of_weight_0_is_not_learned(tmp_path: Path):
     tokenizer = make_tokenizer(tmp_path, TEMPLATES["plain"], also=CONTROL_TOKENS)
     messages = list(Conversation.of("a", "b", "c", "d").messages)
