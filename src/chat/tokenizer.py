@@ -77,9 +77,8 @@ class Tokenizer:
 
     def check_rows(self, num_rows: int) -> None:
         """Raise UserError where an embedding of so many rows has none for a token."""
-        beyond = sorted(
-            (id_, t) for t, id_ in self.tokenizer.get_vocab().items() if id_ >= num_rows
-        )
+        vocabulary = {**self._backend.get_vocab(), self.tokenizer.eos_token: self.eos_id}
+        beyond = sorted((id_, token) for token, id_ in vocabulary.items() if id_ >= num_rows)
         if beyond:
             shown = ", ".join(f"{printable(token, 40)} ({id_})" for id_, token in beyond[:3])
             shown += ", ..." if len(beyond) > 3 else ""
@@ -91,7 +90,7 @@ class Tokenizer:
 
     def unused_rows(self, num_rows: int) -> list[int]:
         """Return the rows of the vocabulary that no token belongs to; they must never be drawn."""
-        return sorted(set(range(num_rows)).difference(self.tokenizer.get_vocab().values()))
+        return sorted(set(range(num_rows)).difference(self._backend.get_vocab().values()))
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """Return the ids of what people wrote; with `continues`, as it reads after other text."""

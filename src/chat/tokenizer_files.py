@@ -19,6 +19,10 @@ _CONFIGURATION = (
 )
 
 
+NAMING_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Where tokens are added beside the tokenizer's own file."""
+
+
 def load_tokenizer(folder: Path) -> tuple[Any, Backend]:
     """Return Transformers' tokenizer, and what splits text for it, with the same tokens.
 
@@ -42,7 +46,7 @@ def load_tokenizer(folder: Path) -> tuple[Any, Backend]:
         backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _template_of_processor(folder)
-    return tokenizer, _with_added_tokens(backend, tokenizer)
+    return tokenizer, _with_added_tokens(backend, tokenizer, folder)
 
 
 def generation_eos_ids(folder: Path) -> list[int]:
@@ -54,11 +58,17 @@ def generation_eos_ids(folder: Path) -> list[int]:
     return [ids] if isinstance(ids, int) else list(ids or [])
 
 
-def _with_added_tokens(backend: Backend, tokenizer: Any) -> Backend:
-    """Add what tokenizer_config.json names and the backend's own file does not."""
+def _with_added_tokens(backend: Backend, tokenizer: Any, folder: Path) -> Backend:
+    """Add what other files name and the backend's own does not.
+
+    What Transformers' class adds of itself is no token of this model, which has no row for it.
+    """
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    files = [folder / name for name in NAMING_FILES if (folder / name).is_file()]
+    named = "".join(file.read_text() for file in files)
     for _, token in sorted(tokenizer.added_tokens_decoder.items()):
-        if token.content not in known:
+        is_named = any(json.dumps(token.content, ensure_ascii=a) in named for a in (True, False))
+        if token.content not in known and is_named:
             backend.add_tokens([token])
     backend.no_truncation()
     backend.no_padding()
@@ -94,7 +104,7 @@ def _load_sentencepiece(folder: Path) -> tuple[Any, Backend]:
         path.write_text(json.dumps({**config, **own_config, **names}))
         tokenizer = PreTrainedTokenizerFast.from_pretrained(scratch)
         backend = Backend.from_file(str(scratch / "tokenizer.json"))
-    return tokenizer, _with_added_tokens(backend, tokenizer)
+    return tokenizer, _with_added_tokens(backend, tokenizer, folder)
 
 
 def _convert_sentencepiece(path: Path) -> Any:
