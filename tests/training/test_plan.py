@@ -44,18 +44,18 @@ def test_the_plan_is_the_run(base_dir: Path, write_rows, tmp_path: Path, capfd):
     planned_lines = [
         line for line in capfd.readouterr().out.splitlines() if line.startswith("plan:")
     ]
-    assert len(planned_lines) == 5
+    assert len(planned_lines) == 6
     weights = tmp_path / "weights.tar"
     assert main(["train", data, *options, "-o", str(weights)]) == 0
     out = capfd.readouterr().out.splitlines()
     told = [line for line in out if line.startswith("plan:")]
-    assert told[:3] == planned_lines[:3]
-    (steps,) = re.findall(r"plan: (\d+) steps \(2 epochs x 4, 8 without max_steps\)", told[1])
+    assert told[:4] == planned_lines[:4]
+    (steps,) = re.findall(r"plan: (\d+) steps \(2 epochs x 4, 8 without max_steps\)", told[2])
     assert [line for line in out if line.startswith("step ")][-1].startswith(
         f"step {steps}/{steps}"
     )
-    assert "train_batch_size 6 = 2 CPU processes x micro-batch 3 x accumulation 1" in told[1]
-    (parameters,) = re.findall(r"([\d,]+) trainable parameters", told[2])
+    assert "train_batch_size 6 = 2 CPU processes x micro-batch 3 x accumulation 1" in told[2]
+    (parameters,) = re.findall(r"([\d,]+) trainable parameters", told[3])
     assert int(parameters.replace(",", "")) > 1000
     # The memory: told before, and measured at the end. Of so small a model it is mostly libraries.
     (measured, planned) = re.findall(
