@@ -226,6 +226,17 @@ def test_a_template_that_demands_a_system_message(tmp_path: Path):
         tokenize(CompletionExample("a", "b"), build_train_format("a/b", tokenizer))
 
 
+def test_a_token_that_no_file_names_is_none(tmp_path: Path):
+    """Transformers' class for Qwen2 adds <|endoftext|> to a tokenizer that has none."""
+    make_tokenizer(tmp_path, TEMPLATES["plain"], also=CONTROL_TOKENS)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    tokenizer = Tokenizer(tmp_path)
+    assert "<|endoftext|>" in tokenizer.tokenizer.get_vocab()
+    assert tokenizer.control_id("<|endoftext|>") is None
+    tokenizer.check_rows(tokenizer.tokenizer.get_vocab()["<|endoftext|>"])
+    assert tokenizer.decode(tokenizer.encode("a<|endoftext|>")) == "a<|endoftext|>"
+
+
 def test_a_turn_of_weight_0_is_not_learned(tmp_path: Path):
     tokenizer = make_tokenizer(tmp_path, TEMPLATES["plain"], also=CONTROL_TOKENS)
     messages = list(Conversation.of("a", "b", "c", "d").messages)
