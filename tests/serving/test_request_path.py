@@ -10,7 +10,7 @@ from src.serving.predictor import TextPredictor
 from tests.serving.request import REQUEST
 
 ROOT = Path(src.serving.__file__).parent
-MAX_MODULES = 19
+MAX_MODULES = 18
 
 
 def test_a_plain_request_passes_few_modules(base_dir: Path, monkeypatch):

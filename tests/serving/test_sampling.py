@@ -5,8 +5,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from src.errors import UserError
-from src.serving.noise import Noise, noise_key
-from src.serving.sampling import Sampler, SamplingParams, keep_top
+from src.serving.sampling import Noise, Sampler, SamplingParams, keep_top, noise_key
 
 CPU = torch.device("cpu")
 

@@ -67,3 +67,9 @@ def _cost(num_proposed: int) -> float:
     Measured on a CPU with weights that fit into its cache; where they do not, it takes fewer.
     """
     return 1.5 + num_proposed / 10
+
+
+def num_accepted(proposed: Sequence[int], drawn: Sequence[int]) -> int:
+    """Return how many first tokens of a proposal are those that were drawn."""
+    pairs = zip(proposed, drawn, strict=False)
+    return next((number for number, (a, b) in enumerate(pairs) if a != b), len(proposed))
