@@ -25,6 +25,11 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self._lines, self._table = folder / "results.jsonl", folder / "results.md"
 
+    def clear(self) -> None:
+        """Make the folder, and forget the results of an earlier check in it."""
+        self._lines.parent.mkdir(parents=True, exist_ok=True)
+        self._lines.unlink(missing_ok=True)
+
     def add(self, result: Result) -> None:
         """Append a result, which other processes may do at the same time."""
         with self._lines.open("a") as file:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from benchmarks.gpu.results import Result, Results, number, right
 
@@ -53,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the stages; return 1 where a result is wrong."""
     options = parse_options(argv)
     deadline = time.monotonic() + options.seconds
-    options.out.mkdir(parents=True, exist_ok=True)
     results = Results(options.out)
+    results.clear()
     with work_folder() as work, (options.out / "log.txt").open("ab") as log:
         environment = make_environment(work, options.wheels)
         if options.tiny:
@@ -62,21 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         elif problem := try_gpu(environment):
             print(f"no GPU that torch can use: {problem}; --tiny checks on the CPU")
             return 2
-        size = "tiny" if options.tiny else "full"
-        command = (sys.executable, "-u", "-m", "benchmarks.gpu.stage", str(options.out), str(work))
-        processes = {
-            turn: subprocess.Popen(
-                (*command, size, turn.stage),
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
-            for turn in options.turns
-        }
+        processes = start(options, environment, work, log)
         try:
             for group in sorted({turn.group for turn in processes}):
                 ones = {turn: p for turn, p in processes.items() if turn.group == group}
@@ -123,13 +110,14 @@ def make_environment(work: Path, wheels: Path | None) -> dict[str, str]:
     if wheels is not None:
         install = ("pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile")
         files = map(str, sorted(wheels.glob("*.whl")))
-        subprocess.run(
-            (sys.executable, "-m", *install, "--target", str(packages), *files), check=True
-        )
+        command = (sys.executable, "-m", *install, "--target", str(packages), *files)
+        if subprocess.run(command).returncode:
+            raise SystemExit(f"--wheels: pip cannot install what is in {wheels}")
     path = os.pathsep.join(filter(None, (str(packages), os.environ.get("PYTHONPATH"))))
     return {
         **os.environ,
         "PYTHONPATH": path,
+        "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONWARNINGS": "ignore",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
@@ -156,6 +144,27 @@ def try_gpu(environment: dict[str, str]) -> str | None:
             return None
         environment.pop("PYTORCH_ALLOC_CONF", None)
     return tried.stderr.strip().rpartition("\n")[2] if tried else None
+
+
+def start(
+    options: argparse.Namespace, environment: dict[str, str], work: Path, log: BinaryIO
+) -> dict[Turn, "subprocess.Popen[str]"]:
+    """Start the processes of all stages, which wait for their turn."""
+    size = "tiny" if options.tiny else "full"
+    command = (sys.executable, "-u", "-m", "benchmarks.gpu.stage", str(options.out), str(work))
+    return {
+        turn: subprocess.Popen(
+            (*command, size, turn.stage),
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        for turn in options.turns
+    }
 
 
 def run_group(
