@@ -13,21 +13,10 @@ _USER, _ANSWER, _SYSTEM, _REASONS = "qzuserqz", "qzanswerqz", "qzsystemqz", "qzw
 _TOOL, _CALLED = "qztool", "qzcalled"
 _ASKED: Message = {"role": "user", "content": _USER}
 _ANSWERED: Message = {"role": "assistant", "content": _ANSWER}
-_CALL = {
-    "id": "qzcall000",
-    "type": "function",
-    "function": {"name": _CALLED, "arguments": {"a": 1}},
-}
-_TOOLS = (
-    {
-        "type": "function",
-        "function": {
-            "name": _TOOL,
-            "description": "d",
-            "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
-        },
-    },
-)
+_CALL = {"id": "qzcall000", "function": {"name": _CALLED, "arguments": {"a": 1}}}
+_PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}}
+_FUNCTION = {"name": _TOOL, "description": "d", "parameters": _PARAMETERS}
+_TOOLS = ({"type": "function", "function": _FUNCTION},)
 
 
 class Render(Protocol):
@@ -94,6 +83,14 @@ class ChatTemplateFormat:
         """Whether the template has a place for the reasons of an answer."""
         answer = {**_ANSWERED, "reasoning_content": _REASONS}
         return _REASONS in self._tried([_ASKED, answer], opens=False)
+
+    @cached_property
+    def loses_text_of_calls(self) -> bool:
+        """Whether the text that a message has beside its calls of tools is left out."""
+        form = self._call_forms[self._shows_tools]
+        calls = write_calls({**_ANSWERED, "tool_calls": [_CALL]}, form or ("", False))
+        tools = _TOOLS if self._shows_tools else ()
+        return _ANSWER not in self._tried([_ASKED, calls], tools, opens=False)
 
     def prompt(self, conversation: Conversation) -> str:
         """Return what the model reads before the answer to the last message.
@@ -184,16 +181,21 @@ class ChatTemplateFormat:
 
     @cached_property
     def _shows_tools(self) -> bool:
-        return _TOOL in self._tried([_ASKED], tools=_TOOLS)
+        text = self._tried([_ASKED], tools=_TOOLS)
+        return _TOOL in text and _USER in text
 
     @cached_property
-    def _call_form(self) -> tuple[str | None, bool] | None:
-        """How the template reads a message that calls tools: the content where there is none, and
-        whether arguments are text; None where it reads none."""
+    def _call_forms(self) -> dict[bool, tuple[str | None, bool] | None]:
+        """How the template reads a message that calls tools, with tools named and without."""
+        return {bool(tools): self._call_form(tools) for tools in (_TOOLS, ())}
+
+    def _call_form(self, tools: Sequence[Any]) -> tuple[str | None, bool] | None:
+        """Return what stands for a missing content, and whether arguments are text; None where the
+        template reads no calls."""
         for form in (("", False), (None, False), ("", True), (None, True)):
             calls = write_calls({"role": "assistant", "content": "", "tool_calls": [_CALL]}, form)
             told = {"role": "tool", "name": _TOOL, "tool_call_id": "qzcall000", "content": _ANSWER}
-            if _in_order(self._tried([_ASKED, calls, told], tools=_TOOLS), [_CALLED, _ANSWER]):
+            if _in_order(self._tried([_ASKED, calls, told], tools=tools), [_CALLED, _ANSWER]):
                 return form
         return None
 
@@ -209,7 +211,8 @@ class ChatTemplateFormat:
             return ""
 
     def _rendered(self, conversation: Conversation, *, opens: bool) -> str:
-        messages = [self._read(message) for message in conversation.messages]
+        has_tools = bool(conversation.tools)
+        messages = [self._read(message, has_tools) for message in conversation.messages]
         if messages[0]["role"] == "system" and len(messages) > 1 and not self._shows_system:
             system, user, *rest = messages
             both = f"{system['content']}\n\n{user['content']}"
@@ -222,14 +225,19 @@ class ChatTemplateFormat:
                 f"the base model's chat template refuses the messages: {reason}"
             ) from None
 
-    def _read(self, message: Message) -> Message:
+    def _read(self, message: Message, has_tools: bool) -> Message:
         """Return a message in the form that the template reads."""
         if message.get("tool_calls") or message["role"] == "tool":
-            if self._call_form is None:
+            form = self._call_forms[has_tools]
+            if form is None:
+                without = (
+                    "" if has_tools or not self._call_forms[True] else " without tools beside them"
+                )
                 raise UserError(
                     "tool_calls: the base model's chat template has no place for calls of tools"
+                    + without
                 )
-            message = write_calls(message, self._call_form)
+            message = write_calls(message, form)
         return message
 
 

@@ -44,6 +44,7 @@ class TagFormat:
     """The control token that ends an answer: end-of-sequence."""
     left_out: str = ""
     is_thinking: bool = False
+    loses_text_of_calls: bool = False
 
     @property
     def uses_inst_tags(self) -> bool:

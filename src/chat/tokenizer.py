@@ -220,9 +220,13 @@ class Tokenizer:
         return ChatTemplateFormat(self._render, self.special_tokens) if templates else None
 
     def _render(self, messages: list[Any], *, tools: list[Any] | None, opens: bool) -> str:
+        templates = self.tokenizer.chat_template
+        if isinstance(templates, dict):
+            templates = templates["tool_use" if tools and "tool_use" in templates else "default"]
         render = partial(
             self.tokenizer.apply_chat_template,
             messages,
+            chat_template=templates,
             tokenize=False,
             add_generation_prompt=opens,
         )

@@ -50,6 +50,8 @@ class OddRows:
                 break
         if not all(map(str.strip, answers)):
             yield "have a blank answer"
+        if _has_text_beside_calls(example) and self._chat_format.prompt_format.loses_text_of_calls:
+            yield "have text beside calls of tools, which the chat template leaves out"
         if self._chat_format.prompt_format.is_thinking and not _has_reasons(example, texts):
             yield (
                 "answer without the reasons that this model gives first, and teach it to give "
@@ -84,3 +86,10 @@ def _has_reasons(example: Example, texts: list[str]) -> bool:
             return any(_THINK_END in text for text in texts) or any(
                 map(reasoning_of, conversation.messages)
             )
+
+
+def _has_text_beside_calls(example: Example) -> bool:
+    return isinstance(example, ChatExample) and any(
+        message.get("tool_calls") and message["content"]
+        for message in example.conversation.messages
+    )

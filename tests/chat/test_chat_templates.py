@@ -218,6 +218,40 @@ def test_calls_that_a_template_loses_are_refused(tmp_path: Path):
         build_chat_format("a/b", tokenizer).prompt_ids(said)
 
 
+def test_a_template_for_tools_is_used_with_tools_alone(tmp_path: Path):
+    """What the default refuses is not written by the one for tools."""
+    refuses = TEMPLATES["refuses a system message"]
+    tokenizer = make_tokenizer(
+        tmp_path, {"default": refuses, "tool_use": TOOLS}, also=CONTROL_TOKENS + "<|tool|>"
+    )
+    chat_format = build_chat_format("a/b", tokenizer)
+    plain = build_chat_format("a/b", make_tokenizer(tmp_path / "p", refuses, also=CONTROL_TOKENS))
+    for said in (Conversation.of("Hi", system="Be kind."), Conversation.of("Hi")):
+        shown = [f.tokenizer.show(f.prompt_ids(said)) for f in (chat_format, plain)]
+        assert shown[0] == shown[1]
+    calls = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    said = Conversation.of("Add").and_then([calls, {"role": "tool", "content": "2"}])
+    with_tools = Conversation(said.messages, tools=(TOOL,))
+    assert 'add({"a": 1})' in tokenizer.show(chat_format.prompt_ids(with_tools))
+    with pytest.raises(UserError, match="no place for calls of tools without tools beside them"):
+        chat_format.prompt_ids(said)
+
+
+@pytest.mark.parametrize("loses", [True, False])
+def test_text_beside_calls_that_a_template_loses_is_told(tmp_path: Path, loses: bool):
+    content = "{{ m.content if not m.tool_calls }}" if loses else "{{ m.content }}"
+    template = TOOLS.replace("{{ m.content }}", content)
+    tokenizer = make_tokenizer(tmp_path, template, also=CONTROL_TOKENS + "<|tool|>")
+    calls = {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL]}
+    said = ChatExample(
+        Conversation((*Conversation.of("Add", system="Be kind.").messages, calls), tools=(TOOL,))
+    )
+    remarks = list(OddRows(build_train_format("a/b", tokenizer)).remarks(said))
+    assert (
+        "have text beside calls of tools, which the chat template leaves out" in remarks
+    ) == loses
+
+
 def test_a_template_that_demands_a_system_message(tmp_path: Path):
     demands = "{% if messages[0].role != 'system' %}{{ raise_exception('whom am I?') }}{% endif %}"
     tokenizer = make_tokenizer(tmp_path, demands + TEMPLATES["plain"], also=CONTROL_TOKENS)
