@@ -61,6 +61,13 @@ FORMS: dict[str, tuple[dict, Example]] = {
         BRIEF,
     ),
     "sharegpt-roles": ({"conversations": [USER, ANSWER]}, CHAT),
+    "sharegpt-chatgpt": ({"conversations": [turn("human", "Hi"), turn("chatgpt", "Hello")]}, CHAT),
+    "no-arguments": (
+        {"messages": [USER, {**CALLING, "tool_calls": [{"name": "f", "arguments": ""}]}]},
+        chat(
+            USER, {**CALLING, "tool_calls": [{**TOOL, "function": {"name": "f", "arguments": {}}}]}
+        ),
+    ),
     "sharegpt-tools": (
         {
             "conversations": [
@@ -152,11 +159,22 @@ OTHER_FORMS = {
     "content": ({"content": "a"}, 'rename "content" to "text"'),
     "unlike": ({"article": "a", "highlights": "b"}, 'found the keys "article", "highlights"'),
     "wrapped": ({"data": [{"text": "a"}] * 2}, 'found a list of 2 objects under "data"'),
-    "two-kinds": ({"text": "a", "instruction": "b", "output": "c"}, "remove those of the other"),
+    "two-kinds": (
+        {"text": "a", "instruction": "b", "output": "c"},
+        "keep those of one kind, for example with: jq -c '{instruction, output}' OLD",
+    ),
+    "two-halves": ({"prompt": "a", "output": "b"}, 'rename "output" to "completion"'),
+    "ultrachat": ({"prompt": "Hi", "messages": [USER, ANSWER]}, "jq -c '{messages}' OLD"),
+    "summary": ({"document": "a", "summary": "b"}, 'rename "document" to "prompt" and "summary"'),
+    "structured": ({"prompt": "a", "completion": {"x": 1}}, "make it text with: jq -c"),
+    "half-chat": ({"prompt": [USER], "completion": "a"}, "found a list and the text"),
     "preference": ({"prompt": "a", "chosen": "b", "rejected": "c"}, '"chosen" to "completion"'),
     "preference-chat": ({"chosen": [USER, ANSWER], "rejected": []}, '"chosen" to "messages"'),
     "labels": ({"prompt": "a", "completion": "b", "label": False}, 'found "label" true or false'),
     "columns": ({"prompt": {"0": "a"}, "completion": {"0": "b"}}, "a table by its columns"),
+    "column-lists": ({"prompt": ["a"], "completion": ["b"]}, "a table by its columns"),
+    "no-role": ({"messages": [{"type": "human", "content": "a"}]}, 'found only "content", "type"'),
+    "narrator": ({"messages": [{"role": "narrator", "content": "a"}]}, 'the text "narrator"'),
     "message": ({"role": "user", "content": "a"}, "one message alone"),
     "gemini": ({"contents": [{"role": "user", "parts": []}]}, "Gemini's form"),
     "text-of-messages": ({"messages": json.dumps([USER, ANSWER])}, "a text that holds one"),
@@ -224,6 +242,9 @@ OTHER_FILES = {
     "CSV": 'prompt,completion\nHi,it\'s\n"Ho, ho",äh\n',
     "CSV of Excel": "\ufeffprompt;completion\r\nHi;it's\r\nHo, ho;äh\r\n",
     "TSV": "prompt\tcompletion\nHi\tit's\nHo, ho\täh\n",
+    "commas": ",\n".join(LINES) + ",\r\n",
+    "objects on one line": "".join(LINES),
+    "line breaks of old": "\r".join(LINES),
     "zeros": "\n".join(LINES) + "\n" + "\0" * 300,
     "end sign": "\n".join(LINES) + "\n\x1a",
     "UTF-16": "\n".join(LINES).encode("utf-16"),
@@ -241,7 +262,7 @@ def test_a_file_of_another_kind_is_told_once_how_to_convert_it(tmp_path: Path, n
         ExampleFile(old).check()
     sentence = str(caught.value)
     assert "\n" not in sentence
-    command = re.search(r"((?:jq|python3|perl|tr|iconv) .* NEW\.jsonl)", sentence)
+    command = re.search(r"((?:jq|python3|perl|sed|tr|iconv) .* NEW\.jsonl)", sentence)
     assert command, sentence
     if shutil.which(command[1].split()[0]) is None:
         pytest.skip("the command that converts is not installed here")

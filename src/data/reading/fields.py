@@ -33,7 +33,7 @@ def read_text(record: Record, key: str, where: str = "", *, may_be_empty: bool =
     label = f'"{where}{key}"'
     if key not in record:
         raise BadValueError(f"expected the key {label}, found only {show_keys(record)}")
-    if isinstance(value, int | float) and not where:
+    if isinstance(value, int | float | list | dict) and not where:
         raise BadFormError(
             f"{label}: expected text, found {describe(value)}; make it text with: "
             f"jq -c '.{key} |= tostring' OLD > NEW.jsonl",

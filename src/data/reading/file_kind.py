@@ -44,7 +44,7 @@ _TEXTS = (
         "convert them with: " + _PYTHON.format("ast", "map(ast.literal_eval, open('OLD'))"),
     ),
     (
-        rb"\{(?:[^\n]*[,\[{:])?\s*\n",
+        rb"\{(?:[^\n]*(?:[\[{:]|(?<!\}),))?\s*\n",
         "JSON objects over several lines",
         "convert them with: jq -c . OLD > NEW.jsonl",
     ),
@@ -58,6 +58,11 @@ _TEXTS = (
         rb"-\s+\w+:\s" + _NO_JSON_BELOW,
         "YAML",
         "convert it with: yq -o=json -I=0 '.[]' OLD > NEW.jsonl",
+    ),
+    (
+        rb"version https://git-lfs",
+        "the pointer that Git LFS keeps in place of a file",
+        "get the file itself with: git lfs pull",
     ),
     (
         rb"(?!null|true|false|NaN|Infinity)(?:[A-Za-z#]|[\xc3-\xf4])" + _NO_JSON_BELOW,

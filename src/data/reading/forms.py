@@ -10,6 +10,7 @@ from src.data.reading.fields import (
     BadFormError,
     BadValueError,
     Record,
+    describe,
     excerpt,
     read_text,
     show_keys,
@@ -39,15 +40,21 @@ def _read_text(record: Record, _: CountUnused) -> Example:
 
 
 def _read_pair(record: Record, count_unused: CountUnused) -> Example:
-    prompt, completion = record["prompt"], record["completion"]
-    if isinstance(prompt, list) and isinstance(completion, list):
+    pair = (record["prompt"], record["completion"])
+    if all(map(_is_chat, pair)):
         return _read_message_pair(record, count_unused)
+    if any(map(_is_chat, pair)):
+        raise BadFormError(
+            '"prompt" and "completion": expected two texts or two lists of messages, found a list '
+            f"and {' and '.join(describe(value) for value in pair if not _is_chat(value))}",
+            group="a list and a text",
+        )
     if isinstance(record.get("label"), bool):
         raise BadFormError(
             'found "label" true or false, as data of good and bad answers have it; keep the good '
             "ones, without the label: jq -c 'select(.label) | del(.label)' OLD > NEW.jsonl"
         )
-    if isinstance(prompt, dict) and isinstance(completion, dict):
+    if all(isinstance(value, dict | list) for value in pair):
         raise BadFormError(
             "expected one row a line, found a table by its columns, as pandas writes it; write it "
             "with to_json(..., orient='records', lines=True)"
@@ -57,6 +64,10 @@ def _read_pair(record: Record, count_unused: CountUnused) -> Example:
         read_text(record, "completion", may_be_empty=False),
         _system(record),
     )
+
+
+def _is_chat(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(message, dict) for message in value)
 
 
 def _read_message_pair(record: Record, count_unused: CountUnused) -> Example:
@@ -125,8 +136,14 @@ FORMS = (
 _FORM_OF = {key: form for form in FORMS for key in form.required}
 
 _OTHER_NAMES = {
-    "prompt": ("question", "query", "input", "user", "human", "problem", "request", "source"),
-    "completion": ("answer", "response", "output", "reply", "assistant", "solution", "target"),
+    "prompt": (
+        *("question", "query", "input", "inputs", "input_text", "text_input", "user", "human"),
+        *("problem", "request", "source", "article", "document"),
+    ),
+    "completion": (
+        *("answer", "response", "output", "output_text", "reply", "assistant", "solution"),
+        *("target", "targets", "target_text", "summary", "highlights"),
+    ),
     "output": ("response", "answer", "completion"),
     "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
     "text": ("content", "document", "body", "sentence"),
@@ -167,8 +184,13 @@ def _explain(record: Record, forms: set[Form]) -> str:
         if record.keys() >= set(keys):
             kind = "messages" if isinstance(record.get("chosen"), list) else "completion"
             return f"{found} {sentence.format(kind=kind)}"
-    if len(forms) > 1:
-        return f"{found} the keys {show_keys(record)}; remove those of the other kinds"
+    for form in FORMS:
+        if form in forms and record.keys() >= set(form.required):
+            kept = ", ".join(key for key in (*form.required, *form.optional) if key in record)
+            return (
+                f"{found} the keys {show_keys(record)}; keep those of one kind, for example with: "
+                f"jq -c '{{{kept}}}' OLD > NEW.jsonl"
+            )
     for form in FORMS:
         if names := _renamed(record, form):
             changed = {key: name for key, name in names.items() if key != name}
@@ -177,7 +199,7 @@ def _explain(record: Record, forms: set[Form]) -> str:
             plain = all(name.isidentifier() and name.isascii() for name in names.values())
             command = f" (jq -c '{{{way}}}' OLD > NEW.jsonl)" if plain else ""
             return f"{found} the keys {show_keys(record)}; rename {renames}{command}"
-    for form in forms:
+    for form in (form for form in FORMS if form in forms):
         missing = next(key for key in form.required if key not in record)
         return f'expected the key "{missing}", found only {show_keys(record)}'
     for key, value in record.items():

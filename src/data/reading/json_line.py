@@ -17,6 +17,11 @@ _STRAY = {
     "\x1a": f"the end sign of old DOS programs (0x1a); {_NO_ZEROS}",
     "“": "quotes of a word processor; make them straight: sed 's/[“”]/\"/g' OLD > NEW.jsonl",
 }
+_WAYS = {
+    ",": "; remove commas at the ends with: sed 's/,[[:space:]]*$//' OLD > NEW.jsonl",
+    '{"': "; part the objects with: jq -c . OLD > NEW.jsonl",
+}
+"""By what stands behind the first object of a line."""
 _OUTSIDE_OF_TEXT = (
     "Expecting value",
     "Extra data",
@@ -48,15 +53,23 @@ def _not_json(text: str, problem: str, column: int) -> BadValueError:
     stray = _STRAY.get(text[column - 1 : column])
     if stray and problem in _OUTSIDE_OF_TEXT:
         return BadFormError(f"expected a JSON object, found {stray}", group=stray)
-    found = f"{excerpt(text)} ({problem} at column {column})"
+    found = f"{excerpt(text)} ({problem.removesuffix(' at')} at column {column})"
     if problem == "Extra data":
-        found = "more than one JSON value on the line"
-        if text[column - 1] == "," and text.startswith("{"):
-            found = "a comma behind the object"
-        elif text[column - 2 : column] == '""':
+        found, way = "more than one JSON value on the line", ""
+        if text[column - 2 : column] == '""':
             found = "quotes doubled as in CSV"
-        found += "; expected one JSON object a line"
-    return BadValueError(f"expected a JSON object {KINDS}, found {found}")
+        elif text.startswith("{"):
+            if text[column - 1] == ",":
+                found = "a comma behind the object"
+            way = _WAYS.get(text[column - 1 :][:2], "")
+        found += f"; expected one JSON object a line{way}"
+        if way:
+            return BadFormError(f"expected a JSON object {KINDS}, found {found}", group=way)
+    sentence = f"expected a JSON object {KINDS}, found {found}"
+    if problem.startswith("Expecting property name"):
+        advice = "; keys stand in double quotes, and no comma stands behind the last value"
+        return BadFormError(sentence + advice, group=problem)
+    return BadValueError(sentence)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Record:

@@ -10,6 +10,7 @@ from src.data.reading.fields import (
     Record,
     describe,
     read_text,
+    show_keys,
 )
 from src.data.reading.tools import read_call_text, read_tool_calls
 
@@ -17,8 +18,9 @@ CountUnused = Callable[[Iterable[str]], None]
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "bot", "model", "ai", "function_call"), "assistant"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai"), "assistant"),
+    "function_call": "assistant",
     **dict.fromkeys(("tool", "function", "observation"), "tool"),
 }
 FOLLOWING = {
@@ -81,8 +83,11 @@ def _role(message: Record, where: str, before: str) -> str:
     if role is None or role not in FOLLOWING[before]:
         roles = " or ".join(f'"{name}"' for name in FOLLOWING[before])
         advice = _ADVICE.get((before, role or ""), "")
-        error = BadFormError if advice else BadValueError
-        raise error(f'"{where}.{key}": expected {roles}, found {describe(written)}{advice}')
+        found = describe(written) if key in message else f"only {show_keys(message)}"
+        sentence = f'"{where}.{key}": expected {roles}, found {found}{advice}'
+        if role is None:
+            raise BadFormError(sentence, group=found)
+        raise BadFormError(sentence) if advice else BadValueError(sentence)
     return role
 
 

@@ -23,6 +23,8 @@ def read_tool_calls(calls: Any, where: str) -> list[Record]:
 def _tool_call(call: Any, where: str) -> Record:
     function = _function(call, where)
     arguments = function.get("arguments", {})
+    if arguments in (None, ""):  # as some clients write that there are none
+        arguments = {}
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
