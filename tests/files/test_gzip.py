@@ -85,7 +85,7 @@ def test_a_bomb_of_good_lines_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(gzip.compress(GOOD * 30_000))
     assert ExampleFile(path).check() == 30_000
-    monkeypatch.setattr("src.data.lines.FREE_UNPACKED_BYTES", 100_000)
+    monkeypatch.setattr("src.data.reading.lines.FREE_UNPACKED_BYTES", 100_000)
     with pytest.raises(
         UserError, match=r"packed bytes unpack to .*, expected at most 100 times as many"
     ):

@@ -86,12 +86,13 @@ def test_cpu_processes_share_the_memory_and_keep_to_a_limit():
 
 def test_without_a_gpu_a_rank_is_refused_what_it_was_not_given():
     """A refusal, where the kernel would end the process: a pass that is refused is split."""
-    given = Resources(
-        on_gpus=False, available=process_memory() + 400e6, libraries=0, alone=0, has_bfloat16=False
-    )
     child = os.fork()
     if child == 0:
         try:
+            available = process_memory() + 400e6  # less than the parent's: files are not counted
+            given = Resources(
+                on_gpus=False, available=available, libraries=0, alone=0, has_bfloat16=False
+            )
             keep_to_limit(torch.device("cpu"), given, None)
             kept = bytearray(100 * 2**20)
             bytearray(400 * 2**20)

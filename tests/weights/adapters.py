@@ -173,7 +173,6 @@ BAD_CONFIGS = {
     "dora": {"use_dora": True},
     "bias": {"bias": "all"},
     "lora-bias": {"lora_bias": True},
-    "fan": {"fan_in_fan_out": True},
     "modules-to-save": {"modules_to_save": ["lm_head"]},
     "replication": {"layer_replication": [[0, 500]]},
     "tokens": {"trainable_token_indices": [1]},
@@ -489,6 +488,8 @@ AUTO_MAP = b'{"auto_map": {"AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evi
 HARMLESS: dict[str, Callable[[Path], object]] = {
     **{f"init-{value}": partial(write, tensors=good_tensors(), config={"init_lora_weights": value})
        for value in ("eva", "gaussian", "orthogonal", True, False, None)},
+    # The base model's layer itself knows how it holds its weight.
+    "fan-in-fan-out": partial(write, tensors=good_tensors(), config={"fan_in_fan_out": True}),
     # The tensors tell which modules were trained; patterns are never run.
     **{f"select-{name}": partial(write, tensors=good_tensors(), config=config)
        for name, config in {

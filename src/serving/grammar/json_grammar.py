@@ -45,12 +45,14 @@ class JsonGrammars:
         _check_text(schema)
         if found := _found_in_trial(schema):
             raise UserError(f"json_schema: expected a smaller or simpler schema, found {found}")
-        matcher = trial.make_matcher(self._words(), schema)
-        if matcher.is_error():
+        try:
+            matcher = trial.make_matcher(self._words(), schema)
+            if matcher.is_error():
+                raise ValueError(matcher.get_error())
+        except ValueError as error:
             raise UserError(
-                "json_schema: expected a schema that can be followed, "
-                f"found: {_reason(matcher.get_error())}"
-            )
+                f"json_schema: expected a schema that can be followed, found: {_reason(str(error))}"
+            ) from None
         return JsonGrammar(matcher, self._vocab_size)
 
     def _words(self) -> LLTokenizer:

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
@@ -26,7 +27,10 @@ STACK_BYTES = 2**20
 
 
 def make_matcher(tokenizer: LLTokenizer, schema: str) -> LLMatcher:
-    """Return what follows a JSON schema, or holds the error why it cannot."""
+    """Return what follows a JSON schema, or holds the error why it cannot.
+
+    Raises ValueError for text that the library does not read.
+    """
     grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": BLANKS})
     return LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
 
@@ -39,7 +43,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, STACK_BYTES))
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-    make_matcher(LLTokenizer("byte"), sys.stdin.read()).compute_bitmask()
+    with suppress(ValueError):
+        make_matcher(LLTokenizer("byte"), sys.stdin.read()).compute_bitmask()
 
 
 if __name__ == "__main__":
