@@ -11,6 +11,10 @@ _SAMPLE = [
     {"role": "user", "content": "d"},
 ]
 _MARK = re.compile(r"</?([\w:.-]+)>")
+_HTML = re.compile(
+    "blockquote|caption|code|em|h[1-6]|strong|sub|sup|table|tbody|td|tfoot|th|thead|tr|[bisu]"
+)
+"""Words of some vocabularies, as Gemma's, that people write too."""
 _ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 
 
@@ -36,6 +40,7 @@ def find_marks(tokenizer: Any) -> list[str]:
     named = {getattr(tokenizer, f"{role}_token") for role in _ROLES}
     added = {token.content for token in tokenizer.added_tokens_decoder.values()} - named
     names = [match[1] for token in added if (match := _MARK.fullmatch(token))]
+    names = [name for name in names if not _HTML.fullmatch(name)]
     pairs = [(f"<{name}>", f"</{name}>") for name in names]
     return sorted({token for pair in pairs if added.issuperset(pair) for token in pair})
 

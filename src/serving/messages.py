@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from src.chat.conversation import Conversation
+from src.chat.conversation import Conversation, reasoning_of
 from src.data.reading.fields import BadValueError
 from src.data.reading.messages import read_messages
 from src.data.reading.tools import read_tools
@@ -38,6 +38,8 @@ def parse_messages(text: str) -> Conversation:
         raise UserError("messages: expected a message of the user, found a system message alone")
     if last.get("tool_calls"):
         raise UserError("messages: expected what the tools returned below the calls of the last")
+    if reasoning_of(last):
+        raise UserError("messages: expected no reasons beside an answer that is to be continued")
     return Conversation(tuple(said))
 
 

@@ -35,6 +35,20 @@ def with_flags(base_dir: Path, folder: Path, flags: dict[str, bool], template: s
     return folder
 
 
+def test_words_of_html_are_read_as_the_model_reads_them(base_dir: Path, tmp_path: Path):
+    flags = {"<|im_start|>": True, "<|im_end|>": True, "<b>": False, "</b>": False}
+    tokenizer = Tokenizer(with_flags(base_dir, tmp_path / "html", flags, CHATML))
+    said = Conversation.of("a <b>c</b>", system="<b>")
+    ids = build_chat_format("a/b", tokenizer).prompt_ids(said)
+    assert ids == tokenizer.tokenizer.apply_chat_template(
+        list(said.messages), add_generation_prompt=True, return_dict=False
+    )
+    assert ids.count(tokenizer.control_id("<b>")) == 2
+    said = CompletionExample("a", "<b>c</b>")
+    (sequence,) = tokenize(said, build_train_format("a/b", tokenizer))
+    assert tokenizer.control_id("</b>") in sequence.target_ids
+
+
 @pytest.mark.parametrize("template", [CHATML, None])
 @pytest.mark.parametrize("flags", [(True, True), (False, True), (False, False)])
 def test_tokens_without_a_flag_are_control_tokens(

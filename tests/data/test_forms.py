@@ -68,6 +68,13 @@ FORMS: dict[str, tuple[dict, Example]] = {
             USER, {**CALLING, "tool_calls": [{**TOOL, "function": {"name": "f", "arguments": {}}}]}
         ),
     ),
+    "flat": (
+        {
+            "messages": [USER, {**CALLING, "tool_calls": [{"id": "1", **CALL["function"]}]}],
+            "tools": [{"type": "function", "name": "f"}],
+        },
+        chat(USER, {**CALLING, "tool_calls": [{**CALL, "id": "1"}]}, tools=(TOOL,)),
+    ),
     "sharegpt-tools": (
         {
             "conversations": [

@@ -61,6 +61,10 @@ def test_messages_become_a_conversation(messages: list, expected: Conversation):
             json.dumps([message("x\x1b[2J\ud800", "x")]),
             r'"\[0].role": expected "system" or "user", found the text "x\?\[2J\?"$',
         ),
+        (
+            json.dumps([USER, {**ASSISTANT, "reasoning": "r"}]),
+            "no reasons beside an answer that is",
+        ),
         (json.dumps([message("user", None)]), '"\\[0].content": expected text, found null'),
         (json.dumps([message("user", {})]), '"\\[0].content": expected text, found an object'),
         *(

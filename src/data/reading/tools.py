@@ -21,7 +21,8 @@ def read_tool_calls(calls: Any, where: str) -> list[Record]:
 
 
 def _tool_call(call: Any, where: str) -> Record:
-    function = _function(call, where)
+    call = _nested(call, where)
+    function = call["function"]
     arguments = function.get("arguments", {})
     if arguments in (None, ""):  # as some clients write that there are none
         arguments = {}
@@ -33,7 +34,7 @@ def _tool_call(call: Any, where: str) -> Record:
     if not isinstance(arguments, dict):
         found = describe(function["arguments"])
         raise BadValueError(f'"{where}.arguments": expected a JSON object, found {found}')
-    return {**_outside(call), "function": {**function, "arguments": arguments}}
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def read_tools(tools: Any, where: str) -> tuple[Record, ...]:
@@ -49,15 +50,11 @@ def read_tools(tools: Any, where: str) -> tuple[Record, ...]:
         return ()
     if not isinstance(tools, list):
         raise BadValueError(f'"{where}": expected a list of tools, found {describe(tools)}')
-    functions = [_function(tool, f"{where}[{number}]") for number, tool in enumerate(tools)]
-    return tuple(
-        {**_outside(tool), "function": function}
-        for tool, function in zip(tools, functions, strict=True)
-    )
+    return tuple(_nested(tool, f"{where}[{number}]") for number, tool in enumerate(tools))
 
 
-def _function(tool: Any, where: str) -> Record:
-    """Return what a tool or a call says of its function, with or without a type around it."""
+def _nested(tool: Any, where: str) -> Record:
+    """Return a tool or a call with its function nested, which some clients leave flat."""
     function = tool.get("function", tool) if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         found = f"only {show_keys(tool)}" if isinstance(tool, dict) else describe(tool)
@@ -66,11 +63,11 @@ def _function(tool: Any, where: str) -> Record:
             f"found {found}"
         )
     check_unicode(json.dumps(tool, ensure_ascii=False), f'"{where}"')
-    return function
-
-
-def _outside(tool: Record) -> Record:
-    return {"type": "function", **(tool if "function" in tool else {})}
+    if "function" in tool:
+        return {"type": "function", **tool}
+    outside = {key: tool[key] for key in ("type", "id") if key in tool}
+    function = {key: value for key, value in tool.items() if key not in outside}
+    return {"type": "function", **outside, "function": function}
 
 
 def read_call_text(content: str, where: str) -> list[Record]:
