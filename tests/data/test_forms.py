@@ -23,6 +23,7 @@ def part(text: str) -> list[dict]:
     return [{"type": "text", "text": text[:1]}, {"type": "text", "text": text[1:]}]
 
 
+SYSTEM = message("system", "Be brief")
 USER, ANSWER = message("user", "Hi"), message("assistant", "Hello")
 
 
@@ -31,7 +32,7 @@ def chat(*messages: dict, tools: tuple[dict, ...] = ()) -> ChatExample:
 
 
 CHAT = chat(USER, ANSWER)
-BRIEF = chat(message("system", "Be brief"), USER, ANSWER)
+BRIEF = chat(SYSTEM, USER, ANSWER)
 PAIR = CompletionExample("Hi", "Hello")
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 CALLING, TOLD = message("assistant", "", tool_calls=[CALL]), message("tool", "42")
@@ -50,6 +51,8 @@ FORMS: dict[str, tuple[dict, Example]] = {
         {"instruction": "Add", "input": "1, 2", "output": "3"},
         CompletionExample("Add\n\n1, 2", "3"),
     ),
+    "alpaca-only-input": ({"instruction": "", "input": "Hi", "output": "Hello"}, PAIR),
+    "system-beside-none": ({"system": "", "messages": [SYSTEM, USER, ANSWER]}, BRIEF),
     "system-key": (
         {"system": "s", "prompt": "Hi", "completion": "Hello"},
         CompletionExample("Hi", "Hello", "s"),
@@ -215,6 +218,10 @@ BAD_MESSAGES = {
         '"messages[1].tool_calls[0].arguments": expected a JSON object, found the text "x"',
     ),
     "no-name": ([USER, {**ANSWER, "tool_calls": [{"id": "1"}]}], '"messages[1].tool_calls[0]"'),
+    "args": (
+        [USER, {**ANSWER, "tool_calls": [{"name": "f", "args": {"x": 1}}]}],
+        '"messages[1].tool_calls[0]": expected the key "arguments", found only "args", "name"',
+    ),
     "calls": ([USER, {**ANSWER, "tool_calls": "f"}], "expected a list of tool calls"),
     "call": ([USER, message("function_call", "f()")], "expected a function call as JSON"),
     "tool-first": ([TOLD], '"messages[0].role": expected "system" or "user"'),
@@ -252,6 +259,7 @@ OTHER_FILES = {
     "commas": ",\n".join(LINES) + ",\r\n",
     "objects on one line": "".join(LINES),
     "line breaks of old": "\r".join(LINES),
+    "objects as texts": "\n".join(map(json.dumps, LINES)),
     "zeros": "\n".join(LINES) + "\n" + "\0" * 300,
     "end sign": "\n".join(LINES) + "\n\x1a",
     "UTF-16": "\n".join(LINES).encode("utf-16"),

@@ -78,6 +78,12 @@ class ExampleFile:
 
     def _read(self, line: bytes) -> Example:
         record = parse_line(line)
+        if isinstance(record, str) and record.lstrip().startswith("{"):
+            raise BadFormError(
+                f"expected a JSON object {KINDS}, found a text that holds one; convert it with: "
+                "jq -c fromjson OLD > NEW.jsonl",
+                group="fromjson",
+            )
         if not isinstance(record, dict):
             raise BadValueError(f"expected a JSON object {KINDS}, found {describe(record)}")
         form = find_form(record)

@@ -84,11 +84,10 @@ def _read_message_pair(record: Record, count_unused: CountUnused) -> Example:
 
 def _read_instruction(record: Record, _: CountUnused) -> Example:
     """Read Alpaca's row: the prompt is the instruction, and below it the input if there is one."""
-    instruction, more = read_text(record, "instruction"), record.get("input")
-    if more is not None and read_text(record, "input"):
-        instruction = f"{instruction}\n\n{more}"
+    more = "" if record.get("input") is None else read_text(record, "input")
+    prompt = "\n\n".join(filter(None, (read_text(record, "instruction"), more)))
     answer = read_text(record, "output", may_be_empty=False)
-    return CompletionExample(instruction, answer, _system(record))
+    return CompletionExample(prompt, answer, _system(record))
 
 
 def _read_chat(record: Record, count_unused: CountUnused, *, key: str) -> Example:
@@ -97,11 +96,12 @@ def _read_chat(record: Record, count_unused: CountUnused, *, key: str) -> Exampl
 
 def _chat(record: Record, messages: list[Message], *, label: str) -> ChatExample:
     system = _system(record)
-    if system is not None:
-        if messages[0]["role"] == "system":
+    if messages[0]["role"] == "system":
+        if system:
             raise BadValueError(
                 f'"{label}": expected one system prompt, found one here and one beside it'
             )
+    elif system is not None:
         messages = [{"role": "system", "content": system}, *messages]
     if messages[-1]["role"] != "assistant":
         raise BadFormError(

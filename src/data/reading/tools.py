@@ -23,6 +23,10 @@ def read_tool_calls(calls: Any, where: str) -> list[Record]:
 def _tool_call(call: Any, where: str) -> Record:
     call = _nested(call, where)
     function = call["function"]
+    if function.keys() > {"name"} and "arguments" not in function:
+        raise BadValueError(
+            f'"{where}": expected the key "arguments", found only {show_keys(function)}'
+        )
     arguments = function.get("arguments", {})
     if arguments in (None, ""):  # as some clients write that there are none
         arguments = {}
