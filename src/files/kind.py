@@ -24,7 +24,7 @@ _KINDS = {
     b"\xff\xfe": "a UTF-16 text",
     b"\xfe\xff": "a UTF-16 text",
 }
-_HTML = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--")
+_HTML = (b"<!doctype", b"<html", b"<head", b"<body", b"<!--")
 
 
 def is_gzip(start: bytes) -> bool:
@@ -42,8 +42,11 @@ def other_kind(start: bytes) -> str | None:
     for magic, kind in _KINDS.items():
         if start.startswith(magic):
             return kind
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_HTML):
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(_HTML):
         return "an HTML page"
+    if text.startswith(b"<?xml"):
+        return "an XML file"
     if is_tar(start):
         return "a tar archive"
     if start[8:9] == b"{" and b"\0" in start[:8]:

@@ -267,6 +267,7 @@ BAD_FILES = {
         "JSON objects over several lines; convert them with: jq -c .",
     ),
     "carriage-returns-only": (GOOD.replace(b"\n", b"\r") * 2, "more than one JSON value"),
+    "xml": (b"<?xml version='1.0'?><rows/>", "found an XML file; write what it says as rows"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "csv": (b"prompt,completion\na,b\n", "found a CSV file; convert it with: python3 -c"),
     "pdf": (b"%PDF-1.7\n", "found a PDF"),

@@ -31,6 +31,7 @@ _WAYS = {
     "a UTF-32 text": _ENCODING.format("UTF-32"),
     "a UTF-16 text or a binary file": "if it is text: iconv -f UTF-16LE (or BE) -t UTF-8 OLD "
     "> NEW.jsonl",
+    "an XML file": "write what it says as rows; a download may have met an error message in XML",
     "an HTML page": "a download may have met a page to sign in; get the file itself",
 }
 
