@@ -43,6 +43,7 @@ def main(argv: list[str]) -> None:
         f"| `scripts/predict`, from command to first word | {first_word:.1f} s |",
         f"| memory of all its processes at the peak, two answers of 256 tokens | {memory:.2f} GB |",
     ]
+    arguments.output.mkdir(exist_ok=True)
     (arguments.output / "start-cpu.md").write_text("\n".join(lines) + "\n")
     print(*lines, sep="\n")
 
