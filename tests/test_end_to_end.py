@@ -338,8 +338,16 @@ def test_many_readers_at_once_get_what_each_gets_alone(predictions, predictor, a
 
 
 def test_a_canceled_request_leaves_its_place_to_others(predictions: str):
-    url = f"{predictions}/to-cancel"
-    # Sixteen long answers go on for a second, unless they are ended.
+    # A cancel that comes when the answer is just complete is a failure to Cog: the next one is in
+    # time.
+    statuses = [cancel_a_long_request(predictions, number) for number in range(5)]
+    assert "canceled" in statuses
+    assert text_of(ask(predictions, "number", max_new_tokens=3)) is not None
+
+
+def cancel_a_long_request(predictions: str, number: int) -> str:
+    url = f"{predictions}/to-cancel-{number}"
+    # Sixteen long answers take a while, unless they are ended.
     inputs = {**GREEDY, "max_new_tokens": 240, "min_new_tokens": 240, "num_outputs": 16}
     with ThreadPoolExecutor(1) as client:
         request = {"input": {"prompt": "number", **inputs}}
@@ -347,8 +355,7 @@ def test_a_canceled_request_leaves_its_place_to_others(predictions: str):
         deadline = time.monotonic() + 30
         while requests.post(f"{url}/cancel", timeout=30).status_code == 404:
             assert time.monotonic() < deadline
-    assert answer.result().json()["status"] == "canceled"
-    assert text_of(ask(predictions, "number", max_new_tokens=3)) is not None
+    return answer.result().json()["status"]
 
 
 BAD_REQUESTS = {
