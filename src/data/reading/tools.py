@@ -44,12 +44,7 @@ def _tool_call(call: Any, where: str) -> Record:
 def read_tools(tools: Any, where: str) -> tuple[Record, ...]:
     """Return the tools of a conversation in OpenAI's form."""
     if isinstance(tools, str) and tools:
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError):
-            raise BadValueError(
-                f'"{where}": expected a JSON list of tools, found {excerpt(tools)}'
-            ) from None
+        tools = _parse(tools, where, "a JSON list of tools")
     if not tools:
         return ()
     if not isinstance(tools, list):
@@ -76,10 +71,12 @@ def _nested(tool: Any, where: str) -> Record:
 
 def read_call_text(content: str, where: str) -> list[Record]:
     """Return the calls that a text holds as JSON, as ShareGPT's function_call does."""
-    try:
-        calls = json.loads(content)
-    except (ValueError, RecursionError):
-        raise BadValueError(
-            f'"{where}": expected a function call as JSON, found {excerpt(content)}'
-        ) from None
+    calls = _parse(content, where, "a function call as JSON")
     return read_tool_calls(calls if isinstance(calls, list) else [calls], where)
+
+
+def _parse(text: str, where: str, expected: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadValueError(f'"{where}": expected {expected}, found {excerpt(text)}') from None
