@@ -34,10 +34,15 @@ def end_with_server() -> "subprocess.Popen[bytes] | None":
     The threads of that parent come and go, so the kernel's way is not open. A thread of our own
     could wait for the interpreter's lock for seconds, which native code holds at times.
     """
+    return end_together(os.getppid(), os.getpid())
+
+
+def end_together(parent: int, child: int) -> "subprocess.Popen[bytes] | None":
+    """Have one process killed when another is gone; return the watcher of the two."""
     if sys.platform != "linux":
         return None
     return subprocess.Popen(
-        [sys.executable, "-ISB", __file__, str(os.getppid()), str(os.getpid())],
+        [sys.executable, "-ISB", __file__, str(parent), str(child)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

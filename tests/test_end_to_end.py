@@ -560,6 +560,23 @@ def test_a_killed_server_ends_the_command(base_dir: Path, write_rows, runs: Path
     wait_until_none_works(runs)
 
 
+def test_a_killed_command_leaves_no_process(base_dir: Path, write_rows, runs: Path):
+    data = write_rows(ROWS, "killed-command.jsonl")
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "src.cli.client", "train", str(data),
+         "-i", "num_train_epochs=5000"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "BASE_MODEL": str(base_dir)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            break
+    process.kill()
+    process.communicate(timeout=30)
+    wait_until_none_works(runs)
+
+
 def children_of(parent: int) -> list[int]:
     text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
     return [int(pid) for pid in text.split()]

@@ -21,6 +21,7 @@ import requests
 
 from src.cli.schema import CONCURRENT_PREDICTOR, PREDICTOR, write_schema
 from src.cli.server_http import HOST, RequestError, http_session, plain_error
+from src.process_tree import end_together
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,12 +43,15 @@ def running_server(mode: str, *, verbose: bool = False) -> Iterator[str]:
             stderr=None if verbose else log,
             start_new_session=True,
         )
+        watcher = end_together(os.getpid(), process.pid)
         try:
             address = f"http://{HOST}:{port}"
             _wait_until_ready(process, address, log)
             yield address
         finally:
             _stop(process)
+            if watcher is not None:
+                watcher.wait()
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
