@@ -19,6 +19,7 @@ FLOORS = [
         "process_tree",
         "host_memory",
         "out_of_memory",
+        "transfer",
     },
     {"files"},
     {"weights", "model"},

@@ -9,6 +9,7 @@ from src.data.packing import Span
 from src.data.steps import MicroBatch
 from src.data.token_file import TokenDataset
 from src.data.tokenization import IGNORE_INDEX
+from src.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
         return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.position_ids.to(device, non_blocking=True),
-            self.target_positions.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.loss_weights.to(device, non_blocking=True),
+            to_device(self.input_ids, device),
+            to_device(self.position_ids, device),
+            to_device(self.target_positions, device),
+            to_device(self.labels, device),
+            to_device(self.loss_weights, device),
             self.boundaries,
         )
 

@@ -14,6 +14,7 @@ from src.data.collate import Batch
 from src.graphs.capture import Capture, Graph
 from src.model.attention import Spans
 from src.out_of_memory import is_out_of_memory, release_memory
+from src.transfer import to_device
 
 MAX_TOKENS = 4096
 """In longer passes the device is slower than the launches."""
@@ -104,7 +105,7 @@ class _Inputs:
         self._weights.zero_()[:targets] = batch.loss_weights
         offsets = torch.full(self._offsets.shape, len(self._ids), dtype=torch.int32)
         offsets[: len(batch.boundaries)] = torch.tensor(batch.boundaries)
-        self._offsets.copy_(offsets)
+        self._offsets.copy_(to_device(offsets, self._offsets.device))
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `SummedLoss`."""

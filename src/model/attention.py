@@ -1,8 +1,5 @@
 """Attention that keeps to its span: sequences laid end to end never see each other."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
@@ -16,9 +13,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-ISOLATED = "isolated"
+from src.transfer import to_device
 
-_needs_no_mask: ContextVar[bool] = ContextVar("needs_no_mask", default=False)
+ISOLATED = "isolated"
+NO_MASK = torch.empty(1, 1, 1, 1)
+"""For a forward pass with spans: Transformers builds no mask, nor looks for examples to part, where
+it is given one of four dimensions."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Spans:
     def between(cls, boundaries: tuple[int, ...], device: torch.device) -> "Spans":
         """Return the spans between boundaries that start with 0."""
         lengths = tuple(stop - start for start, stop in pairwise(boundaries))
-        offsets = torch.tensor(boundaries, dtype=torch.int32, device=device)
-        return cls(lengths, offsets, max(lengths))
+        offsets = torch.tensor(boundaries, dtype=torch.int32)
+        return cls(lengths, to_device(offsets, device), max(lengths))
 
 
 def attend(
@@ -215,19 +215,5 @@ def isolated_attention(
     return output[None], None
 
 
-def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    return None if _needs_no_mask.get() else sdpa_mask(*args, **kwargs)
-
-
-@contextmanager
-def without_mask() -> Iterator[None]:
-    """Build no mask in a forward pass whose spans are told by their boundaries."""
-    token = _needs_no_mask.set(True)
-    try:
-        yield
-    finally:
-        _needs_no_mask.reset(token)
-
-
 AttentionInterface.register(ISOLATED, isolated_attention)
-AttentionMaskInterface.register(ISOLATED, _mask)
+AttentionMaskInterface.register(ISOLATED, sdpa_mask)

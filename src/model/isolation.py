@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from src.errors import UserError
-from src.model.attention import ISOLATED, Spans, without_mask
+from src.model.attention import ISOLATED, NO_MASK, Spans
 from src.model.base_model import cannot_run
 from src.out_of_memory import is_out_of_memory
 
@@ -74,8 +74,7 @@ def _scores(model: Any, *examples: torch.Tensor) -> torch.Tensor:
     if model.config._attn_implementation == ISOLATED:
         boundaries = (0, *torch.tensor(lengths).cumsum(0).tolist())
         options["spans"] = Spans.between(boundaries, model.device)
-        with without_mask():
-            return model(torch.cat(examples, 1), use_cache=False, **options).logits[0].float()
+        options["attention_mask"] = NO_MASK
     return model(torch.cat(examples, 1), use_cache=False, **options).logits[0].float()
 
 

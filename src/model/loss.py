@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-from src.model.attention import ISOLATED, Spans, without_mask
+from src.model.attention import ISOLATED, NO_MASK, Spans
 from src.model.isolation import takes_positions
 from src.model.shape import LOGITS_PER_PIECE
 
@@ -86,13 +86,13 @@ class SummedLoss(nn.Module):
             return _weighted_nll(logits[0, target_positions], labels, loss_weights)
         if not isinstance(boundaries, Spans):
             boundaries = Spans.between(boundaries, input_ids.device)
-        with without_mask():
-            hidden = self.model.get_decoder()(
-                input_ids,
-                position_ids=position_ids,
-                use_cache=False,
-                spans=boundaries,
-            ).last_hidden_state[0]
+        hidden = self.model.get_decoder()(
+            input_ids,
+            attention_mask=NO_MASK,
+            position_ids=position_ids,
+            use_cache=False,
+            spans=boundaries,
+        ).last_hidden_state[0]
         # The head is the widest layer: it sees target tokens only, and a piece of them at a time.
         hidden = hidden.index_select(0, target_positions)
         head = self.model.get_output_embeddings()
