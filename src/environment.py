@@ -28,6 +28,8 @@ class TrainEnvironment:
     """`DEVICE_MEMORY_GB`, in bytes: the most that training may take of each device."""
     frozen_seconds: float = FROZEN_SECONDS
     """`FROZEN_SECONDS`: a rank without a heartbeat for so long ends the run."""
+    deterministic: bool = False
+    """`DETERMINISTIC`: the same adapter byte for byte, on a GPU too."""
     fast_path_off: tuple[str, ...] = ()
     """`FAST_PATH_OFF`: parts of the fast path to leave out."""
     checkpoint_dir: str | None = None
@@ -64,6 +66,7 @@ def read_train_environment(environ: Mapping[str, str]) -> TrainEnvironment:
         zero_stage=_zero_stage(environ.get("ZERO_STAGE")),
         device_memory=None if memory_gb is None else memory_gb * 1e9,
         frozen_seconds=_number_above_0("FROZEN_SECONDS", environ) or FROZEN_SECONDS,
+        deterministic=read_flag("DETERMINISTIC", environ) or False,
         fast_path_off=_fast_path_off(environ.get("FAST_PATH_OFF", "")),
         checkpoint_dir=environ.get("CHECKPOINT_DIR", "").strip() or None,
         num_nodes=num_nodes,

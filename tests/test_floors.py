@@ -16,6 +16,7 @@ FLOORS = [
         "environment",
         "settings",
         "base_models",
+        "deterministic",
         "process_tree",
         "host_memory",
         "out_of_memory",

@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from src.chat.prompt_encoder import open_prompt_encoder
 from src.data.prepare import build_step_plan
+from src.deterministic import compute_in_one_order, is_nondeterministic
 from src.errors import UserError
 from src.files.atomic import replacing_folder
 from src.out_of_memory import is_out_of_memory
@@ -63,6 +64,8 @@ def main(settings_path: Path, status: RankStatus | None = None) -> NoReturn:
 def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> None:
     """Train on this rank's device; the main rank writes `folder.output`."""
     environment, rank = settings.environment, status.rank
+    if environment.deterministic:
+        compute_in_one_order()
     machines = OtherMachines() if os.environ["GROUP_WORLD_SIZE"] != "1" else None
     main_rank = machines.find_main_rank(settings) if machines else 0
     log: Callable[[str], None] = _log if rank == main_rank else _log_nothing
@@ -136,12 +139,19 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
                 losses = {"train_loss": progress.train_loss, "eval_loss": progress.validation_loss}
                 writer.write(partial, tensors, losses=losses)
             checkpointer.keep_finished(folder.output)
-        dist.barrier()
+        if num_devices > 1:  # DeepSpeed tells the group its device where there are several
+            dist.barrier()
     dist.destroy_process_group()
 
 
 def _explain(error: BaseException) -> BaseException:
-    """Return the error; for memory that ran out where nothing can be made smaller, what helps."""
+    """Return the error; where the operator can do something about it, as what helps."""
+    if is_nondeterministic(error):
+        step = str(error).partition(" does not")[0]
+        return UserError(
+            f"DETERMINISTIC=1: {step} has no deterministic form on this device, and this base "
+            "model needs it; expected DETERMINISTIC to be unset, or another base model"
+        )
     if isinstance(error, UserError) or not is_out_of_memory(error):
         return error
     return UserError(

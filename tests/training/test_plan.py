@@ -14,6 +14,7 @@ from src.data.token_file import TokenDataset, write_tokens
 from src.data.tokenization import TokenizedExample
 from src.errors import UserError
 from src.training.plan.dry_run import plan_training
+from src.training.plan.memory import FILL
 from src.training.plan.plan import TrainingPlan, make_plan
 from src.training.plan.preview import preview_examples
 from src.training.plan.resources import Resources
@@ -116,12 +117,12 @@ def plan_on(make_settings, tmp_path: Path):
     write_tokens(enumerate([example] * 16, start=1), tmp_path / "data")
     data = TokenDataset(tmp_path / "data", name="data.jsonl")
 
-    def plan(*, num_gpus: int, gigabytes: float, **values) -> TrainingPlan:
+    def plan(*, num_gpus: int, gigabytes: float, libraries: float = 0.0, **values) -> TrainingPlan:
         settings = make_settings(train_batch_size=8, base_model_dir=str(tmp_path), **values)
         steps = build_step_plan(data, settings, max_seq_len=4096, num_devices=num_gpus)
         free = gigabytes * 1e9
         resources = Resources(
-            on_gpus=True, available=free, libraries=0.0, alone=free, has_bfloat16=True
+            on_gpus=True, available=free, libraries=libraries, alone=free, has_bfloat16=True
         )
         return make_plan(settings, data, steps, resources)
 
@@ -145,6 +146,18 @@ def test_70b_in_4_bit_on_one_gpu(plan_on):
     assert plan.peak is not None
     assert plan.peak < 80e9
     assert any("qlora unpacks the base model in every pass" in line for line in plan.lines())
+
+
+def test_what_cublas_and_the_allocator_take_of_a_gpu_counts(plan_on):
+    on_one = partial(plan_on, num_gpus=1, gigabytes=80, peft_method="qlora")
+    bare, plan = on_one(), on_one(libraries=5e9)
+    assert bare.peak is not None
+    assert plan.peak is not None
+    assert plan.num_recomputed > bare.num_recomputed  # room for them is made
+    assert plan.peak <= 5e9 + FILL * 75e9
+    (line,) = (line for line in plan.lines() if "plan: memory" in line)
+    assert "of 80.0 GB free, 6.4 GB of it for the allocator's gaps (" in line
+    assert "libraries 5.0 GB" in line
 
 
 def test_70b_in_16_bit_on_one_gpu_is_refused(plan_on):

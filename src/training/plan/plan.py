@@ -10,7 +10,7 @@ from src.data.token_file import TokenDataset
 from src.files.printable import show_bytes
 from src.model.shape import ModelShape, read_config, read_shape
 from src.settings import TrainSettings
-from src.training.plan.memory import Workload, estimate_memory, fit
+from src.training.plan.memory import FILL, Workload, estimate_memory, fit
 from src.training.plan.resources import Resources
 from src.training.plan.room import check_rank, check_room
 from src.weights.base_model.check import is_bitsandbytes_4bit
@@ -107,6 +107,10 @@ class TrainingPlan:
         if self.trainable_parameters is not None:
             parts.append(f"{self.trainable_parameters:,} trainable parameters")
         parts.append("bfloat16" if self.resources.has_bfloat16 else "float32")
+        if self.settings.environment.deterministic:
+            parts.append("deterministic")
+        elif self.resources.on_gpus:
+            parts.append("not deterministic")
         parts.append(f"ZeRO-{self.zero_stage}")
         if self.work is not None:
             parts.append(f"{self.num_recomputed} of {self.work.shape.num_layers} layers recomputed")
@@ -117,7 +121,10 @@ class TrainingPlan:
         return ", ".join(parts)
 
     def _memory_line(self) -> str:
-        kind, free = self.resources.kind, f"of {show_bytes(self.resources.available)} free"
+        kind, available = self.resources.kind, self.resources.available
+        free = f"of {show_bytes(available)} free"
+        if self.resources.on_gpus:
+            free += f", {show_bytes((1 - FILL) * available)} of it for the allocator's gaps"
         if self.peak is None:
             return f"memory is not estimated for this architecture {free}"
         parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in self._parts().items())

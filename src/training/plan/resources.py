@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LIBRARIES = 520e6
 """Bytes that the libraries take of a process without a GPU."""
+NUM_STREAMS = 2
+"""Of a GPU: one for plain passes, and one on which passes are captured."""
 LATER_LIBRARIES = 130e6
 """The part of them that is loaded only with the model."""
 BESIDE_RANKS = 300e6
@@ -39,7 +41,7 @@ class Resources:
     available: float
     """What a GPU has free, or this machine for one of its processes with all that it holds."""
     libraries: float
-    """What the libraries take of a process' memory before there is a model; 0 on GPUs."""
+    """What the libraries take of a process' memory beside the model; on a GPU that is cuBLAS."""
     alone: float
     """What would be available to a single process."""
     has_bfloat16: bool
@@ -107,7 +109,9 @@ def expected_resources(*, on_gpus: bool, num_processes: int, limit: float | None
 
     if on_gpus:
         free = min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
-        return _resources(torch.device("cuda"), free, alone=free, limit=limit)
+        device = torch.device("cuda")
+        libraries = _cublas_workspaces(device)
+        return _resources(device, free, alone=free, limit=limit, libraries=libraries)
     free = max(0.0, free_memory() - BESIDE_RANKS)
     return _resources(
         torch.device("cpu"), free / num_processes, alone=free, limit=limit, libraries=LIBRARIES
@@ -122,17 +126,33 @@ def measure_resources(device: "torch.device", limit: float | None) -> Resources:
     import torch
     import torch.distributed as dist
 
-    libraries, num_processes = process_memory() + LATER_LIBRARIES, 1
+    num_processes = 1
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
+        libraries = _cublas_workspaces(device)
     else:
         num_processes = int(os.environ["LOCAL_WORLD_SIZE"])
+        libraries = process_memory() + LATER_LIBRARIES
         free = free_memory() / num_processes + process_memory()
     found = torch.tensor([free, -libraries], dtype=torch.float64, device=device)
     dist.all_reduce(found, dist.ReduceOp.MIN)
     available, libraries = float(found[0]), -float(found[1])
     alone = available * num_processes
     return _resources(device, available, alone=alone, limit=limit, libraries=libraries)
+
+
+def _cublas_workspaces(device: "torch.device") -> float:
+    """Return the bytes that cuBLAS keeps, for each stream and each thread, to multiply in.
+
+    The backward pass has a thread of its own. How many they are is up to the GPU: 32 MiB or 8.
+    """
+    import torch
+
+    before = torch.cuda.memory_allocated(device)
+    ones = torch.ones(64, 64, device=device, requires_grad=True)
+    torch.autograd.grad((ones @ ones).sum(), ones)
+    del ones
+    return NUM_STREAMS * (torch.cuda.memory_allocated(device) - before)
 
 
 def keep_to_limit(device: "torch.device", resources: Resources, limit: float | None) -> None:
@@ -156,7 +176,7 @@ def _resources(
     *,
     alone: float,
     limit: float | None,
-    libraries: float = 0.0,
+    libraries: float,
 ) -> Resources:
     import torch
 
@@ -166,7 +186,7 @@ def _resources(
     return Resources(
         on_gpus=on_gpus,
         available=min(available, limit or available),
-        libraries=0.0 if on_gpus else libraries,
+        libraries=libraries,
         alone=min(alone, limit or alone),
         has_bfloat16=training_dtype(device) == torch.bfloat16,
     )

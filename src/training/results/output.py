@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from src.chat.chat_format import ChatFormat
@@ -110,6 +111,7 @@ def output_writer(
             "zero_stage": plan.zero_stage,
             "context": encoder.max_seq_len,
             "dtype": str(training_dtype(run.device)).removeprefix("torch."),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
         },
         data={
             "train": asdict(run.train_data.counts),
