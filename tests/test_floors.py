@@ -13,6 +13,7 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 FLOORS = [
     {
         "errors",
+        "gpus",
         "environment",
         "settings",
         "base_models",

@@ -16,6 +16,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from src.gpus import find_device
 from src.training.plan.plan import TrainingPlan
 
 MAX_GRADIENT_NORM = 1.0
@@ -31,11 +32,11 @@ def join_ranks(local_rank: int) -> torch.device:
     for name in ("DeepSpeed", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # The supervisor has decided; DeepSpeed's launcher would show hidden GPUs again.
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
-        device = torch.device("cuda", local_rank)
+    is_on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
+    device = torch.device("cpu") if is_on_cpu else find_device(local_rank)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        device = torch.device("cpu")
         # This op only speeds up collectives on CPU; it needs a compiler and leaks shared memory.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"

@@ -27,6 +27,7 @@ from src.data.prepare import build_step_plan
 from src.deterministic import compute_in_one_order, is_nondeterministic
 from src.errors import UserError
 from src.files.atomic import replacing_folder
+from src.gpus import find_device
 from src.out_of_memory import is_out_of_memory
 from src.settings import TrainSettings
 from src.training.checkpoint.checkpointer import Checkpointer, StoppedEarly
@@ -66,6 +67,8 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
     environment, rank = settings.environment, status.rank
     if environment.deterministic:
         compute_in_one_order()
+    if environment.on_gpus:
+        find_device(int(os.environ["LOCAL_RANK"]))  # refused now, if ever
     machines = OtherMachines() if os.environ["GROUP_WORLD_SIZE"] != "1" else None
     main_rank = machines.find_main_rank(settings) if machines else 0
     log: Callable[[str], None] = _log if rank == main_rank else _log_nothing

@@ -10,6 +10,7 @@ import torch
 
 from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
+from src.gpus import find_device
 from src.graphs.capture import Capture, cuda_capture
 from src.model.base_model import linear_shapes, load_base_model, training_dtype
 from src.model.isolation import find_neighbour_effect
@@ -46,7 +47,7 @@ class Engine:
         capture: Capture | None = None,
     ) -> None:
         """Load a base model; `capture` records its steps, by default as CUDA graphs on a GPU."""
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = find_device()
         # It builds a plan for each new length of a prompt, while all answers wait.
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.dtype = training_dtype(self.device)

@@ -4,15 +4,12 @@ torch is imported by the functions that need it: the supervisor counts devices w
 """
 
 import os
-import re
-import shutil
-import subprocess
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from src.errors import UserError
 from src.files.printable import show_bytes
+from src.gpus import count_gpus, find_device
 from src.host_memory import (
     free_memory,
     limit_process_memory,
@@ -60,31 +57,12 @@ def count_devices(asked: int | None = None) -> tuple[int, bool]:
 
     Not more than there are GPUs; without a GPU the default is two CPU processes.
     """
-    num_gpus = _count_gpus()
+    num_gpus = count_gpus()
     if num_gpus == 0:
         return asked or min(2, len(os.sched_getaffinity(0))), False
     if asked is not None and asked > num_gpus:
         print(f"NUM_PROCESSES is {asked}, and there are {num_gpus} GPUs: all are used", flush=True)
     return min(asked or num_gpus, num_gpus), True
-
-
-def _count_gpus() -> int:
-    """Return how many GPUs CUDA would show a process."""
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    installed = re.findall(r"^GPU \d+:.*\(UUID: (\S+)\)", listed.stdout, re.MULTILINE)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return len(installed)
-    numbers = [str(number) for number in range(len(installed))]
-    uuids = re.findall(r"UUID: ([^\s)]+)", listed.stdout)
-
-    def is_known(name: str) -> bool:
-        return name in numbers or any(name and uuid.startswith(name) for uuid in uuids)
-
-    # CUDA takes the beginning of a UUID too, and nothing from the first unknown name on.
-    return len(list(takewhile(is_known, map(str.strip, visible.split(",")))))
 
 
 def check_processes(num_processes: int, limit: float | None) -> None:
@@ -108,8 +86,8 @@ def expected_resources(*, on_gpus: bool, num_processes: int, limit: float | None
     import torch
 
     if on_gpus:
+        device = find_device()
         free = min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
-        device = torch.device("cuda")
         libraries = _cublas_workspaces(device)
         return _resources(device, free, alone=free, limit=limit, libraries=libraries)
     free = max(0.0, free_memory() - BESIDE_RANKS)
