@@ -3,13 +3,14 @@
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src.errors import UserError
 
+DTYPES = ("float32", "bfloat16", "float16")
 FAST_PATH_PARTS = ("norm", "attention", "mlp", "lora")
 FROZEN_SECONDS = 60.0
 
@@ -26,6 +27,8 @@ class TrainEnvironment:
     """`ZERO_STAGE`: 2 or 3, instead of choosing by memory."""
     device_memory: float | None = None
     """`DEVICE_MEMORY_GB`, in bytes: the most that training may take of each device."""
+    dtype: str | None = None
+    """`DTYPE`: the precision of the base model; None for the fastest of the device."""
     frozen_seconds: float = FROZEN_SECONDS
     """`FROZEN_SECONDS`: a rank without a heartbeat for so long ends the run."""
     deterministic: bool = False
@@ -63,8 +66,9 @@ def read_train_environment(environ: Mapping[str, str]) -> TrainEnvironment:
         )
     return TrainEnvironment(
         num_processes=_whole_number("NUM_PROCESSES", environ),
-        zero_stage=_zero_stage(environ.get("ZERO_STAGE")),
+        zero_stage=int(stage) if (stage := _one_of(("2", "3"), "ZERO_STAGE", environ)) else None,
         device_memory=None if memory_gb is None else memory_gb * 1e9,
+        dtype=_one_of(DTYPES, "DTYPE", environ),
         frozen_seconds=_number_above_0("FROZEN_SECONDS", environ) or FROZEN_SECONDS,
         deterministic=read_flag("DETERMINISTIC", environ) or False,
         fast_path_off=_fast_path_off(environ.get("FAST_PATH_OFF", "")),
@@ -92,6 +96,8 @@ class ServeEnvironment:
 
     in_4bit: bool
     """`BASE_MODEL_IN_4BIT`: hold the base model in 4-bit."""
+    dtype: str | None = None
+    """`DTYPE`: the precision of the base model; None for the fastest of the device."""
     can_speculate: bool | None
     """`LOOK_AHEAD`: verify several speculated tokens in one step; None where it pays."""
     weights_cache: Path
@@ -110,6 +116,7 @@ def read_serve_environment(environ: Mapping[str, str]) -> ServeEnvironment:
     weights_dir = environ.get("WEIGHTS_DIR")
     return ServeEnvironment(
         in_4bit=read_flag("BASE_MODEL_IN_4BIT", environ) or False,
+        dtype=_one_of(DTYPES, "DTYPE", environ),
         can_speculate=read_flag("LOOK_AHEAD", environ),
         weights_cache=Path(environ.get("WEIGHTS_CACHE") or own),
         weights_dir=Path(weights_dir) if weights_dir else None,
@@ -125,12 +132,12 @@ def _whole_number(name: str, environ: Mapping[str, str]) -> int | None:
     return int(asked)
 
 
-def _zero_stage(asked: str | None) -> int | None:
-    if not asked:
-        return None
-    if asked not in ("2", "3"):
-        raise UserError(f"ZERO_STAGE: expected 2 or 3, found {asked!r}")
-    return int(asked)
+def _one_of(choices: Sequence[str], name: str, environ: Mapping[str, str]) -> str | None:
+    asked = environ.get(name, "").strip()
+    if asked and asked not in choices:
+        expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        raise UserError(f"{name}: expected {expected}, found {asked!r}")
+    return asked or None
 
 
 def _number_above_0(name: str, environ: Mapping[str, str]) -> float | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 # Triton, which torch imports where it is installed, reads this once: no test needs a GPU.
 os.environ["TRITON_INTERPRET"] = "1"
+# Parity is tested in float32; what is tested in other precisions says so.
+os.environ["DTYPE"] = "float32"
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling

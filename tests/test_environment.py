@@ -22,14 +22,24 @@ def test_a_flag_that_cannot_be_meant_is_refused(value: str):
 
 def test_the_environment_of_a_server_is_read():
     nothing_set = read_serve_environment({})
-    assert (nothing_set.in_4bit, nothing_set.can_speculate) == (False, None)
+    assert (nothing_set.in_4bit, nothing_set.dtype) == (False, None)
+    assert nothing_set.can_speculate is None
     assert nothing_set.weights_cache.is_relative_to(tempfile.gettempdir())
     assert nothing_set.weights_dir is None
     environ = {
-        "BASE_MODEL_IN_4BIT": "1", "LOOK_AHEAD": "0", "WEIGHTS_CACHE": "/a", "WEIGHTS_DIR": "/b",
+        "BASE_MODEL_IN_4BIT": "1", "DTYPE": "float16", "LOOK_AHEAD": "0", "WEIGHTS_CACHE": "/a",
+        "WEIGHTS_DIR": "/b",
     }  # fmt: skip
     assert read_serve_environment(environ) == ServeEnvironment(
-        in_4bit=True, can_speculate=False, weights_cache=Path("/a"), weights_dir=Path("/b")
+        in_4bit=True,
+        dtype="float16",
+        can_speculate=False,
+        weights_cache=Path("/a"),
+        weights_dir=Path("/b"),
     )
     with pytest.raises(UserError, match=r"^BASE_MODEL_IN_4BIT: expected 0 or 1"):
         read_serve_environment({"BASE_MODEL_IN_4BIT": "yes"})
+    with pytest.raises(
+        UserError, match=r"^DTYPE: expected float32, bfloat16 or float16, found 'x'"
+    ):
+        read_serve_environment({"DTYPE": "x"})

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from benchmarks.gpu.results import Result, Results
+from src.model.precision import choose_dtype
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ class Stage:
     def __init__(self, name: str, *, is_tiny: bool, out: Path, work: Path, seconds: float) -> None:
         self.name, self.is_tiny, self.out, self.work = name, is_tiny, out, work
         self.device = torch.device("cpu") if is_tiny else torch.device("cuda", 0)
-        self.dtype = torch.float32 if is_tiny else torch.bfloat16
+        self.dtype = torch.float32 if is_tiny else choose_dtype(self.device)
         self.results = Results(out)
         self._ceilings = work / "ceilings.json"
         self._deadline = time.monotonic() + seconds

@@ -30,7 +30,7 @@ class OurWay:
 
     def __init__(self, work: ServeWork, folder: Path) -> None:
         self._work, self._folder = work, folder
-        self._engine = Engine(Path(work.base_model))
+        self._engine = Engine(Path(work.base_model), dtype="float32")
         self._cache = WeightsCache(folder / "cache", max_archive_bytes=10**9)
         self._adapters = [self._loaded(path) for path in work.adapters]
 
@@ -136,7 +136,7 @@ def quoting_speeds(work: ServeWork, *, can_speculate: bool) -> dict[str, Any]:
     """Return the speed of one client whose answer quotes its prompt, and of one whose does not."""
 
     def speed(base_model: str, prompt: list[int]) -> dict[str, Any]:
-        engine = Engine(Path(base_model), can_speculate=can_speculate)
+        engine = Engine(Path(base_model), dtype="float32", can_speculate=can_speculate)
         found = measure(lambda: ask_all(engine, [prompt], [None], work.num_tokens), work.num_tokens)
         engine.close()
         return found

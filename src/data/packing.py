@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -21,6 +21,19 @@ class Span:
 
 
 PackedSequence = tuple[Span, ...]
+
+
+def count_tokens(spans: Sequence[Span]) -> int:
+    """Return how many tokens they have together."""
+    return sum(map(len, spans))
+
+
+def halve(spans: Sequence[Span]) -> list[list[Span]]:
+    """Split spans in two parts of about as many tokens."""
+    parts: list[list[Span]] = [[], []]
+    for span in sorted(spans, key=len, reverse=True):
+        min(parts, key=count_tokens).append(span)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -49,11 +62,6 @@ class PackedSequences:
     def lengths(self) -> np.ndarray:
         """Tokens of each sequence."""
         return np.add.reduceat(self.stops - self.starts, self.first_spans[:-1])
-
-
-def count_tokens(sequence: PackedSequence) -> int:
-    """Return the tokens of a sequence."""
-    return sum(map(len, sequence))
 
 
 def one_by_one(offsets: np.ndarray) -> PackedSequences:

@@ -80,21 +80,34 @@ def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 class FlatAdapter(nn.Module):
     """All matrices of an adapter as one flat parameter.
 
-    So an optimizer has one tensor to work on, however many matrices there are.
+    So an optimizer has one tensor to work on, however many matrices there are. They are views of
+    it; in float16, whose small steps would be lost, of a copy of a parameter in float32.
     """
 
     def __init__(self, named_matrices: Iterable[tuple[str, nn.Parameter]]) -> None:
         super().__init__()
         self._matrices = dict(named_matrices)
-        self.flat = nn.Parameter(flatten(self._matrices.values()).detach())
+        used = flatten(self._matrices.values()).detach()
+        self._dtype = used.dtype
+        self.flat = nn.Parameter(used.float() if used.dtype == torch.float16 else used)
         self.tie()
 
     def tie(self) -> None:
-        """Make the matrices views of the flat parameter, wherever its memory is by now."""
+        """Give the matrices their memory, wherever that of the flat parameter is by now."""
+        self._used = self.flat.data.to(self._dtype)
         for matrix, view in zip(
-            self._matrices.values(), self.split(self.flat.data).values(), strict=True
+            self._matrices.values(), self.split(self._used).values(), strict=True
         ):
             matrix.data = view
+
+    def refresh(self) -> None:
+        """Give the matrices the numbers that the flat parameter has by now."""
+        if self._dtype != self.flat.dtype:
+            self._used.copy_(self.flat.data)
+
+    def matrices(self) -> dict[str, Tensor]:
+        """Return the matrices as the base model sees them, by their names."""
+        return self.split(self._used)
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Return views of a flat tensor in the shapes, and by the names, of the matrices."""

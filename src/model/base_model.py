@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
@@ -15,12 +16,6 @@ from src.files.printable import printable
 from src.model.attention import ISOLATED
 from src.model.shape import KNOWN_TYPES, read_config
 from src.out_of_memory import is_out_of_memory
-
-
-def training_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the hardware has it, else float32."""
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def is_isolated(model_type: str) -> bool:
@@ -120,3 +115,21 @@ def keep_dequantized(model: nn.Module) -> None:
         plain.weight = nn.Parameter(dense_weight(module), requires_grad=False)
         plain.bias = module.bias
         model.set_submodule(name, plain)
+
+
+def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """Return the layers that can be recomputed, in the order in which they run."""
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def recompute_layers(model: nn.Module, count: int) -> None:
+    """Have the first `count` layers keep only their input (Chen et al. 2016), and no others.
+
+    The first ones, because by the time they run again the others' activations are gone. Nothing is
+    recomputed in an architecture that cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        return
+    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    for number, layer in enumerate(decoder_layers(model)):
+        layer.gradient_checkpointing = number < count

@@ -18,6 +18,7 @@ from src.chat.conversation import Conversation
 from src.chat.prompt_length import check_prompt_length
 from src.environment import read_serve_environment
 from src.errors import UserError
+from src.model.precision import dtype_name
 from src.out_of_memory import release_memory
 from src.serving.engine.engine import Engine
 from src.serving.engine.request import Event, Grammar
@@ -53,6 +54,7 @@ class TextPredictor:
             base_model.folder,
             known_max_seq_len=describe_model(base_model.name).max_seq_len,
             in_4bit=environment.in_4bit,
+            dtype=environment.dtype,
             can_speculate=environment.can_speculate,
         )
         limit = adapter_bytes_limit(self._engine.linear_shapes)
@@ -72,7 +74,7 @@ class TextPredictor:
         print(
             f"ready after {time.monotonic() - started:.1f} s "
             f"(model {self._engine.load_seconds:.1f}, warm-up {warm_up_seconds:.1f}), "
-            f"{self._engine.num_slots} requests at once",
+            f"{dtype_name(self._engine.dtype)}, {self._engine.num_slots} requests at once",
             flush=True,
         )
 

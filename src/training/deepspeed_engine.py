@@ -65,11 +65,11 @@ def build_deepspeed_config(plan: TrainingPlan, *, bucket_size: int = BUCKET_SIZE
         "train_micro_batch_size_per_gpu": share // accumulation,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": MAX_GRADIENT_NORM,
-        "bf16": {"enabled": plan.resources.has_bfloat16},
+        "bf16": {"enabled": plan.resources.dtype == torch.bfloat16},
         "zero_optimization": {
             "stage": plan.zero_stage,
             # Below ZeRO-3 all gradients come at once, when there is nothing left to overlap with.
-            "overlap_comm": plan.resources.has_bfloat16 and is_zero3,
+            "overlap_comm": plan.resources.on_gpus and is_zero3,
             "contiguous_gradients": True,
             "reduce_bucket_size": bucket_size,
             "allgather_bucket_size": bucket_size,

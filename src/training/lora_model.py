@@ -17,11 +17,10 @@ from src.model.adapter import (
     resolve_target_modules,
 )
 from src.model.attention import varlen_unsupported_reason
-from src.model.base_model import keep_dequantized, load_base_model, training_dtype
+from src.model.base_model import keep_dequantized, load_base_model, recompute_layers
 from src.model.fast_path import use_fast_path
 from src.model.isolation import find_neighbour_effect
 from src.model.loss import SummedLoss
-from src.model.recompute import recompute_layers
 from src.training.deepspeed_engine import build_deepspeed_config
 from src.training.plan.plan import TrainingPlan
 
@@ -79,7 +78,7 @@ def load_lora_model(
     sharding = HfDeepSpeedConfig(build_deepspeed_config(plan)) if plan.zero_stage == 3 else None
     model = load_base_model(
         Path(settings.base_model_dir),
-        dtype=training_dtype(device),
+        dtype=plan.resources.dtype,
         device=None if sharding else device,
         in_4bit=settings.peft_method == "qlora",
     )

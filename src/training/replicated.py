@@ -16,14 +16,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from src.data.collate import Batch
-from src.data.packing import Span
+from src.data.packing import Span, count_tokens, halve
 from src.data.steps import MicroBatch
 from src.data.token_file import TokenDataset
 from src.errors import UserError
 from src.graphs.capture import Capture, cuda_capture
 from src.graphs.passes import PassGraphs
 from src.model.adapter import FlatAdapter, copy_to_cpu, flatten
-from src.model.recompute import decoder_layers, recompute_layers
+from src.model.base_model import decoder_layers, recompute_layers
 from src.out_of_memory import is_out_of_memory, release_memory
 from src.training.context import Run, check_finite
 from src.training.deepspeed_engine import (
@@ -86,6 +86,7 @@ class ReplicatedTrainer:
         """Let DeepSpeed average the ranks' gradients, clip the mean and run AdamW."""
         self.engine.backward(self.engine(gradient), scale_wrt_gas=False)
         self.engine.step()
+        self._adapter.refresh()
 
     def sum_losses(
         self, micro_batches: Sequence[MicroBatch], dataset: TokenDataset
@@ -96,8 +97,7 @@ class ReplicatedTrainer:
 
     def gather_adapter(self) -> tuple[int, dict[str, Tensor]]:
         with self._changing:
-            matrices = self._adapter.split(self._adapter.flat)
-            return self.num_steps_done, copy_to_cpu(matrices.items())
+            return self.num_steps_done, copy_to_cpu(self._adapter.matrices().items())
 
     def gather_state(self) -> dict[str, Tensor]:
         return {
@@ -113,6 +113,7 @@ class ReplicatedTrainer:
             part: flatten(state[f"{part}.{name}"] for name in names) for part in STATE_PARTS
         }
         restore_parts(self._adapter.flat, parts, source=source, engine=self.engine)
+        self._adapter.refresh()
         set_num_steps(self.engine, step)
         self.num_steps_done = step
 
@@ -159,8 +160,8 @@ class Accumulator:
         while waiting:
             spans = waiting.pop()
             limit = self.max_tokens
-            if limit is not None and _count_tokens(spans) > limit and len(spans) > 1:
-                waiting += _halves(spans)
+            if limit is not None and count_tokens(spans) > limit and len(spans) > 1:
+                waiting += halve(spans)
             elif spans and not self._try_adding(spans, dataset, sums):
                 self._make_smaller(spans, dataset)
                 waiting.append(spans)
@@ -203,7 +204,7 @@ class Accumulator:
         release_memory()
         if self._graphs and self._graphs.is_on:
             return self._graphs.turn_off("out of memory beside them")
-        num_tokens, num_layers = _count_tokens(spans), self._num_layers
+        num_tokens, num_layers = count_tokens(spans), self._num_layers
         if len(spans) > 1:
             self.max_tokens = max(num_tokens // 2, *map(len, spans))
             self._log(
@@ -236,15 +237,3 @@ class Accumulator:
             f"tokens, alone{recomputed}; expected at most about {fits:,} tokens, "
             "peft_method=qlora or a GPU with more memory"
         )
-
-
-def _count_tokens(spans: Sequence[Span]) -> int:
-    return sum(map(len, spans))
-
-
-def _halves(spans: list[Span]) -> list[list[Span]]:
-    """Split spans in two parts of about as many tokens."""
-    parts: list[list[Span]] = [[], []]
-    for span in sorted(spans, key=len, reverse=True):
-        min(parts, key=_count_tokens).append(span)
-    return parts

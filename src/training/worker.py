@@ -85,7 +85,7 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
     step_plan = build_step_plan(
         train_data, settings, max_seq_len=encoder.max_seq_len, num_devices=num_devices
     )
-    resources = measure_resources(device, environment.device_memory)
+    resources = measure_resources(device, environment)
     plan = make_plan(settings, train_data, step_plan, resources, zero_stage=environment.zero_stage)
     for line in plan.lines():
         log(line)

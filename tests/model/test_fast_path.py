@@ -15,12 +15,11 @@ from transformers import (
 from src.environment import FAST_PATH_PARTS
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
 from src.model.attention import Spans, attend, attend_one_by_one, varlen_unsupported_reason
-from src.model.base_model import dense_weight, keep_dequantized, load_base_model
+from src.model.base_model import dense_weight, keep_dequantized, load_base_model, recompute_layers
 from src.model.elementwise import gate, gate_backward, normalize, rotate
 from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
 from src.model.projections import Projection, _Project, _ProjectGated
-from src.model.recompute import recompute_layers
 from tests.model.batches import assert_same, build_model, gradients, make_batch, run
 
 CPU = torch.device("cpu")

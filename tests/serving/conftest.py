@@ -49,7 +49,7 @@ def adapters(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.fixture(scope="module")
 def engine(base_dir: Path) -> Iterator[Engine]:
-    engine = Engine(base_dir, max_slots=8, max_adapters=4)
+    engine = Engine(base_dir, dtype="float32", max_slots=8, max_adapters=4)
     yield engine
     engine.close()
 
@@ -60,7 +60,8 @@ def new_engine(base_dir: Path) -> Iterator[Callable[..., Engine]]:
     engines: list[Engine] = []
 
     def make(folder: Path = base_dir, **options) -> Engine:
-        engines.append(Engine(folder, **{"max_slots": 8, "max_adapters": 4, **options}))
+        defaults = {"dtype": "float32", "max_slots": 8, "max_adapters": 4}
+        engines.append(Engine(folder, **{**defaults, **options}))
         return engines[-1]
 
     yield make

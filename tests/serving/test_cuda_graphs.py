@@ -30,7 +30,7 @@ def capture() -> FakeCapture:
 
 @pytest.fixture
 def captured(base_dir: Path, capture: FakeCapture) -> Iterator[Engine]:
-    engine = Engine(base_dir, max_slots=8, max_adapters=4, capture=capture)
+    engine = Engine(base_dir, max_slots=8, max_adapters=4, dtype="float32", capture=capture)
     yield engine
     engine.close()
 
@@ -68,7 +68,7 @@ def test_a_shape_that_leaves_something_out_is_noticed(
 
 def test_steps_that_cannot_be_captured_run_plainly(engine, base_dir, loaded, capsys):
     capture = FakeCapture(refuses=lambda number: number % 2 == 0)
-    captured = Engine(base_dir, max_slots=8, max_adapters=4, capture=capture)
+    captured = Engine(base_dir, max_slots=8, max_adapters=4, dtype="float32", capture=capture)
     assert ask_all(captured, loaded) == ask_all(engine, loaded)
     captured.close()
     assert "runs without a CUDA graph: operation not permitted" in capsys.readouterr().out

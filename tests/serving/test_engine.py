@@ -108,7 +108,7 @@ def test_other_layouts_answer_as_in_transformers(base_dir: Path, tmp_path: Path,
     folder = tmp_path / kind
     shutil.copytree(base_dir, folder, ignore=shutil.ignore_patterns("model*", "config.json"))
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    engine = Engine(folder)
+    engine = Engine(folder, dtype="float32")
     assert ("in transformers" in capsys.readouterr().out) == (kind == "gpt-neox")
     for prompt in ("What is it?", "What is the colour of number 7? " * 3):
         ids = engine.tokenizer.encode(prompt)
@@ -123,7 +123,7 @@ def test_a_base_model_in_4bit_answers_as_peft_on_it(base_dir: Path, adapters):
     from src.model.base_model import load_base_model
 
     cpu, float32 = torch.device("cpu"), torch.float32
-    engine = Engine(base_dir, in_4bit=True)
+    engine = Engine(base_dir, dtype="float32", in_4bit=True)
     model = load_base_model(base_dir, dtype=float32, device=cpu, in_4bit=True)
     model = PeftModel.from_pretrained(model, adapters["all"])
     adapter = engine.load_adapter(read_adapter(adapters["all"], engine.linear_shapes), key="all")
@@ -152,7 +152,7 @@ def test_scaled_rotary_embeddings_are_transformers_own(base_dir, tmp_path, scali
     )  # fmt: skip
     torch.manual_seed(1)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    engine = Engine(folder)
+    engine = Engine(folder, dtype="float32")
     assert ("its rotary embedding is" in capsys.readouterr().out) == (scaling == "dynamic")
     for text in ("What?", "What is the colour of number 7? " * 2):
         ids = engine.tokenizer.encode(text)

@@ -32,7 +32,7 @@ SAMPLING = {
 @pytest.fixture(scope="module")
 def plain_engine(base_dir: Path) -> Iterator[Engine]:
     """An engine that makes single steps."""
-    engine = Engine(base_dir, max_slots=8, max_adapters=4, can_speculate=False)
+    engine = Engine(base_dir, max_slots=8, max_adapters=4, dtype="float32", can_speculate=False)
     yield engine
     engine.close()
 

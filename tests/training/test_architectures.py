@@ -61,7 +61,7 @@ def test_what_was_trained_is_served_as_transformers_and_peft_do(folder: Path, tr
     )  # fmt: skip
     prompt = list(range(3, 40, 2))
     base = AutoModelForCausalLM.from_pretrained(folder)
-    engine = Engine(folder, max_slots=2)
+    engine = Engine(folder, dtype="float32", max_slots=2)
     try:
         adapter = engine.load_adapter(read_adapter(output, engine.linear_shapes), key="trained")
         served = [Client(engine, prompt, PARAMS, adapter=a).answer() for a in (None, adapter)]

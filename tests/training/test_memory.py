@@ -12,10 +12,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
-from src.model.base_model import keep_dequantized, load_base_model
+from src.model.base_model import keep_dequantized, load_base_model, recompute_layers
 from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
-from src.model.recompute import recompute_layers
 from src.model.shape import ModelShape, read_shape
 from src.training.plan.memory import Workload, estimate_memory, fit
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from src.cli.client import main
 from src.data.prepare import build_step_plan
@@ -88,6 +89,7 @@ def test_processes_without_room_for_their_libraries_are_refused_at_once(base_dir
         *(("FROZEN_SECONDS", "a number above 0", x) for x in ("", "0", "a minute")),
         *(("NUM_PROCESSES", "a number of at least 1", x) for x in ("0", "-1", "two", "1.5", "²")),
         *(("ZERO_STAGE", "2 or 3", x) for x in ("1", "9", "two")),
+        *(("DTYPE", "float32, bfloat16 or float16", x) for x in ("bf16", "Float32", "1")),
         ("FAST_PATH_OFF", "some of norm,attention,mlp,lora", "nrm"),
         ("CHECKPOINT_DIR", "a folder that can be written to", "/proc/checkpoints"),
     ],
@@ -122,7 +124,7 @@ def plan_on(make_settings, tmp_path: Path):
         steps = build_step_plan(data, settings, max_seq_len=4096, num_devices=num_gpus)
         free = gigabytes * 1e9
         resources = Resources(
-            on_gpus=True, available=free, libraries=libraries, alone=free, has_bfloat16=True
+            on_gpus=True, available=free, libraries=libraries, alone=free, dtype=torch.bfloat16
         )
         return make_plan(settings, data, steps, resources)
 
@@ -188,7 +190,7 @@ def plan_on_cpus(make_settings, base_dir: Path, tmp_path: Path):
             available=available,
             libraries=500e6,
             alone=alone or available,
-            has_bfloat16=False,
+            dtype=torch.float32,
         )
         return make_plan(settings, data, steps, resources)
 

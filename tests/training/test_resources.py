@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.environment import TrainEnvironment
 from src.host_memory import process_memory
 from src.training.plan.resources import (
     Resources,
@@ -78,11 +79,10 @@ def test_processes_are_no_more_than_the_cores_that_may_be_used(tmp_path: Path):
 
 
 def test_cpu_processes_share_the_memory_and_keep_to_a_limit():
-    one, four = (
-        expected_resources(on_gpus=False, num_processes=n, limit=None).available for n in (1, 4)
-    )
+    one, four = (expected_resources(TrainEnvironment(num_processes=n)).available for n in (1, 4))
     assert 3 < one / four < 5
-    assert expected_resources(on_gpus=False, num_processes=1, limit=1e6).available == 1e6
+    limited = TrainEnvironment(num_processes=1, device_memory=1e6)
+    assert expected_resources(limited).available == 1e6
 
 
 def test_without_a_gpu_a_rank_is_refused_what_it_was_not_given():
@@ -92,7 +92,7 @@ def test_without_a_gpu_a_rank_is_refused_what_it_was_not_given():
         try:
             available = process_memory() + 400e6  # less than the parent's: files are not counted
             given = Resources(
-                on_gpus=False, available=available, libraries=0, alone=0, has_bfloat16=False
+                on_gpus=False, available=available, libraries=0, alone=0, dtype=torch.float32
             )
             keep_to_limit(torch.device("cpu"), given, None)
             kept = new_memory(100 * 2**20)

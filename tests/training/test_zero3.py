@@ -40,7 +40,7 @@ def take_steps() -> None:
     loss = SquareLoss()
     plan: Any = SimpleNamespace(
         steps=SimpleNamespace(batch_sizes=BatchSizes(1, 1, 1)),
-        resources=SimpleNamespace(has_bfloat16=False),
+        resources=SimpleNamespace(on_gpus=False, dtype=torch.float32),
         zero_stage=3,
     )
     run: Any = SimpleNamespace(

@@ -14,6 +14,7 @@ from src.chat.prompt_encoder import open_prompt_encoder
 from src.cli.docstrings import docstring_pairs
 from src.cli.tiny_model import make_base_model
 from src.environment import TrainEnvironment
+from src.model.precision import dtype_name
 from src.serving.engine.engine import Engine
 from src.settings import TrainSettings
 from src.training.supervise.supervisor import run_workers
@@ -107,7 +108,10 @@ class Trainings:
 
     def _train(self, name: str, settings: dict[str, Any], zero_stage: int) -> Trained:
         environment = TrainEnvironment(
-            num_processes=1, on_gpus=not self._stage.is_tiny, zero_stage=zero_stage
+            num_processes=1,
+            on_gpus=not self._stage.is_tiny,
+            zero_stage=zero_stage,
+            dtype=dtype_name(self._stage.dtype),
         )
         records: list[dict[str, Any]] = []
         run_dir = self._root / re.sub(r"\W+", "-", name)
@@ -144,7 +148,13 @@ def compare(
 def recite(stage: Stage, trainings: Trainings, name: str, trained: Trained) -> None:
     """Record how many answers the adapter knows by heart, in the engine."""
     assert trained.output is not None
-    engine = Engine(trainings.folder, in_4bit=name == "qlora", max_slots=4, max_adapters=2)
+    engine = Engine(
+        trainings.folder,
+        in_4bit=name == "qlora",
+        dtype=dtype_name(stage.dtype),
+        max_slots=4,
+        max_adapters=2,
+    )
     try:
         file = read_adapter(trained.output, engine.linear_shapes)
         adapter = engine.load_adapter(file, key=name)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.gpu.client import GREEDY
 from benchmarks.gpu.models import random_adapter, small_model
 from benchmarks.gpu.stage import Stage
+from src.model.precision import dtype_name
 from src.serving.engine.engine import Engine
 from src.serving.engine.request import Event, Finished, Request, Sequence, Token
 from src.serving.grammar.json_grammar import JsonGrammars
@@ -77,7 +78,7 @@ def run(stage: Stage) -> None:
 
 def serve(stage: Stage, folder: Path, name: str, change: Change | None = None) -> list[Case]:
     """Serve all requests on this thread, so that every run takes the same steps."""
-    engine = Engine(folder, max_slots=8, max_adapters=4)
+    engine = Engine(folder, dtype=dtype_name(stage.dtype), max_slots=8, max_adapters=4)
     try:
         if change is not None:
             change(engine)

@@ -10,6 +10,7 @@ from benchmarks.gpu.client import GREEDY, Client
 from benchmarks.gpu.models import large_model, random_adapter
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.timing import count_kernels, seconds_of
+from src.model.precision import dtype_name
 from src.serving.engine.engine import Engine
 from src.serving.lora.weights import LoadedAdapter
 from src.serving.warm_up import warm_up
@@ -56,7 +57,7 @@ class ServeSpeed:
         )
 
     def _start(self, folder: Path) -> None:
-        self._engine = Engine(folder)
+        self._engine = Engine(folder, dtype=dtype_name(self._stage.dtype))
         self._warm_up_seconds = warm_up(self._engine, None)
 
     def close(self) -> None:

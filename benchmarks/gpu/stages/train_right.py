@@ -16,10 +16,9 @@ from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.timing import relative_error
 from src.data.collate import Batch
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
-from src.model.base_model import keep_dequantized, load_base_model
+from src.model.base_model import keep_dequantized, load_base_model, recompute_layers
 from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
-from src.model.recompute import recompute_layers
 
 RANK = 8
 BFLOAT16 = 0.05

@@ -16,7 +16,9 @@ from src.data.prepare import build_step_plan
 from src.data.steps import MicroBatch
 from src.data.token_file import TokenDataset, write_tokens
 from src.data.tokenization import IGNORE_INDEX, TokenizedExample
+from src.environment import TrainEnvironment
 from src.graphs.capture import cuda_capture
+from src.model.precision import dtype_name
 from src.model.shape import read_shape
 from src.settings import TrainSettings
 from src.training.context import Run
@@ -74,10 +76,11 @@ class TrainSpeed:
             train_data_name="random",
             run_validation=False,
             peft_method=method,
+            environment=TrainEnvironment(dtype=dtype_name(stage.dtype)),
         )
         self._device = join_ranks(0)
         steps = build_step_plan(self._data, settings, max_seq_len=self._length, num_devices=1)
-        resources = measure_resources(self._device, None)
+        resources = measure_resources(self._device, settings.environment)
         self._plan = make_plan(settings, self._data, steps, resources)
         if keeps_dequantized is not None and self._plan.work:
             work = replace(self._plan.work, keeps_dequantized=keeps_dequantized)

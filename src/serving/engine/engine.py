@@ -12,8 +12,9 @@ from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
 from src.gpus import find_device
 from src.graphs.capture import Capture, cuda_capture
-from src.model.base_model import linear_shapes, load_base_model, training_dtype
+from src.model.base_model import linear_shapes, load_base_model
 from src.model.isolation import find_neighbour_effect
+from src.model.precision import choose_dtype
 from src.model.shape import check_architecture, max_sequence_length
 from src.serving.engine.batch import Batch
 from src.serving.engine.cuda_graphs import CudaGraphs
@@ -41,16 +42,20 @@ class Engine:
         *,
         known_max_seq_len: int | None = None,
         in_4bit: bool = False,
+        dtype: str | None = None,
         max_slots: int = MAX_SLOTS,
         max_adapters: int = MAX_ADAPTERS,
         can_speculate: bool | None = None,
         capture: Capture | None = None,
     ) -> None:
-        """Load a base model; `capture` records its steps, by default as CUDA graphs on a GPU."""
+        """Load a base model; `capture` records its steps, by default as CUDA graphs on a GPU.
+
+        Without a `dtype`, it computes in what the device is fastest in.
+        """
         self.device = find_device()
         # It builds a plan for each new length of a prompt, while all answers wait.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        self.dtype = training_dtype(self.device)
+        self.dtype = choose_dtype(self.device, dtype)
         check_architecture(folder)
         self.tokenizer = Tokenizer(folder)
         self.max_seq_len = max_sequence_length(folder, known=known_max_seq_len)

@@ -21,7 +21,7 @@ def check_disks(plan: TrainingPlan, run_dir: Path) -> str:
     parameters = plan.trainable_parameters
     if parameters is None:
         return "plan: disk space is not estimated for this architecture"
-    adapter = parameters * (2 if plan.resources.has_bfloat16 else 4) + _ABOUT_BYTES
+    adapter = parameters * plan.resources.dtype.itemsize + _ABOUT_BYTES
     needs = [
         SpaceNeed("adapter", RUN_FOLDER, run_dir, adapter),
         SpaceNeed("archive", "the temporary files", Path(tempfile.gettempdir()), adapter),

@@ -33,10 +33,6 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
             max_seq_len=encoder.max_seq_len,
             num_devices=environment.num_processes * environment.num_nodes,
         )
-        resources = expected_resources(
-            on_gpus=environment.on_gpus,
-            num_processes=environment.num_processes,
-            limit=environment.device_memory,
-        )
+        resources = expected_resources(environment)
         plan = make_plan(settings, data, step_plan, resources, zero_stage=environment.zero_stage)
         return [*lines, *plan.lines(), check_disks(plan, Path(folder))]

@@ -25,7 +25,7 @@ class Workload:
 
     shape: ModelShape
     element_bytes: int
-    """2 for bfloat16, 4 for float32."""
+    """2 for bfloat16 and float16, 4 for float32."""
     in_4bit: bool
     target_modules: str
     lora_rank: int

@@ -8,6 +8,7 @@ import numpy as np
 from src.data.steps import StepPlan
 from src.data.token_file import TokenDataset
 from src.files.printable import show_bytes
+from src.model.precision import dtype_name
 from src.model.shape import ModelShape, read_config, read_shape
 from src.settings import TrainSettings
 from src.training.plan.memory import FILL, Workload, estimate_memory, fit
@@ -106,7 +107,7 @@ class TrainingPlan:
             parts.append("on a base model that is 4-bit already, as with qlora")
         if self.trainable_parameters is not None:
             parts.append(f"{self.trainable_parameters:,} trainable parameters")
-        parts.append("bfloat16" if self.resources.has_bfloat16 else "float32")
+        parts.append(dtype_name(self.resources.dtype))
         if self.settings.environment.deterministic:
             parts.append("deterministic")
         elif self.resources.on_gpus:
@@ -200,7 +201,7 @@ def _workload(
     weighs_prompts = settings.prompt_loss_weight > 0
     return Workload(
         shape=shape,
-        element_bytes=2 if resources.has_bfloat16 else 4,
+        element_bytes=resources.dtype.itemsize,
         in_4bit=is_in_4bit(settings),
         target_modules=settings.lora_target_modules,
         lora_rank=settings.lora_rank,

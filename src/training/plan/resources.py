@@ -3,10 +3,12 @@
 torch is imported by the functions that need it: the supervisor counts devices without it.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from src.environment import TrainEnvironment
 from src.errors import UserError
 from src.files.printable import show_bytes
 from src.gpus import count_gpus, find_device
@@ -41,7 +43,8 @@ class Resources:
     """What the libraries take of a process' memory beside the model; on a GPU that is cuBLAS."""
     alone: float
     """What would be available to a single process."""
-    has_bfloat16: bool
+    dtype: "torch.dtype"
+    """The precision of the base model."""
 
     @property
     def kind(self) -> str:
@@ -81,30 +84,41 @@ def check_processes(num_processes: int, limit: float | None) -> None:
             )
 
 
-def expected_resources(*, on_gpus: bool, num_processes: int, limit: float | None) -> Resources:
-    """Return what each rank of a run could count on if it began now, at most `limit` bytes."""
+def expected_resources(environment: TrainEnvironment) -> Resources:
+    """Return what each rank of a run could count on if it began now."""
     import torch
 
-    if on_gpus:
+    from src.model.precision import choose_dtype
+
+    num_processes, limit = environment.num_processes or 1, environment.device_memory or math.inf
+    device, libraries = torch.device("cpu"), LIBRARIES
+    if environment.on_gpus:
         device = find_device()
-        free = min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
+        share = alone = min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
         libraries = _cublas_workspaces(device)
-        return _resources(device, free, alone=free, limit=limit, libraries=libraries)
-    free = max(0.0, free_memory() - BESIDE_RANKS)
-    return _resources(
-        torch.device("cpu"), free / num_processes, alone=free, limit=limit, libraries=LIBRARIES
+    else:
+        alone = max(0.0, free_memory() - BESIDE_RANKS)
+        share = alone / num_processes
+    return Resources(
+        on_gpus=environment.on_gpus,
+        available=min(share, limit),
+        libraries=libraries,
+        alone=min(alone, limit),
+        dtype=choose_dtype(device, environment.dtype),
     )
 
 
-def measure_resources(device: "torch.device", limit: float | None) -> Resources:
-    """Return what each rank may count on: the least of what they have, at most `limit` bytes.
+def measure_resources(device: "torch.device", environment: TrainEnvironment) -> Resources:
+    """Return what each rank may count on: the least of what they have.
 
     All ranks call it together.
     """
     import torch
     import torch.distributed as dist
 
-    num_processes = 1
+    from src.model.precision import choose_dtype
+
+    num_processes, limit = 1, environment.device_memory or math.inf
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         libraries = _cublas_workspaces(device)
@@ -112,11 +126,19 @@ def measure_resources(device: "torch.device", limit: float | None) -> Resources:
         num_processes = int(os.environ["LOCAL_WORLD_SIZE"])
         libraries = process_memory() + LATER_LIBRARIES
         free = free_memory() / num_processes + process_memory()
-    found = torch.tensor([free, -libraries], dtype=torch.float64, device=device)
+    # From what every machine computes in to what the fewest do.
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    choice = dtypes.index(choose_dtype(device, environment.dtype))
+    found = torch.tensor([free, -libraries, choice], dtype=torch.float64, device=device)
     dist.all_reduce(found, dist.ReduceOp.MIN)
-    available, libraries = float(found[0]), -float(found[1])
-    alone = available * num_processes
-    return _resources(device, available, alone=alone, limit=limit, libraries=libraries)
+    free, libraries, choice = found.tolist()
+    return Resources(
+        on_gpus=device.type == "cuda",
+        available=min(free, limit),
+        libraries=-libraries,
+        alone=min(free * num_processes, limit),
+        dtype=dtypes[int(choice)],
+    )
 
 
 def _cublas_workspaces(device: "torch.device") -> float:
@@ -146,28 +168,6 @@ def keep_to_limit(device: "torch.device", resources: Resources, limit: float | N
     elif limit is not None:
         _, total = torch.cuda.mem_get_info(device)
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
-
-
-def _resources(
-    device: "torch.device",
-    available: float,
-    *,
-    alone: float,
-    limit: float | None,
-    libraries: float,
-) -> Resources:
-    import torch
-
-    from src.model.base_model import training_dtype
-
-    on_gpus = device.type == "cuda"
-    return Resources(
-        on_gpus=on_gpus,
-        available=min(available, limit or available),
-        libraries=libraries,
-        alone=min(alone, limit or alone),
-        has_bfloat16=training_dtype(device) == torch.bfloat16,
-    )
 
 
 def peak_memory(device: "torch.device") -> float:

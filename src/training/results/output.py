@@ -15,7 +15,7 @@ from src.chat.prompt_encoder import PromptEncoder
 from src.data.prepare import read_report
 from src.data.report import DataReport
 from src.model.adapter import save_adapter
-from src.model.base_model import training_dtype
+from src.model.precision import dtype_name
 from src.settings import TrainSettings
 from src.training.context import Run
 from src.training.plan.plan import TrainingPlan
@@ -110,7 +110,7 @@ def output_writer(
             "num_steps": step_plan.num_steps,
             "zero_stage": plan.zero_stage,
             "context": encoder.max_seq_len,
-            "dtype": str(training_dtype(run.device)).removeprefix("torch."),
+            "dtype": dtype_name(plan.resources.dtype),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         },
         data={
