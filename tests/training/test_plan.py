@@ -147,7 +147,6 @@ def test_70b_in_4_bit_on_one_gpu(plan_on):
     assert 0 < plan.num_recomputed < 40
     assert plan.peak is not None
     assert plan.peak < 80e9
-    assert any("qlora unpacks the base model in every pass" in line for line in plan.lines())
 
 
 def test_what_cublas_and_the_allocator_take_of_a_gpu_counts(plan_on):

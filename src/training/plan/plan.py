@@ -11,13 +11,11 @@ from src.files.printable import show_bytes
 from src.model.precision import dtype_name
 from src.model.shape import ModelShape, read_config, read_shape
 from src.settings import TrainSettings
+from src.training.plan.advice import idle_gpu_warning
 from src.training.plan.memory import FILL, Workload, estimate_memory, fit
 from src.training.plan.resources import Resources
 from src.training.plan.room import check_rank, check_room
 from src.weights.base_model.check import is_bitsandbytes_4bit
-
-EFFICIENT_TOKENS = 8192
-"""Below so many tokens in a pass, unpacking 4-bit weights takes a good part of the time."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,11 @@ class TrainingPlan:
         return sum(self._parts().values()) or None
 
     @property
+    def _can_capture(self) -> bool:
+        """Whether short passes run as CUDA graphs."""
+        return self.work is not None and self.zero_stage != 3 and not self.num_recomputed
+
+    @property
     def trainable_parameters(self) -> int | None:
         """Parameters of the adapter, where the architecture tells them."""
         if self.work is None:
@@ -64,18 +67,15 @@ class TrainingPlan:
         """Return the block for the log."""
         lines = [self._data_line(), self._steps_line(), self._method_line(), self._memory_line()]
         lines = [f"plan: {line}" for line in lines]
-        if (
-            self.settings.peft_method == "qlora"
-            and self.resources.on_gpus
-            and self.work is not None
-            and not self.work.keeps_dequantized
-            and self.work.num_tokens < EFFICIENT_TOKENS
-        ):
-            lines.append(
-                "warning: qlora unpacks the base model in every pass, which is fast from about "
-                f"{EFFICIENT_TOKENS:,} tokens in one: a larger micro_batch_size or pack_sequences "
-                "would be faster"
+        if self.resources.on_gpus and self.max_tokens is None:
+            warning = idle_gpu_warning(
+                self.settings,
+                self.steps,
+                self.work,
+                num_tokens=self.data.counts.tokens,
+                can_capture=self._can_capture,
             )
+            lines += [warning] if warning else []
         return lines
 
     def _data_line(self) -> str:
