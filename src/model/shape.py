@@ -13,7 +13,8 @@ from src.files.printable import printable
 LOGITS_PER_PIECE = 2**26
 """Scores of the head that are in memory at a time: 256 MiB in float32."""
 
-SMALLEST_SLOT_RANK = 8
+PAGE_RANK = 8
+"""Adapters that are served lie in pages of this rank."""
 ADAPTER_SHARE = 0.15
 """Of a device's memory beside the base model, what adapters may take when they are served."""
 
@@ -100,19 +101,19 @@ class ModelShape:
         return self.num_layers * rank * sum(out + inner for out, inner in sizes)
 
     def served_adapter_bytes(self, target_modules: str, rank: int, *, itemsize: int) -> int:
-        """Return what an adapter takes on the device that serves it, in a slot of its own."""
+        """Return what an adapter takes on the device that serves it, in pages of its own."""
         adapted, sizes = self.adapted(target_modules), self.layer_linears
         groups = [names for names in FUSED_LAYERS if adapted.keys() & set(names)]
         numbers = sum(
             len(names) * (sizes[names[0]][1] + sum(sizes[name][0] for name in names))
             for names in groups
         )
-        return self.num_layers * slot_rank(rank) * numbers * itemsize
+        return self.num_layers * num_pages_of(rank) * PAGE_RANK * numbers * itemsize
 
 
-def slot_rank(rank: int) -> int:
-    """Return the rank of the slots that serve adapters of a rank: the next power of two."""
-    return max(SMALLEST_SLOT_RANK, 1 << (rank - 1).bit_length())
+def num_pages_of(rank: int) -> int:
+    """Return how many pages an adapter of this rank takes when it is served."""
+    return -(-rank // PAGE_RANK)
 
 
 def choose_targets(asked: str, known: Iterable[str]) -> list[str]:

@@ -66,6 +66,20 @@ def test_a_shape_that_leaves_something_out_is_noticed(
     assert capture.num_replays > 20
 
 
+def test_an_adapter_of_a_higher_rank_voids_no_graph(engine, captured, capture, loaded):
+    def answer(engine: Engine, name: str) -> list[int]:
+        return Client(engine, [5, 6, 7], GREEDY, adapter=loaded[name]).answer()
+
+    expected = answer(engine, "all")
+    assert answer(captured, "all") == expected
+    answer(captured, "rank-40")
+    num_captures = capture.num_captures
+    for name in ("all", "rank-1", "rank-13"):
+        answer(captured, name)
+    assert capture.num_captures == num_captures + 1  # for two pages at a time
+    assert answer(captured, "all") == expected
+
+
 def test_steps_that_cannot_be_captured_run_plainly(engine, base_dir, loaded, capsys):
     capture = FakeCapture(refuses=lambda number: number % 2 == 0)
     captured = Engine(base_dir, max_slots=8, max_adapters=4, dtype="float32", capture=capture)

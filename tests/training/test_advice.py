@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from src.data.prepare import build_step_plan
 from src.data.token_file import TokenDataset, write_tokens
@@ -38,7 +39,7 @@ def warning(make_settings, tmp_path: Path):
         steps = build_step_plan(data, settings, max_seq_len=4096, num_devices=num_gpus)
         free = gigabytes * 1e9
         resources = Resources(
-            on_gpus=gigabytes > 0, available=free, libraries=0.0, alone=free, has_bfloat16=True
+            on_gpus=gigabytes > 0, available=free, libraries=0.0, alone=free, dtype=torch.bfloat16
         )
         plan = make_plan(settings, data, steps, resources, zero_stage=zero_stage)
         return next((line for line in plan.lines() if line.startswith("warning")), None)

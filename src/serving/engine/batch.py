@@ -105,7 +105,6 @@ class Batch:
             sequence.lora_slot = self._runner.lora.acquire(adapter)
             if sequence.lora_slot is None:
                 return False
-            self._is_changed = True  # The adapters of the others may lie elsewhere now.
         # The lowest slot: a step computes all rows up to the highest one in use.
         sequence.slot = slot = min(self._free)
         self._free.remove(slot)

@@ -1,21 +1,29 @@
-"""The adapters on the device: slots beside the base model, the least recently used makes room."""
+"""The adapters on the device: pages beside the base model, the least recently used makes room.
+
+An adapter takes one page for each `PAGE_RANK` of its rank, anywhere (as in S-LoRA, Sheng et al.
+2023). The memory of pages is taken once, at its largest: no captured step has to be captured anew
+when an adapter comes, whatever its rank, and nobody pays for the rank of another who is not there.
+"""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from src.errors import UserError
-from src.model.shape import SMALLEST_SLOT_RANK, slot_rank
-from src.serving.lora.stacked import LoraBatch, StackedLora, others_of
+from src.model.shape import PAGE_RANK, num_pages_of
+from src.serving.lora.stacked import LoraBatch, StackedLora
 from src.serving.lora.weights import LoadedAdapter
 from src.serving.model.layers import Projection
+from src.settings import MAX_RANK
+from src.transfer import to_device
 from src.weights.cache.cache_use import CacheUse
 
-WIDE_RANK, WIDE_RATIO = 64, 4
-"""All pay for the widest slot. Idle adapters leave when they are over this rank and the others need
-less than so many times their width."""
+USUAL_RANK = 64
+"""There are pages for so high a rank in every slot, if the memory has room for them."""
+GATHER_COST = 3
+"""Pages that are gathered are read, written and read again."""
 
 
 @dataclass
@@ -23,17 +31,15 @@ class _Resident:
     """An adapter on the device."""
 
     slot: int
-    rank: int
+    pages: list[int]
     projections: frozenset[int]
     """Which of the model's it adapts."""
+    num_bytes: int
     num_users: int = 0
 
 
 class LoraSlots:
-    """Copies adapters into slots, all as wide as the widest needs: the wider, the fewer they are.
-
-    The base model's weights are never written to.
-    """
+    """Copies adapters into pages; the base model's weights are never written to."""
 
     def __init__(
         self,
@@ -48,13 +54,18 @@ class LoraSlots:
         self._projections, self._like = projections, like
         self._max_slots, self._max_bytes = max_slots, max_bytes
         self._has_fixed_shapes = has_fixed_shapes
-        self._rank, self._num_slots = SMALLEST_SLOT_RANK, max_slots
-        self._stacks: list[StackedLora | None] = [None] * len(projections)
-        self._version = 0  # Another number means that the stacks lie elsewhere now.
+        self._page_bytes = [
+            PAGE_RANK * len(p.names) * (p.in_features + sum(p.out_features)) * like.itemsize
+            for p in projections
+        ]
+        self._num_pages = max(max_slots * USUAL_RANK, MAX_RANK) // PAGE_RANK
+        if has_fixed_shapes:  # else memory is taken as pages are written
+            self._num_pages = min(self._num_pages, max_bytes // sum(self._page_bytes))
+        self._stacks: dict[int, StackedLora] = {}
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
         # What a captured step reads: the same memory whatever the rows are.
-        self._shared = torch.zeros(1, dtype=torch.long, device=like.device)
-        others = (max_rows, max_slots, 1)
+        self._pages = torch.zeros(self._num_pages, dtype=torch.long, device=like.device)
+        others = (max_rows, self._num_pages, 1)
         self._others = torch.ones(others, dtype=torch.bool, device=like.device)
         self.use = CacheUse(0, 0, 0, 0)
 
@@ -66,30 +77,29 @@ class LoraSlots:
         resident = self._residents.get(adapter.key)
         is_hit = resident is not None
         if resident is None:
-            resident = self._new_resident(adapter)
-        if not self._make_room(adapter.key, resident):
-            return None
-        if not is_hit:
-            taken = {other.slot for other in self._residents.values()}
-            resident.slot = min(set(range(self._num_slots)) - taken)
-            for stack in self._stacks:
-                if stack is not None:
-                    stack.write(resident.slot, adapter.modules)
+            resident = self._place(adapter)
+            if resident is None:
+                return None
             self._residents[adapter.key] = resident
         resident.num_users += 1
         self._residents.move_to_end(adapter.key)
-        num_bytes = sum(stack.num_bytes for stack in self._stacks if stack is not None)
+        num_bytes = sum(resident.num_bytes for resident in self._residents.values())
         hits, misses = self.use.hits + is_hit, self.use.misses + (not is_hit)
         self.use = CacheUse(len(self._residents), num_bytes, hits, misses)
         return resident.slot
 
     def release(self, slot: int) -> None:
         """Say that one of the users of a slot needs it no more."""
-        next(r for r in self._residents.values() if r.slot == slot).num_users -= 1
+        self._of_slot(slot).num_users -= 1
 
     def of_slot(self, slot: int) -> LoraBatch:
         """Return the adapter of rows that all have the same one."""
-        return LoraBatch(self._stacks, slot)
+        resident = self._of_slot(slot)
+        first, last = resident.pages[0], resident.pages[-1]
+        pages: slice | torch.Tensor = slice(first, last + 1)
+        if last - first >= len(resident.pages):
+            pages = torch.tensor(resident.pages, device=self._like.device)
+        return LoraBatch(self._stacks_of(resident.projections), pages)
 
     def batch(self, slots: Sequence[int | None]) -> LoraBatch:
         """Return the adapters of the rows of a step, of which one has an adapter at least.
@@ -97,84 +107,91 @@ class LoraSlots:
         With fixed shapes it lies where that of the batch before lay, which it replaces.
         """
         used = {slot for slot in slots if slot is not None}
-        if len(set(slots)) == 1:
-            (slot,) = used
-            shared = self._shared.fill_(slot) if self._has_fixed_shapes else slot
-            return LoraBatch(self._stacks, shared, key=("shared", self._version))
-        width = max(used) + 1
-        if self._has_fixed_shapes:
-            # As many slots as there are adapters, rounded up: few graphs.
-            width = min(1 << (width - 1).bit_length(), self._num_slots)
-        others = others_of(slots, width, self._like.device)
-        if self._has_fixed_shapes:
-            others = self._others[: len(slots), :width].copy_(others)
-        return LoraBatch(self._stacks, is_other=others, key=("mixed", width, self._version))
+        is_shared = len(set(slots)) == 1
+        if is_shared and not self._has_fixed_shapes:
+            return self.of_slot(*used)
+        residents = [self._of_slot(slot) for slot in used]
+        owners = {page: resident.slot for resident in residents for page in resident.pages}
+        projections = frozenset[int]().union(*(resident.projections for resident in residents))
+        num_gathered, width = len(owners), max(owners) + 1
+        if self._has_fixed_shapes:  # few graphs
+            num_gathered, width = map(self._round_up, (num_gathered, width))
+        is_gathered = is_shared or width > GATHER_COST * num_gathered
+        ids = list(range(width))
+        if is_gathered:
+            ids = [*owners, *[-1] * (num_gathered - len(owners))]
+        has_others = not is_shared or len(ids) > len(owners)
+        others = self._others[: len(slots), : len(ids)]
+        if has_others:
+            others.copy_(others_of(slots, [owners.get(page) for page in ids], others.device))
+        pages: slice | torch.Tensor = slice(0, width)
+        if is_gathered:
+            pages = self._pages[: len(ids)]
+            # The last ones have no owner, and may be any.
+            pages.copy_(to_device(torch.tensor(ids).clamp(min=0), pages.device))
+        return LoraBatch(
+            self._stacks_of(projections),
+            pages,
+            others if has_others else None,
+            key=(is_gathered, len(ids), has_others, projections),
+        )
 
-    def _new_resident(self, adapter: LoadedAdapter) -> _Resident:
+    def _place(self, adapter: LoadedAdapter) -> _Resident | None:
+        """Write an adapter into free pages; None, with nothing changed, while they are too few."""
         projections = frozenset(
             number
             for number, projection in enumerate(self._projections)
             if any(name in adapter.modules for name in projection.names)
         )
-        num_bytes = self._bytes_per_slot(adapter.max_rank, projections)
-        if num_bytes > self._max_bytes:
+        num_pages = num_pages_of(adapter.max_rank)
+        page_bytes = sum(self._page_bytes[number] for number in projections)
+        most = min(self._num_pages, self._max_bytes // page_bytes)
+        if num_pages > most:
             raise UserError(
-                f"weights: expected an adapter of a rank for which the device has room, "
-                f"{self._max_bytes / 1e9:.2f} GB; found rank {adapter.max_rank}, "
-                f"which takes {num_bytes / 1e9:.2f} GB"
+                f"weights: expected an adapter of at most rank {most * PAGE_RANK:,}, for which the "
+                f"device has room; found rank {adapter.max_rank:,}"
             )
-        return _Resident(-1, adapter.max_rank, projections)
+        num_bytes = num_pages * page_bytes
+        stay = OrderedDict(self._residents)
+        idle = (key for key, resident in self._residents.items() if not resident.num_users)
+        while not self._has_room(stay.values(), num_pages, num_bytes):
+            key = next(idle, None)
+            if key is None:
+                return None
+            del stay[key]
+        taken = {page for resident in stay.values() for page in resident.pages}
+        pages = [page for page in range(self._num_pages) if page not in taken][:num_pages]
+        self._residents = stay
+        for number in projections - self._stacks.keys():
+            self._stacks[number] = StackedLora(
+                self._projections[number], num_pages=self._num_pages, like=self._like
+            )
+        for stack in self._stacks.values():
+            stack.write(pages, adapter.modules)
+        slot = min(set(range(self._max_slots)) - {resident.slot for resident in stay.values()})
+        return _Resident(slot, pages, projections, num_bytes)
 
-    def _make_room(self, key: str, resident: _Resident) -> bool:
-        """Make a slot free for an adapter, if it has none, that is wide enough for it.
-
-        Idle adapters leave where they must; those in use keep their slots. Returns False, with
-        nothing changed, where they leave no room.
-        """
-        stay = OrderedDict([*self._residents.items(), (key, resident)])
-        limit = max(WIDE_RANK, self._rank // WIDE_RATIO)
-        needed = max(r.rank for r in stay.values() if r.num_users or r is resident)
-        is_too_wide = self._rank > limit >= needed
-        if is_too_wide:
-            stay = OrderedDict((name, r) for name, r in stay.items() if r.rank <= limit)
-        while True:
-            if not is_too_wide and self._has_room(stay, resident):
-                break
-            rank = slot_rank(max(r.rank for r in stay.values()))
-            projections = frozenset[int]().union(*(r.projections for r in stay.values()))
-            num_slots = self._max_bytes // self._bytes_per_slot(rank, projections)
-            num_slots = min(num_slots, self._max_slots)
-            if len(stay) <= num_slots and all(r.slot < num_slots for r in stay.values()):
-                self._rebuild(rank, num_slots, projections)
-                break
-            idle = [name for name, r in stay.items() if not r.num_users and r is not resident]
-            if not idle:
-                return False
-            del stay[min(idle, key=lambda name: stay[name].slot < num_slots)]
-        self._residents = OrderedDict((n, r) for n, r in stay.items() if r.slot >= 0)
-        return True
-
-    def _has_room(self, stay: Mapping[str, _Resident], resident: _Resident) -> bool:
-        """Return whether the slots as they are have room for an adapter beside those that stay."""
+    def _has_room(self, others: Collection[_Resident], num_pages: int, num_bytes: int) -> bool:
         return (
-            len(stay) <= self._num_slots
-            and resident.rank <= self._rank
-            and all(self._stacks[number] is not None for number in resident.projections)
+            len(others) < self._max_slots
+            and sum(len(other.pages) for other in others) + num_pages <= self._num_pages
+            and sum(other.num_bytes for other in others) + num_bytes <= self._max_bytes
         )
 
-    def _rebuild(self, rank: int, num_slots: int, projections: frozenset[int]) -> None:
-        stacks: list[StackedLora | None] = [None] * len(self._projections)
-        for number in projections:
-            stacks[number] = new = StackedLora(
-                self._projections[number], num_slots=num_slots, rank=rank, like=self._like
-            )
-            if (old := self._stacks[number]) is not None:
-                new.take(old)
-        # All of them or none: memory may have run out on the way.
-        self._stacks, self._rank, self._num_slots = stacks, rank, num_slots
-        self._version += 1
+    def _of_slot(self, slot: int) -> _Resident:
+        return next(r for r in self._residents.values() if r.slot == slot)
 
-    def _bytes_per_slot(self, rank: int, projections: Iterable[int]) -> int:
-        groups = (self._projections[number] for number in projections)
-        numbers = sum(len(g.names) * (g.in_features + sum(g.out_features)) for g in groups)
-        return slot_rank(rank) * numbers * self._like.itemsize
+    def _stacks_of(self, projections: Collection[int]) -> dict[int, StackedLora]:
+        return {number: self._stacks[number] for number in projections}
+
+    def _round_up(self, num_pages: int) -> int:
+        return min(1 << (num_pages - 1).bit_length(), self._num_pages)
+
+
+def others_of(
+    slots: Sequence[int | None], owners: Sequence[int | None], device: torch.device
+) -> torch.Tensor:
+    """Return which pages are not a row's own (rows, pages, 1)."""
+    own = torch.tensor([-1 if slot is None else slot for slot in slots])
+    of_page = torch.tensor([-2 if slot is None else slot for slot in owners])
+    return to_device((own[:, None] != of_page)[:, :, None], device)

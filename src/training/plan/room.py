@@ -30,9 +30,9 @@ def check_rank(work: Workload, resources: Resources) -> None:
     if room <= 0:
         return  # the base model alone has no room
     room *= ADAPTER_SHARE if resources.on_gpus else ADAPTER_SHARE * work.world_size
-    size = work.shape.served_adapter_bytes(
-        work.target_modules, work.lora_rank, itemsize=work.element_bytes
-    )
+    # A GPU's pages have room for every layer.
+    layers = "all-linear" if resources.on_gpus else work.target_modules
+    size = work.shape.served_adapter_bytes(layers, work.lora_rank, itemsize=work.element_bytes)
     if size > room:
         raise UserError(
             f"lora_rank: expected an adapter that can be served in {show_bytes(room)} of a "
