@@ -42,6 +42,15 @@ class Run:
         weight = self.settings.prompt_loss_weight
         return collate(micro_batch, dataset, prompt_loss_weight=weight).to(self.device)
 
+    def log_overflow(self, step: int, before: float, after: float) -> None:
+        """Say that a gradient is beyond float16, and what the loss scale was and is."""
+        if self.is_main:
+            print(
+                f"step {step}: the gradient overflows float16 with the loss scaled by "
+                f"{before:,.0f}; the step is taken again with {after:,.0f}",
+                flush=True,
+            )
+
 
 class Trainer(Protocol):
     """Takes optimizer steps; all ranks call its methods together.

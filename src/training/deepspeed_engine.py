@@ -8,6 +8,8 @@ import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler, LossScalerBase
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -16,12 +18,15 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from src.errors import UserError
 from src.gpus import find_device
 from src.training.plan.plan import TrainingPlan
 
 MAX_GRADIENT_NORM = 1.0
 BUCKET_SIZE = 2**24
 """Gradients that ZeRO-3 sends at a time: an adapter is small beside DeepSpeed's default of 5e8."""
+SUM_SCALE_POWER, MEAN_SCALE_POWER = 4, 12
+"""The first loss scale in float16, as a power of two, of a sum over target tokens and of a mean."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running means of a parameter."""
 STATE_PARTS = ("weight", *_MOMENTS)
@@ -55,7 +60,8 @@ def sum_over_ranks(*values: Tensor | float, device: torch.device) -> list[float]
 def build_deepspeed_config(plan: TrainingPlan, *, bucket_size: int = BUCKET_SIZE) -> dict[str, Any]:
     """Return DeepSpeed's configuration for a run; it sends `bucket_size` gradients at a time.
 
-    Below ZeRO-3 a rank sums up its micro-batches by itself: to DeepSpeed they are one.
+    Below ZeRO-3 a rank sums up its micro-batches by itself: to DeepSpeed they are one, and never
+    in float16.
     """
     batches, is_zero3 = plan.steps.batch_sizes, plan.zero_stage == 3
     accumulation = batches.gradient_accumulation_steps if is_zero3 else 1
@@ -66,6 +72,11 @@ def build_deepspeed_config(plan: TrainingPlan, *, bucket_size: int = BUCKET_SIZE
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": MAX_GRADIENT_NORM,
         "bf16": {"enabled": plan.resources.dtype == torch.bfloat16},
+        "fp16": {
+            "enabled": plan.resources.dtype == torch.float16 and is_zero3,
+            "initial_scale_power": MEAN_SCALE_POWER,
+            "hysteresis": 1,
+        },
         "zero_optimization": {
             "stage": plan.zero_stage,
             # Below ZeRO-3 all gradients come at once, when there is nothing left to overlap with.
@@ -81,7 +92,13 @@ def build_deepspeed_config(plan: TrainingPlan, *, bucket_size: int = BUCKET_SIZE
 
 
 def build_engine(module: nn.Module, parameters: list[nn.Parameter], config: dict[str, Any]) -> Any:
-    """Return the engine that trains the parameters of a module with AdamW, once its rate is set."""
+    """Return the engine that trains the parameters of a module with AdamW, once its rate is set.
+
+    Raises UserError where DeepSpeed does not take the precision.
+    """
+    accelerator: Any = get_accelerator()
+    if config["fp16"]["enabled"] and not accelerator.is_fp16_supported():
+        raise UserError("DTYPE: expected float32 or bfloat16 with ZERO_STAGE=3 here, found float16")
     is_cuda = parameters[0].device.type == "cuda"
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=is_cuda)
     engine, *_ = deepspeed.initialize(
@@ -91,6 +108,23 @@ def build_engine(module: nn.Module, parameters: list[nn.Parameter], config: dict
         config=config,
     )
     return engine
+
+
+def build_loss_scaler(dtype: torch.dtype) -> LossScalerBase:
+    """Return DeepSpeed's dynamic loss scale in float16, and else one that stays 1."""
+    return CreateLossScaler(
+        dtype,
+        static_loss_scale=1.0,
+        dynamic_scaling=True,
+        dynamic_loss_args={
+            "init_scale": 2.0**SUM_SCALE_POWER,
+            "scale_window": 1000,
+            "min_scale": 1.0,
+            "delayed_shift": 1,
+            "consecutive_hysteresis": False,
+            "raise_error_at_min_scale": False,
+        },
+    )
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:

@@ -6,6 +6,7 @@ share (ZeRO-2). Until they add up no rank waits for another, so one that is out 
 smaller pieces and more time: the sums stay what they are.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -30,6 +31,7 @@ from src.training.deepspeed_engine import (
     STATE_PARTS,
     build_deepspeed_config,
     build_engine,
+    build_loss_scaler,
     gather_parts,
     restore_parts,
     set_num_steps,
@@ -45,10 +47,10 @@ class ReplicatedTrainer:
     is_sharded = False
 
     def __init__(self, plan: TrainingPlan, run: Run, lora_model: LoraModel) -> None:
-        self.module, self.num_steps_done = lora_model.loss, 0
+        self._run, self.module, self.num_steps_done = run, lora_model.loss, 0
         self._changing = Lock()
         """Held while the weights change: another thread may want to keep them."""
-        self._train_data = run.train_data
+        self._scaler = build_loss_scaler(plan.resources.dtype)
         self._accumulator = Accumulator(
             lora_model.loss,
             [matrix for _, matrix in lora_model.adapter],
@@ -69,14 +71,20 @@ class ReplicatedTrainer:
             self._accumulator.capture_with(cuda_capture())
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:
-        sums = self._accumulator.sum(micro_batches, self._train_data)
-        loss, weight, norm = sum_over_ranks(
-            sums.loss, sums.weight, sums.gradient.norm(), device=self.engine.device
-        )
-        check_finite("loss", loss)
+        while True:
+            self._accumulator.loss_scale.fill_(scale := self._scaler.loss_scale)
+            sums = self._accumulator.sum(micro_batches, self._run.train_data)
+            loss, weight, norm = sum_over_ranks(
+                sums.loss, sums.weight, sums.gradient.norm(), device=self.engine.device
+            )
+            check_finite("loss", loss)
+            self._scaler.update_scale(not math.isfinite(norm))
+            if self._scaler.loss_scale >= scale:
+                break
+            self._run.log_overflow(self.num_steps_done + 1, scale, self._scaler.loss_scale)
         check_finite("gradient", norm)
         # DeepSpeed takes the mean over ranks; we want the sum by the weight of all of them.
-        gradient = sums.gradient.mul_(dist.get_world_size() / max(weight, 1e-9))
+        gradient = sums.gradient.mul_(dist.get_world_size() / (scale * max(weight, 1e-9)))
         with self._changing:
             self._apply(gradient)
             self.num_steps_done += 1
@@ -146,6 +154,8 @@ class Accumulator:
         self.recomputed_layers = min(recomputed_layers, self._num_layers)
         self.max_tokens = max_tokens
         """Most tokens in one pass, where memory holds no more."""
+        self.loss_scale = torch.ones((), device=self._parameters[0].device)
+        """What loss, and so gradient, is multiplied with where it is differentiated."""
         self._graphs: PassGraphs | None = None
 
     def capture_with(self, capture: Capture) -> None:
@@ -196,7 +206,8 @@ class Accumulator:
     def _plain_pass(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         loss = self._loss(**inputs)
         # Some layers, such as experts, take no part in some passes.
-        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+        scaled = loss * self.loss_scale
+        gradients = torch.autograd.grad(scaled, self._parameters, materialize_grads=True)
         return loss.detach(), flatten(gradients)
 
     def _make_smaller(self, spans: Sequence[Span], dataset: TokenDataset) -> None:

@@ -39,8 +39,22 @@ class Zero3Trainer:
         parameters = [matrix for _, matrix in self._adapter]
         self.engine = build_engine(lora_model.loss, parameters, build_deepspeed_config(plan))
         self.module = self.engine
+        self._scaler = self.engine.optimizer.loss_scaler
+        self._scaler.raise_error_at_min_scale = False
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:
+        while True:
+            scale = self._scaler.loss_scale
+            loss, weight = self._try_step(micro_batches)
+            if self._scaler.loss_scale >= scale:
+                break
+            self._run.log_overflow(self.num_steps_done + 1, scale, self._scaler.loss_scale)
+        # DeepSpeed leaves such a step out, on all ranks together.
+        check_finite("gradient", float(self.engine.get_global_grad_norm()))
+        self.num_steps_done += 1
+        return loss, weight
+
+    def _try_step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:
         batches = [self._run.batch(batch, self._run.train_data) for batch in micro_batches]
         local_weight = sum(batch.loss_weights.sum() for batch in batches)
         (weight,) = sum_over_ranks(local_weight, device=self.engine.device)
@@ -63,9 +77,6 @@ class Zero3Trainer:
         (loss_sum,) = sum_over_ranks(local_loss, device=self.engine.device)
         check_finite("loss", loss_sum)
         self.engine.step()
-        # DeepSpeed leaves such a step out, on all ranks together.
-        check_finite("gradient", float(self.engine.get_global_grad_norm()))
-        self.num_steps_done += 1
         return loss_sum, weight
 
     def sum_losses(
