@@ -22,7 +22,7 @@ def test_two_runs_give_the_same_bytes(new_run_dir, make_settings):
     one, other = (run_ranks(settings, folder, num_processes=2) for folder in folders)
     assert (one / ADAPTER).read_bytes() == (other / ADAPTER).read_bytes()
     assert json.loads((one / "training.json").read_text())["settings"]["deterministic"] is True
-    assert "float32, deterministic, ZeRO-2" in (folders[0] / "log").read_text()
+    assert ", deterministic, ZeRO-2" in (folders[0] / "log").read_text()
     another = run_ranks(replace(settings, seed=1), new_run_dir(), num_processes=2)
     assert (one / ADAPTER).read_bytes() != (another / ADAPTER).read_bytes()
 
