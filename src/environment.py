@@ -11,7 +11,6 @@ from typing import Any
 from src.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
-FAST_PATH_PARTS = ("norm", "attention", "mlp", "lora")
 FROZEN_SECONDS = 60.0
 
 
@@ -33,8 +32,6 @@ class TrainEnvironment:
     """`FROZEN_SECONDS`: a rank without a heartbeat for so long ends the run."""
     deterministic: bool = False
     """`DETERMINISTIC`: the same adapter byte for byte, on a GPU too."""
-    fast_path_off: tuple[str, ...] = ()
-    """`FAST_PATH_OFF`: parts of the fast path to leave out."""
     checkpoint_dir: str | None = None
     """`CHECKPOINT_DIR`: where trainings keep checkpoints."""
     num_nodes: int = 1
@@ -47,7 +44,7 @@ class TrainEnvironment:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "TrainEnvironment":
         """Return what `dataclasses.asdict` and JSON made of an environment."""
-        return cls(**{**record, "fast_path_off": tuple(record["fast_path_off"])})
+        return cls(**record)
 
 
 def read_train_environment(environ: Mapping[str, str]) -> TrainEnvironment:
@@ -71,7 +68,6 @@ def read_train_environment(environ: Mapping[str, str]) -> TrainEnvironment:
         dtype=_one_of(DTYPES, "DTYPE", environ),
         frozen_seconds=_number_above_0("FROZEN_SECONDS", environ) or FROZEN_SECONDS,
         deterministic=read_flag("DETERMINISTIC", environ) or False,
-        fast_path_off=_fast_path_off(environ.get("FAST_PATH_OFF", "")),
         checkpoint_dir=environ.get("CHECKPOINT_DIR", "").strip() or None,
         num_nodes=num_nodes,
         rendezvous=rendezvous if num_nodes > 1 else None,
@@ -151,13 +147,3 @@ def _number_above_0(name: str, environ: Mapping[str, str]) -> float | None:
     if not 0 < number < math.inf:
         raise UserError(f"{name}: expected a number above 0, found {asked!r}")
     return number
-
-
-def _fast_path_off(asked: str) -> tuple[str, ...]:
-    parts = {part.strip() for part in asked.split(",") if part.strip()}
-    if unknown := parts.difference(FAST_PATH_PARTS):
-        raise UserError(
-            f"FAST_PATH_OFF: expected some of {','.join(FAST_PATH_PARTS)}; "
-            f"found {', '.join(sorted(unknown))}"
-        )
-    return tuple(sorted(parts))

@@ -1,6 +1,6 @@
 """Training speed beside the peers': the same model, data and settings in one run.
 
-`python -m benchmarks.run train [--shape NAME] [--length N] [--ablate]`
+`python -m benchmarks.run train [--shape NAME] [--length N]`
 """
 
 import argparse
@@ -35,12 +35,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--examples", type=int, default=8, help="examples in one, unpacked")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2, help="the best of so many is kept")
-    parser.add_argument("--ablate", action="store_true", help="leave out each part in turn")
     parser.add_argument("--only", default="", help="variants whose name holds this text")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks")
     arguments = parser.parse_args(argv)
     on_gpu = count_devices()[1]
-    variants = list(choose_variants(on_gpu=on_gpu, ablate=arguments.ablate, only=arguments.only))
+    variants = list(choose_variants(on_gpu=on_gpu, only=arguments.only))
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         work = make_work(Path(folder), arguments, on_gpu=on_gpu)
         results: dict[str, Result] = {}

@@ -82,9 +82,7 @@ def _our_command(variant: Variant, work: TrainWork, run_dir: Path) -> list[str]:
         micro_batch_size=micro_batch_size,
         pack_sequences=variant.packed,
         chunk_size=work.length if variant.packed else 2048,
-        environment=replace(
-            read_train_environment({"FAST_PATH_OFF": variant.off}), on_gpus=work.on_gpu
-        ),
+        environment=replace(read_train_environment({}), on_gpus=work.on_gpu),
         **dict(variant.settings),
     )
     path = run_dir / "settings.json"

@@ -1,10 +1,9 @@
-"""The ways of training that the benchmark compares: ours, the peers', and ours with parts off."""
+"""The ways of training that the benchmark compares: ours and the peers'."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from benchmarks.training.device import has_bf16
-from src.environment import FAST_PATH_PARTS
 
 
 @dataclass(frozen=True)
@@ -16,8 +15,6 @@ class Variant:
     peer: str | None = None
     """The peer's program; None is this project."""
     settings: tuple[tuple[str, object], ...] = ()
-    off: str = ""
-    """Parts of the fast path that are left out."""
     liger: bool = False
     bf16: bool = False
     """On a CPU; on a GPU all of them are."""
@@ -41,16 +38,11 @@ BF16 = tuple(
 """For CPUs with instructions for it."""
 LIGER = (Variant("TRL SFTTrainer with Liger, packed", True, peer="trl_sft.py", liger=True),)
 """Its kernels run on GPUs only."""
-ABLATIONS = (
-    *(Variant(f"packed, without {part}", True, off=part) for part in FAST_PATH_PARTS),
-    Variant("packed, without all of these", True, off=",".join(FAST_PATH_PARTS)),
-    Variant("unpacked, without all of these", False, off=",".join(FAST_PATH_PARTS)),
-)
 
 
-def choose_variants(*, on_gpu: bool, ablate: bool, only: str) -> Iterator[Variant]:
+def choose_variants(*, on_gpu: bool, only: str) -> Iterator[Variant]:
     """Yield the variants that this device runs and whose name holds the text `only`."""
-    more = (*(LIGER if on_gpu else BF16 if has_bf16() else ()), *(ABLATIONS if ablate else ()))
+    more = LIGER if on_gpu else BF16 if has_bf16() else ()
     for variant in (*VARIANTS, *more):
         if only in variant.name:
             yield variant

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.data.collate import Batch
 from src.graphs.capture import Capture, Graph
-from src.model.attention import Spans
+from src.model.core.attention import Spans
 from src.out_of_memory import is_out_of_memory, release_memory
 from src.transfer import to_device
 

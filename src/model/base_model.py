@@ -13,8 +13,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from src.errors import UserError
 from src.files.printable import printable
-from src.model.attention import ISOLATED
 from src.model.shape import KNOWN_TYPES, read_config
+from src.model.transformers_attention import ISOLATED
 from src.out_of_memory import is_out_of_memory
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from src.errors import UserError
-from src.model.attention import ISOLATED, NO_MASK, Spans
 from src.model.base_model import cannot_run
+from src.model.core.attention import Spans
+from src.model.transformers_attention import ISOLATED, NO_MASK
 from src.out_of_memory import is_out_of_memory
 
 LENGTHS = 6, 8

@@ -1,6 +1,6 @@
 """The base model with a new adapter, made ready to be trained."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from src.model.adapter import (
     left_out,
     resolve_target_modules,
 )
-from src.model.attention import varlen_unsupported_reason
-from src.model.base_model import keep_dequantized, load_base_model, recompute_layers
-from src.model.fast_path import use_fast_path
+from src.model.base_model import keep_dequantized, load_base_model
+from src.model.core.attention import varlen_unsupported_reason
 from src.model.isolation import find_neighbour_effect
 from src.model.loss import SummedLoss
 from src.training.deepspeed_engine import build_deepspeed_config
@@ -70,10 +69,9 @@ def load_lora_model(
     plan: TrainingPlan,
     device: torch.device,
     *,
-    fast_path_off: Collection[str],
     log: Callable[[str], None],
 ) -> LoraModel:
-    """Load the base model as planned and attach the adapter; log what makes it fast."""
+    """Load the base model as planned and attach the adapter; log what makes it slow."""
     settings = plan.settings
     sharding = HfDeepSpeedConfig(build_deepspeed_config(plan)) if plan.zero_stage == 3 else None
     model = load_base_model(
@@ -96,15 +94,13 @@ def load_lora_model(
     )
     if reason := varlen_unsupported_reason(device, model.dtype):
         log(f"attention is a call for each example: {reason}")
-    if sharding:
-        # A layer's weights are there only while its own forward runs.
-        log("fast path: only attention is on: ZeRO-3 shares out the weights")
-    else:
-        for line in use_fast_path(model, off=fast_path_off):
-            log(line)
-    recompute_layers(model, plan.num_recomputed)
-    model.train()
     loss = SummedLoss(model, is_sharded=sharding is not None)
-    if not sharding:
+    # Under ZeRO-3 a layer's weights are there only while its own forward runs.
+    reason = "ZeRO-3 shares out its weights" if sharding else loss.use_decoder()
+    if reason:
+        log(f"this base model trains in transformers' own layers: {reason}")
+    loss.recompute(plan.num_recomputed)
+    model.train()
+    if reason and not sharding:
         try_sharing_rows(loss, log)
     return LoraModel(model, loss, target_modules, list(adapter_parameters(model)), sharding)

@@ -24,7 +24,7 @@ from src.errors import UserError
 from src.graphs.capture import Capture, cuda_capture
 from src.graphs.passes import PassGraphs
 from src.model.adapter import FlatAdapter, copy_to_cpu, flatten
-from src.model.base_model import decoder_layers, recompute_layers
+from src.model.loss import SummedLoss
 from src.out_of_memory import is_out_of_memory, release_memory
 from src.training.context import Run, check_finite
 from src.training.deepspeed_engine import (
@@ -140,7 +140,7 @@ class Accumulator:
 
     def __init__(
         self,
-        loss: nn.Module,
+        loss: SummedLoss,
         parameters: Sequence[nn.Parameter],
         *,
         make_batch: Callable[[MicroBatch, TokenDataset], Batch],
@@ -150,7 +150,7 @@ class Accumulator:
     ) -> None:
         self._loss, self._parameters = loss, list(parameters)
         self._make_batch, self._log = make_batch, log
-        self._num_layers = len(decoder_layers(loss))
+        self._num_layers = loss.num_layers
         self.recomputed_layers = min(recomputed_layers, self._num_layers)
         self.max_tokens = max_tokens
         """Most tokens in one pass, where memory holds no more."""
@@ -225,7 +225,7 @@ class Accumulator:
         elif self.recomputed_layers < num_layers and torch.is_grad_enabled():
             more = -(-num_layers // 4)
             self.recomputed_layers = min(num_layers, self.recomputed_layers + more)
-            recompute_layers(self._loss.model, self.recomputed_layers)  # type: ignore[arg-type]
+            self._loss.recompute(self.recomputed_layers)
             self._log(
                 f"out of memory with {num_tokens:,} tokens at a time: from now on "
                 f"{self.recomputed_layers} of {num_layers} layers are recomputed"

@@ -94,7 +94,7 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
     keep_to_limit(device, resources, environment.device_memory)
 
     # The base model with its adapter.
-    lora_model = load_lora_model(plan, device, fast_path_off=environment.fast_path_off, log=log)
+    lora_model = load_lora_model(plan, device, log=log)
 
     # What takes the steps.
     is_sharded = lora_model.sharding is not None

@@ -54,7 +54,7 @@ ARCHITECTURES = {
 def make_architecture(folder: Path, model_type: str, **options: object) -> None:
     """Write a random model of an architecture, its norms and biases away from 0 and 1."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**ARCHITECTURES[model_type], **options})
+    config = AutoConfig.for_model(model_type, **{**ARCHITECTURES.get(model_type, {}), **options})
     model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1 and ("norm" in name or name.endswith("bias")):

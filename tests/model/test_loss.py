@@ -7,18 +7,17 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from src.model import loss
+from src.model import head_loss
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
 from src.model.base_model import linear_shapes, load_base_model
-from src.model.fast_path import use_fast_path
 from tests.model.batches import CPU, assert_same, build_model, cut, gradients, make_batch, run
 
 
-@pytest.mark.parametrize("is_fast", [False, True])
-def test_packed_is_unpacked(base_dir: Path, is_fast: bool):
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_packed_is_unpacked(base_dir: Path, is_ours: bool):
     module = build_model(base_dir)
-    if is_fast:
-        assert use_fast_path(module.model) == []
+    if is_ours:
+        assert module.use_decoder() is None
     batch = make_batch(5, 19, 1, 33)
     packed, unpacked = gradients(module, [batch]), gradients(module, cut(batch))
     assert len(packed[1]) == 2 * 7 * 2
@@ -132,12 +131,11 @@ def test_a_4_bit_base_model_learns(base_dir: Path):
 def test_the_head_in_pieces_is_the_head_at_once(base_dir: Path, monkeypatch):
     module = build_model(base_dir)
     batch = make_batch(5, 19, 33)
-    module.fuses_head = False
     plain = gradients(module, [batch])
-    module.fuses_head = True
+    assert module.use_decoder() is None
     assert_same(plain, gradients(module, [batch]))
     # Seven rows at a time: 38 learned tokens are five pieces and a rest.
-    monkeypatch.setattr(loss, "LOGITS_PER_PIECE", 7 * 400)
+    monkeypatch.setattr(head_loss, "LOGITS_PER_PIECE", 7 * 400)
     assert_same(plain, gradients(module, [batch]))
 
 

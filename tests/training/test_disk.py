@@ -63,7 +63,7 @@ def test_a_disk_without_room_is_refused_before_the_model_is_loaded(
         run_training(inputs, record_metric=lambda *_, **__: None)
     out = capfd.readouterr().out
     assert "plan: memory" in out
-    assert "fast path" not in out
+    assert "adapter:" not in out
 
 
 def test_what_is_estimated_is_enough_and_not_much_more(make_disk, inputs: dict[str, object], capfd):

@@ -12,8 +12,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
-from src.model.base_model import keep_dequantized, load_base_model, recompute_layers
-from src.model.fast_path import use_fast_path
+from src.model.base_model import keep_dequantized, load_base_model
 from src.model.loss import SummedLoss
 from src.model.shape import ModelShape, read_shape
 from src.training.plan.memory import Workload, estimate_memory, fit
@@ -101,8 +100,9 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
         model, target_modules=resolve_target_modules(model, targets),
         rank=8, alpha=16, dropout=dropout, seed=0,
     )  # fmt: skip
-    assert use_fast_path(model) == []
-    recompute_layers(model, work.num_recomputed)
+    loss = SummedLoss(model)
+    assert loss.use_decoder() is None
+    loss.recompute(work.num_recomputed)
     model.train()
     parameters = [parameter for _, parameter in adapter_parameters(model)]
     num_parameters = sum(parameter.numel() for parameter in parameters)
@@ -120,7 +120,7 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
     )
     held = [*model.parameters(), *model.buffers()]
     with LiveTensors([t for t in held if t is not None]) as tensors:
-        torch.autograd.grad(SummedLoss(model)(*batch), parameters)
+        torch.autograd.grad(loss(*batch), parameters)
     found = estimate_memory(work)
     estimated = found.activations + found.work_space + 4 * num_parameters
     assert 0.95 * tensors.peak < estimated < 1.15 * tensors.peak

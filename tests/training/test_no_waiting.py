@@ -18,8 +18,11 @@ from src.data.token_file import TokenDataset, write_tokens
 from src.data.tokenization import TokenizedExample
 from src.graphs.passes import PassGraphs
 from src.model.adapter import adapter_parameters, attach_adapter, flatten, resolve_target_modules
-from src.model.attention import ISOLATED, NO_MASK, Spans
+from src.model.core.attention import Spans
+from src.model.core.decoder import Decoder, open_decoder
+from src.model.core.trained import TrainedDecoder
 from src.model.loss import SummedLoss
+from src.model.transformers_attention import ISOLATED, NO_MASK
 from src.training.replicated import Accumulator
 from tests.model.batches import build_model, make_batch
 from tests.serving.fake_graph import FakeCapture
@@ -66,7 +69,8 @@ def data(tmp_path: Path) -> TokenDataset:
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
-def test_no_pass_waits_for_the_device(data: TokenDataset, model_type: str):
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_no_pass_waits_for_the_device(data: TokenDataset, model_type: str, is_ours: bool):
     config = AutoConfig.for_model(model_type, **SIZES)
     with DEVICE:
         model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=ISOLATED)
@@ -76,8 +80,12 @@ def test_no_pass_waits_for_the_device(data: TokenDataset, model_type: str):
     def make_batch(micro_batch: MicroBatch, dataset: TokenDataset) -> Batch:
         return collate(micro_batch, dataset, prompt_loss_weight=0.5).to(DEVICE)
 
+    loss, decoder = SummedLoss(model), open_decoder(model)
+    if is_ours:
+        assert isinstance(decoder, Decoder)
+        loss.decoder = TrainedDecoder(model, decoder)
     accumulator = Accumulator(
-        SummedLoss(model),
+        loss,
         [parameter for _, parameter in adapter_parameters(model)],
         make_batch=make_batch,
         recomputed_layers=1,
@@ -91,6 +99,7 @@ def test_no_pass_waits_for_the_device(data: TokenDataset, model_type: str):
 
 def test_no_replayed_pass_waits_for_the_device(base_dir: Path):
     loss = build_model(base_dir)
+    assert loss.use_decoder() is None
     parameters = [parameter for _, parameter in adapter_parameters(loss.model)]
 
     def run(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

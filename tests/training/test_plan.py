@@ -90,7 +90,6 @@ def test_processes_without_room_for_their_libraries_are_refused_at_once(base_dir
         *(("NUM_PROCESSES", "a number of at least 1", x) for x in ("0", "-1", "two", "1.5", "²")),
         *(("ZERO_STAGE", "2 or 3", x) for x in ("1", "9", "two")),
         *(("DTYPE", "float32, bfloat16 or float16", x) for x in ("bf16", "Float32", "1")),
-        ("FAST_PATH_OFF", "some of norm,attention,mlp,lora", "nrm"),
         ("CHECKPOINT_DIR", "a folder that can be written to", "/proc/checkpoints"),
     ],
 )
@@ -141,23 +140,23 @@ def test_70b_on_eight_gpus_shares_the_weights(plan_on):
 
 
 def test_70b_in_4_bit_on_one_gpu(plan_on):
-    plan = plan_on(num_gpus=1, gigabytes=80, peft_method="qlora")
+    plan = plan_on(num_gpus=1, gigabytes=64, peft_method="qlora")
     assert plan.zero_stage == 2
     assert plan.max_tokens == 2048
     assert 0 < plan.num_recomputed < 40
     assert plan.peak is not None
-    assert plan.peak < 80e9
+    assert plan.peak < 64e9
 
 
 def test_what_cublas_and_the_allocator_take_of_a_gpu_counts(plan_on):
-    on_one = partial(plan_on, num_gpus=1, gigabytes=80, peft_method="qlora")
+    on_one = partial(plan_on, num_gpus=1, gigabytes=64, peft_method="qlora")
     bare, plan = on_one(), on_one(libraries=5e9)
     assert bare.peak is not None
     assert plan.peak is not None
     assert plan.num_recomputed > bare.num_recomputed  # room for them is made
-    assert plan.peak <= 5e9 + FILL * 75e9
+    assert plan.peak <= 5e9 + FILL * 59e9
     (line,) = (line for line in plan.lines() if "plan: memory" in line)
-    assert "of 80.0 GB free, 6.4 GB of it for the allocator's gaps (" in line
+    assert "of 64.0 GB free, 5.1 GB of it for the allocator's gaps (" in line
     assert "libraries 5.0 GB" in line
 
 

@@ -24,7 +24,6 @@ from src.errors import UserError
 from src.host_memory import limit_process_memory
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
 from src.model.base_model import load_base_model
-from src.model.fast_path import use_fast_path
 from src.model.loss import SummedLoss
 from src.out_of_memory import release_memory
 from src.training.replicated import Accumulator
@@ -80,12 +79,13 @@ def sum_in_little_memory(folder: Path, case: Case) -> Outcome:
     parameters = [parameter for _, parameter in adapter_parameters(model)]
     for parameter in parameters:
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    use_fast_path(model)
     model.train()
     data = TokenDataset(folder / "data", name="data.jsonl")
     logged: list[str] = []
+    loss = SummedLoss(model)
+    assert loss.use_decoder() is None
     accumulator = Accumulator(
-        SummedLoss(model),
+        loss,
         parameters,
         make_batch=lambda batch, data: collate(batch, data, prompt_loss_weight=0.0),
         recomputed_layers=0,

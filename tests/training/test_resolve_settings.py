@@ -45,10 +45,10 @@ def test_all_that_can_be_is_checked_before_a_base_model_is_fetched(
 
 
 def test_an_environment_comes_back_from_json():
-    asked = {"FAST_PATH_OFF": "mlp,norm", "ZERO_STAGE": "3", "DEVICE_MEMORY_GB": "2.5"}
+    asked = {"DETERMINISTIC": "1", "ZERO_STAGE": "3", "DEVICE_MEMORY_GB": "2.5"}
     asked |= {"NUM_NODES": "2", "RENDEZVOUS": "[::1]:29400", "PORT": "5001", "NUM_PROCESSES": "4"}
     environment = read_train_environment(asked)
-    assert environment.fast_path_off == ("mlp", "norm")
+    assert environment.deterministic
     assert environment.device_memory == 2.5e9
     assert TrainEnvironment.from_json(json.loads(json.dumps(asdict(environment)))) == environment
     assert read_train_environment({}) == TrainEnvironment()
@@ -56,20 +56,19 @@ def test_an_environment_comes_back_from_json():
 
 def test_a_run_is_replayed_from_its_settings(train, tmp_path: Path):
     """In one process, without a launcher, whatever the environment says by now."""
-    os.environ |= {"FAST_PATH_OFF": "norm", "ZERO_STAGE": "2"}
+    os.environ["ZERO_STAGE"] = "2"
     options = {**CURVE, "max_steps": 3, "lora_dropout": 0.1}
     output = train(**options)
     folder = tmp_path / "replay"
     folder.mkdir()
     settings = folder / "settings.json"
     settings.write_text((output.parent / "settings.json").read_text())
-    assert TrainSettings.load(settings).environment.fast_path_off == ("norm",)
-    environment = {**os.environ, "FAST_PATH_OFF": "mlp", "ZERO_STAGE": "3", "OMP_NUM_THREADS": "1"}
+    assert TrainSettings.load(settings).environment.zero_stage == 2
+    environment = {**os.environ, "ZERO_STAGE": "3", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "src.training.worker", str(settings)]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "fast path: norm is off, as asked" in done.stdout
     assert "ZeRO-2" in done.stdout
     assert metrics(folder / "output") == metrics(output)

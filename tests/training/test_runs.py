@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from src.errors import UserError
+from src.model.loss import SummedLoss
 from tests.conftest import ROWS
 from tests.training.processes import session_processes
 from tests.training.ranks import RanksFailed
@@ -87,12 +88,12 @@ def test_the_curve_is_that_of_a_plain_peft_loop(train, base_dir: Path):
     assert ours == pytest.approx(theirs, rel=0.01)
 
 
-def test_a_hundred_steps_are_the_same_without_the_fast_path(train, capfd):
+def test_a_hundred_steps_are_the_same_in_transformers_layers(train, capfd, monkeypatch):
     options = {**CURVE, "train_batch_size": 4, "num_train_epochs": 100, "max_steps": 100}
     fast = losses(train(**options, run_validation=False))
-    os.environ["FAST_PATH_OFF"] = "norm,attention,mlp,lora"
+    monkeypatch.setattr(SummedLoss, "use_decoder", lambda loss: "as asked")
     plain = losses(train(**options, run_validation=False))
-    assert "fast path: norm is off, as asked" in capfd.readouterr().out
+    assert "in transformers' own layers: as asked" in capfd.readouterr().out
     assert len(plain) == 100
     assert plain[-1] < 0.5 * plain[0]
     assert fast == pytest.approx(plain, rel=0.005)

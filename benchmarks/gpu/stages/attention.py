@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.timing import median_seconds, relative_error, seconds_in_graph
-from src.model.attention import Spans, attend, attend_one_by_one, varlen_unsupported_reason
+from src.model.core.attention import Spans, attend, attend_one_by_one, varlen_unsupported_reason
 from src.serving.model.attention import DecodeAttention, KVCache, split_unsupported_reason
 
 TOLERANCE = 0.02

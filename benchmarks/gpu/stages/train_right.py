@@ -16,8 +16,7 @@ from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.timing import relative_error
 from src.data.collate import Batch
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
-from src.model.base_model import keep_dequantized, load_base_model, recompute_layers
-from src.model.fast_path import use_fast_path
+from src.model.base_model import keep_dequantized, load_base_model
 from src.model.loss import SummedLoss
 
 RANK = 8
@@ -114,9 +113,12 @@ def attach(model: Any, dropout: float = 0.0) -> None:
     model.train()
 
 
-def train(model: Any, batch: Batch, *, fuses_head: bool = True) -> Found:
+def train(model: Any, batch: Batch, *, is_ours: bool = True, num_recomputed: int = 0) -> Found:
+    """Return what our decoder finds, or Transformers' layers with PEFT's."""
     summed = SummedLoss(model)
-    summed.fuses_head = fuses_head
+    if is_ours and (reason := summed.use_decoder()):
+        raise RuntimeError(reason)
+    summed.recompute(num_recomputed)
     loss = summed(**vars(batch))
     named = dict(adapter_parameters(model))
     gradients = torch.autograd.grad(loss, list(named.values()))
@@ -141,24 +143,19 @@ def compare(stage: Stage, name: str, found: Found, reference: Found, limit: floa
 
 def check_paths(stage: Stage, folder: Path, reference: Found) -> None:
     model, batch = adapted(stage, folder), the_batch(stage)
-    plain = train(model, batch, fuses_head=False)
-    compare(stage, "PEFT's layers against float32", plain, reference, BFLOAT16)
-    reasons = use_fast_path(model)
-    stage.record("fast path refused", ", ".join(reasons) or "nothing")
-    fast = train(model, batch)
-    compare(stage, "fast path against float32", fast, reference, BFLOAT16)
-    compare(stage, "fast path against PEFT's layers", fast, plain, BFLOAT16)
-    compare(stage, "fast path twice", train(model, batch), fast, REPEATED)
+    plain = train(model, batch, is_ours=False)
+    compare(stage, "Transformers and PEFT against float32", plain, reference, BFLOAT16)
+    ours = train(model, batch)
+    compare(stage, "decoder against float32", ours, reference, BFLOAT16)
+    compare(stage, "decoder against Transformers and PEFT", ours, plain, BFLOAT16)
+    compare(stage, "decoder twice", train(model, batch), ours, REPEATED)
     for count in (1, 99):
-        recompute_layers(model, count)
-        recomputed = train(model, batch)
-        recompute_layers(model, 0)
-        compare(stage, f"{count} layers recomputed", recomputed, fast, REPEATED)
+        recomputed = train(model, batch, num_recomputed=count)
+        compare(stage, f"{count} layers recomputed", recomputed, ours, REPEATED)
 
 
 def check_dropout(stage: Stage, folder: Path) -> None:
     model, batch = adapted(stage, folder, dropout=0.3), the_batch(stage)
-    use_fast_path(model)
     found = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
@@ -171,13 +168,10 @@ def check_dropout(stage: Stage, folder: Path) -> None:
 
 def check_qlora(stage: Stage, folder: Path) -> None:
     batch, packed = the_batch(stage), adapted(stage, folder, in_4bit=True)
-    plain = train(packed, batch, fuses_head=False)
-    use_fast_path(packed)
-    fast = train(packed, batch)
-    compare(stage, "qlora, fast path against PEFT's layers", fast, plain, BFLOAT16)
+    plain, ours = train(packed, batch, is_ours=False), train(packed, batch)
+    compare(stage, "qlora, decoder against Transformers and PEFT", ours, plain, BFLOAT16)
     del packed
     unpacked = load_base_model(folder, dtype=stage.dtype, device=stage.device, in_4bit=True)
     keep_dequantized(unpacked)
     attach(unpacked)
-    use_fast_path(unpacked)
-    compare(stage, "qlora, weights unpacked once", train(unpacked, batch), fast, 2 * REPEATED)
+    compare(stage, "qlora, weights unpacked once", train(unpacked, batch), ours, 2 * REPEATED)

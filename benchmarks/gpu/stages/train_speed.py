@@ -103,7 +103,7 @@ class TrainSpeed:
 
     def _start(self, plan: TrainingPlan) -> ReplicatedTrainer:
         started = time.monotonic()
-        self._model = load_lora_model(plan, self._device, fast_path_off=(), log=print)
+        self._model = load_lora_model(plan, self._device, log=print)
         synchronize()
         name = f"{self._method}: load the base model"
         self._stage.record(name, time.monotonic() - started, "s")

@@ -90,11 +90,7 @@ class Machines:
                 f"train_batch_size: expected a multiple of {num_devices}, the GPUs or processes of "
                 f"all machines; found {asked.train_batch_size}"
             )
-        environment = replace(
-            settings.environment,
-            zero_stage=asked.environment.zero_stage,
-            fast_path_off=asked.environment.fast_path_off,
-        )
+        environment = replace(settings.environment, zero_stage=asked.environment.zero_stage)
         agreed = replace(
             asked,
             base_model_dir=settings.base_model_dir,

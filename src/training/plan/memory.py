@@ -1,13 +1,13 @@
 """How much memory a rank needs, from sizes alone, and what to trade for it when there is less.
 
-The sums count what the fast path keeps for the backward pass, tensor by tensor, and the largest
+The sums count what our decoder keeps for the backward pass, tensor by tensor, and the largest
 work space on top of it. Bytes throughout.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from src.model.shape import LOGITS_PER_PIECE, ModelShape
+from src.model.shape import FUSED_LAYERS, LOGITS_PER_PIECE, ModelShape
 
 PACKED_BYTES = 0.516
 """Of one NF4 weight with doubly quantised scales (Dettmers et al. 2023)."""
@@ -69,8 +69,9 @@ def estimate_memory(work: Workload) -> MemoryEstimate:
     kept = work.shape.num_layers - work.num_recomputed
     hidden_bytes = work.num_tokens * work.shape.hidden_size * work.element_bytes
     layer = _layer_activations(work)
-    # A recomputed layer keeps its input, and one at a time is whole again.
-    activations = kept * layer + work.num_recomputed * hidden_bytes
+    # A recomputed layer keeps its input and what is dropped, and one at a time is whole again.
+    recomputed = work.num_recomputed * (hidden_bytes + _masks(work))
+    activations = kept * layer + recomputed
     again = layer if work.num_recomputed else 0.0
     tables = work.num_tokens * (2 * work.shape.head_size * work.element_bytes + 24)
     head, backward = _head_space(work), _backward_space(work)
@@ -78,7 +79,7 @@ def estimate_memory(work: Workload) -> MemoryEstimate:
     peak = max(
         activations + head,
         activations + backward if kept else 0.0,
-        work.num_recomputed * hidden_bytes + again + backward,
+        recomputed + again + backward,
     )
     whole = max(activations, peak - max(head, backward))
     activations, space = whole + tables, peak - whole + 2 * hidden_bytes
@@ -137,22 +138,30 @@ def _layer_activations(work: Workload) -> float:
         shape.key_value_size,
         shape.intermediate_size,
     )
-    # Residual and normed input, twice; query, key, value, what attention gives; gate and up.
-    elements = 4 * h + 2 * q + 2 * kv + 2 * f
-    if not work.on_gpu:
+    # The residual, twice; query, key, value, what attention gives; gate and up.
+    elements = 2 * h + 2 * q + 2 * kv + 2 * f
+    adapted = shape.adapted(work.target_modules)
+    if not work.on_gpu and "o_proj" in adapted:
         elements += q  # outputs of the spans are joined by a copy
-    elements += len(shape.adapted(work.target_modules)) * work.lora_rank
-    statistics = 8 + 4 * shape.num_heads
-    masks = (h + q + h + f) if work.has_dropout else 0
-    return work.num_tokens * (elements * b + statistics + masks)
+    elements += len(adapted) * work.lora_rank
+    statistics = 4 * shape.num_heads
+    return work.num_tokens * (elements * b + statistics) + _masks(work)
+
+
+def _masks(work: Workload) -> float:
+    """A byte for each number that an adapter of one layer reads."""
+    adapted, sizes = work.shape.adapted(work.target_modules), work.shape.layer_linears
+    groups = [names for names in FUSED_LAYERS if adapted.keys() & set(names)]
+    inputs = sum(sizes[names[0]][1] for names in groups)
+    return work.num_tokens * inputs if work.has_dropout else 0.0
 
 
 def _head_space(work: Workload) -> float:
     shape = work.shape
     num_target_tokens = min(work.num_target_tokens, work.num_tokens)
     rows = min(num_target_tokens, max(1, LOGITS_PER_PIECE // shape.vocab_size))
-    # Scores as the head gives them, and as float32.
-    scores = rows * shape.vocab_size * (4 if work.element_bytes == 4 else 8)
+    # Scores and their log-softmax, in float32.
+    scores = rows * shape.vocab_size * 8
     return scores + 3 * num_target_tokens * shape.hidden_size * work.element_bytes
 
 

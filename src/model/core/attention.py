@@ -7,18 +7,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from src.transfer import to_device
 
-ISOLATED = "isolated"
-NO_MASK = torch.empty(1, 1, 1, 1)
-"""For a forward pass with spans: Transformers builds no mask, nor looks for examples to part, where
-it is given one of four dimensions."""
+SHORT = 512
+"""Up to so many keys in bfloat16, plain products are faster than torch's kernel on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +41,23 @@ def attend(
     *,
     scale: float | None = None,
     sliding_window: int | None = None,
+    score_cap: float | None = None,
 ) -> torch.Tensor:
     """Attend causally within each span; return (tokens, heads, head size).
 
     On a GPU one kernel takes all spans, elsewhere each is a call; a mask over the row is built only
     where their lengths are not known.
     """
-    if query.device.type == "cuda" and varlen_unsupported_reason(query.device, query.dtype) is None:
+    options: dict[str, Any] = {"scale": scale, "sliding_window": sliding_window}
+    is_plain = score_cap is None
+    if (
+        is_plain
+        and query.device.type == "cuda"
+        and varlen_unsupported_reason(query.device, query.dtype) is None
+    ):
         return _attend_varlen(query, key, value, spans, scale, sliding_window)
     way = attend_one_by_one if spans.lengths else attend_by_mask
-    return way(query, key, value, spans, scale=scale, sliding_window=sliding_window)
+    return way(query, key, value, spans, score_cap=score_cap, **options)
 
 
 def _attend_varlen(
@@ -94,6 +95,7 @@ def attend_one_by_one(
     *,
     scale: float | None = None,
     sliding_window: int | None = None,
+    score_cap: float | None = None,
 ) -> torch.Tensor:
     """Do what `attend` does with one call for each span."""
     assert spans.lengths is not None
@@ -102,15 +104,7 @@ def attend_one_by_one(
     rows = (x.transpose(0, 1)[None].split(spans.lengths, dim=2) for x in (query, key, value))
     for span_query, span_key, span_value in zip(*rows, strict=True):
         mask = _window_mask(span_query.shape[2], sliding_window, query.device)
-        output = scaled_dot_product_attention(
-            span_query,
-            span_key,
-            span_value,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scale,
-            enable_gqa=key.shape[1] != query.shape[1],
-        )
+        output = attend_under(mask, span_query, span_key, span_value, scale, score_cap)
         outputs.append(output[0].transpose(0, 1))
     return torch.cat(outputs)
 
@@ -123,6 +117,7 @@ def attend_by_mask(
     *,
     scale: float | None = None,
     sliding_window: int | None = None,
+    score_cap: float | None = None,
 ) -> torch.Tensor:
     """Do what `attend` does with one call over the row."""
     positions = torch.arange(len(query), device=query.device)
@@ -131,13 +126,50 @@ def attend_by_mask(
     mask = (span[:, None] == span[None, :]) & (distance >= 0)
     if sliding_window is not None:
         mask &= distance < sliding_window
-    output = scaled_dot_product_attention(
-        *(x.transpose(0, 1)[None] for x in (query, key, value)),
+    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+    return attend_under(mask, query, key, value, scale, score_cap)[0].transpose(0, 1)
+
+
+def attend_under(
+    mask: torch.Tensor | None,  # (queries, keys), True where a query sees a key; None is causal
+    query: torch.Tensor,  # (1, heads, queries, head size)
+    key: torch.Tensor,  # (1, key/value heads, keys, head size)
+    value: torch.Tensor,
+    scale: float | None,
+    score_cap: float | None,
+) -> torch.Tensor:
+    """Attend in one call, or step by step with capped scores (Gemma 2, 2024)."""
+    is_small = query.device.type == "cpu" and query.dtype != torch.float32
+    if score_cap is not None or (is_small and key.shape[2] <= SHORT):
+        return _attend_in_steps(mask, query, key, value, scale, score_cap)
+    return scaled_dot_product_attention(
+        *(query, key, value),
         attn_mask=mask,
+        is_causal=mask is None,
         scale=scale,
         enable_gqa=key.shape[1] != query.shape[1],
     )
-    return output[0].transpose(0, 1)
+
+
+def _attend_in_steps(
+    mask: torch.Tensor | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float | None,
+    score_cap: float | None,
+) -> torch.Tensor:
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    # The query heads that share a key head are its queries: no key is repeated.
+    grouped = query.reshape(1, key.shape[1], -1, query.shape[-1])
+    scores = (grouped @ key.transpose(-1, -2)).float() * (scale or query.shape[-1] ** -0.5)
+    if score_cap is not None:
+        scores = score_cap * torch.tanh(scores / score_cap)
+    if mask is None:
+        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril()
+    hidden = ~mask.repeat(scores.shape[2] // num_queries, 1)
+    weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)
+    return (weights.to(value.dtype) @ value).view(query.shape[:3] + value.shape[3:])
 
 
 def _window_mask(
@@ -188,32 +220,3 @@ def varlen_unsupported_reason(device: torch.device, dtype: torch.dtype) -> str |
             if not (one - other).float().norm() <= 0.02 * other.float().norm():
                 return "its results differ from those of one call for each span"
     return None
-
-
-def isolated_attention(
-    module: nn.Module,
-    query: torch.Tensor,  # (1, heads, tokens, head size)
-    key: torch.Tensor,  # (1, key/value heads, tokens, head size)
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    spans: Spans | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Serve transformers' attention interface; without spans it is transformers' own."""
-    if spans is None:
-        if sliding_window is not None:
-            kwargs["sliding_window"] = sliding_window
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-        return output, None
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    output = attend(query, key, value, spans, scale=scaling, sliding_window=sliding_window)
-    return output[None], None
-
-
-AttentionInterface.register(ISOLATED, isolated_attention)
-AttentionMaskInterface.register(ISOLATED, sdpa_mask)

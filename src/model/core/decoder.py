@@ -1,0 +1,218 @@
+"""The decoder of all families, over the weights of a model that transformers loaded."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from src.model.core.attention import Spans, attend
+from src.model.core.families.switches import Switches
+from src.model.core.families.table import switches_of
+from src.model.core.layers import (
+    ACTIVATIONS,
+    Norm,
+    Projection,
+    RotaryTable,
+    normalize,
+    product,
+    recomputed,
+    rotate,
+)
+from src.model.core.lora import Update, Updates
+from src.model.core.weights import Layer, read_layer, read_norm
+
+Attend = Callable[["Layer", Tensor, Tensor, Tensor], Tensor]
+"""Takes a layer and its query (tokens, heads, head size), key and value (tokens, key/value heads,
+head size), and returns (tokens, heads * head size)."""
+
+
+class Positions(NamedTuple):
+    """What the layers need to know of where tokens stand."""
+
+    ropes: dict[str, tuple[Tensor, ...]]
+    """Cosines and sines (tokens, 1, rotated size) by the name of the rotary embedding."""
+    query_growth: Tensor | None  # (tokens, 1, 1)
+
+
+class Decoder:
+    """Embedding, layers, norm and head; `open_decoder` tells for which models."""
+
+    def __init__(self, model: Any, switches: Switches, projection: type[Projection]) -> None:
+        body, self.switches = model.get_decoder(), switches
+        self.num_heads: int = body.config.num_attention_heads
+        self.num_key_value_heads: int = body.config.num_key_value_heads
+        self._embed: nn.Module = body.embed_tokens
+        self.head: Any = model.get_output_embeddings()
+        self.norm = read_norm(body.norm, switches)
+        assert self.norm is not None
+        names = {module: name for name, module in model.named_modules()}
+        self.layers = [
+            read_layer(number, layer, body.config, switches, names, projection)
+            for number, layer in enumerate(body.layers)
+        ]
+        weight = self._embed.weight
+        assert isinstance(weight, Tensor)
+        self.dtype, self.device = weight.dtype, weight.device
+        self._tables = {
+            name: RotaryTable(
+                body.rotary_emb,
+                name,
+                weight.new_empty(0),
+                is_interleaved=switches.is_interleaved,
+            )
+            for name in {name for name in switches.ropes if name is not None}
+        }
+        self.num_recomputed = 0
+        """Layers that keep only their input for the backward pass, the first ones: by the time they
+        run again the others' activations are gone."""
+
+    def grow(self, num_positions: int) -> None:
+        """Be ready for positions below this."""
+        for table in self._tables.values():
+            table.grow(num_positions)
+
+    def hidden(
+        self,
+        ids: Tensor,  # (tokens,)
+        positions: Tensor,  # (tokens,)
+        attend: Attend,
+        updates: Callable[[int], Updates] | None = None,
+    ) -> Tensor:
+        """Return the last hidden states (tokens, hidden size), which `scores` takes."""
+        x = self._embed(ids) * self.switches.embedding_scale
+        where = self._positions(positions)
+        for layer in self.layers:
+            inputs = layer, x, where, attend, updates(layer.number) if updates else Updates()
+            if layer.number < self.num_recomputed and torch.is_grad_enabled():
+                x = checkpoint(self._run, *inputs, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = self._run(*inputs)
+        return x
+
+    def run_alone(
+        self, states: Sequence[Tensor], spans: Spans, updates: Callable[[int], Updates] | None
+    ) -> list[Tensor]:
+        """Return what each layer makes of a state (tokens, hidden size) of its own."""
+        num_tokens = len(states[0])
+        self.grow(num_tokens)
+        where = self._positions(torch.arange(num_tokens, device=self.device))
+        attend = self.attend_within(spans)
+        return [
+            self._run(layer, x, where, attend, updates(layer.number) if updates else Updates())
+            for layer, x in zip(self.layers, states, strict=True)
+        ]
+
+    def attend_within(self, spans: Spans) -> Attend:
+        """Return the attention over spans that do not see each other."""
+        scale, score_cap = self.switches.scale, self.switches.score_cap
+
+        def attend_within(layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            options = {"scale": scale, "score_cap": score_cap, "sliding_window": layer.window}
+            return attend(query, key, value, spans, **options).flatten(1)
+
+        return attend_within
+
+    def head_input(self, hidden: Tensor) -> Tensor:
+        """Return what the head reads (tokens, hidden size)."""
+        h = normalize(hidden, self.norm)
+        return h if self.switches.logit_scale == 1 else h * self.switches.logit_scale
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Return the scores of the next token (tokens, vocabulary)."""
+        return self.cap(product(self.head_input(hidden), self.head))
+
+    def cap(self, scores: Tensor) -> Tensor:
+        """Return the head's scores as the family bounds them."""
+        limit = self.switches.logit_cap
+        return scores if limit is None else limit * torch.tanh(scores / limit)
+
+    def _positions(self, positions: Tensor) -> Positions:
+        growth = None
+        if self.switches.query_growth is not None:
+            slope, length = self.switches.query_growth
+            growth = 1 + slope * torch.log1p((positions // length).float())
+            growth = growth.to(self.dtype)[:, None, None]
+        ropes = {name: table.rows(positions) for name, table in self._tables.items()}
+        return Positions(ropes, growth)
+
+    def _run(
+        self, layer: Layer, x: Tensor, where: Positions, attend: Attend, updates: Updates
+    ) -> Tensor:
+        rope = None if layer.rope is None else where.ropes[layer.rope]
+        query, key, value = before_attention(
+            x, layer, self.switches, rope, where.query_growth, updates.qkv
+        )
+        mixed = attend(layer, query, key, value)
+        return after_attention(x, mixed, layer, self.switches, updates)
+
+
+def before_attention(
+    x: Tensor,
+    layer: Layer,
+    switches: Switches,
+    rope: tuple[Tensor, ...] | None,
+    query_growth: Tensor | None,
+    update: Update | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query, key and value (tokens, heads, head size) of a layer."""
+    outputs = project(layer.qkv, update, lambda x: normalize(x, layer.before_attention), x)
+    if len(outputs) == 1:
+        outputs = outputs[0].split(layer.qkv_sizes, dim=-1)
+    query = _heads(outputs[0], switches.head_size, layer.query_norm)
+    key = _heads(outputs[1], switches.head_size, layer.key_norm)
+    value = _heads(outputs[2], switches.head_size, None)
+    if rope is not None:
+        query, key = (rotate(heads, rope, switches.is_interleaved) for heads in (query, key))
+    return query if query_growth is None else query * query_growth, key, value
+
+
+def after_attention(
+    x: Tensor, mixed: Tensor, layer: Layer, switches: Switches, updates: Updates
+) -> Tensor:
+    """Return the hidden states after a layer whose attention gave `mixed`."""
+    (output,) = project(layer.o, updates.o, None, mixed)
+    output = normalize(output, layer.after_attention)
+    x = torch.add(x, output, alpha=switches.residual_scale)
+    gate_up = project(layer.gate_up, updates.gate_up, lambda x: normalize(x, layer.before_mlp), x)
+    if len(gate_up) == 1:
+        gate_up = gate_up[0].chunk(2, dim=-1)
+    act = ACTIVATIONS[switches.activation]
+    (output,) = project(layer.down, updates.down, lambda gate, up: act(gate) * up, *gate_up)
+    output = normalize(output, layer.after_mlp)
+    return torch.add(x, output, alpha=switches.residual_scale)
+
+
+def project(
+    projection: Projection,
+    update: Update | None,
+    prepare: Callable[..., Tensor] | None,
+    *inputs: Tensor,
+) -> Sequence[Tensor]:
+    """Return the outputs of layers that read prepare(*inputs), or the input; neither is kept."""
+
+    def read(*inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = prepare(*inputs) if prepare else inputs[0]
+        return x, update.low(x) if update else None
+
+    x, low = recomputed(read, *inputs) if prepare or update else (inputs[0], None)
+    outputs = projection(x)
+    if update and low is not None:
+        update.add_(outputs, low)
+    return outputs
+
+
+def _heads(x: Tensor, head_size: int, norm: Norm | None) -> Tensor:
+    """Return the heads (tokens, heads, head size) of a product, normed one by one or whole."""
+    is_whole = norm is not None and len(norm.weight) != head_size
+    if is_whole:
+        x = normalize(x, norm)
+    heads = x.unflatten(-1, (-1, head_size))
+    return heads if is_whole else normalize(heads, norm)
+
+
+def open_decoder(model: Any, *, projection: type[Projection] = Projection) -> Decoder | str:
+    """Return our decoder over a model's weights, or why its family is not one of ours."""
+    switches = switches_of(model.get_decoder().config)
+    return switches if isinstance(switches, str) else Decoder(model, switches, projection)

@@ -1,0 +1,52 @@
+"""The families that our decoder knows; all others run in transformers."""
+
+from collections.abc import Callable
+from typing import Any
+
+from src.model.core.families.gemma import gemma, gemma2, gemma3
+from src.model.core.families.glm import glm, glm4
+from src.model.core.families.granite import granite
+from src.model.core.families.ministral import ministral3
+from src.model.core.families.olmo import olmo2, olmo3
+from src.model.core.families.smollm3 import smollm3
+from src.model.core.families.switches import Switches, base_switches
+from src.model.core.layers import ACTIVATIONS
+
+FAMILIES: dict[str, Callable[[Any], Switches]] = {
+    "llama": base_switches,
+    "mistral": base_switches,
+    "ministral": base_switches,
+    "ministral3": ministral3,
+    "qwen2": base_switches,
+    "qwen3": base_switches,
+    "smollm3": smollm3,
+    "phi3": base_switches,
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3_text": gemma3,
+    "olmo2": olmo2,
+    "olmo3": olmo3,
+    "glm": glm,
+    "glm4": glm4,
+    "granite": granite,
+    "seed_oss": base_switches,
+}
+
+_DEPENDENT_ROPES = {"dynamic", "longrope"}
+"""Rotary embeddings that turn every token by the length of the sequence."""
+
+
+def switches_of(config: Any) -> Switches | str:
+    """Return a configuration's switches, or why our decoder does not run it."""
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        return f"its architecture is {config.model_type}"
+    ropes = getattr(config, "rope_parameters", None) or {}
+    kinds = ropes.values() if all(isinstance(v, dict) for v in ropes.values()) else [ropes]
+    for kind in (rope.get("rope_type") for rope in kinds):
+        if kind in _DEPENDENT_ROPES:
+            return f"its rotary embedding is {kind}"
+    switches = family(config)
+    if switches.activation not in ACTIVATIONS:
+        return f"its activation is {switches.activation}"
+    return switches

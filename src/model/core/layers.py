@@ -1,0 +1,106 @@
+"""The parts of a decoder layer, as functions of tensors (tokens, features)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, linear, rms_norm, silu
+from torch.utils.checkpoint import checkpoint
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": silu,
+    "gelu_pytorch_tanh": partial(gelu, approximate="tanh"),
+}
+
+
+class Norm(NamedTuple):
+    """An RMS norm (Zhang and Sennrich 2019)."""
+
+    weight: Tensor  # (features,); of a wider dtype, where the product is to be made in that
+    epsilon: float
+
+
+def normalize(x: Tensor, norm: Norm | None) -> Tensor:
+    """Return x with its last dimension scaled to unit mean square, or x where there is no norm."""
+    if norm is None:
+        return x
+    weight, epsilon = norm
+    return rms_norm(x.to(weight.dtype), weight.shape, weight, epsilon).to(x.dtype)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, ...], is_interleaved: bool) -> Tensor:
+    """Return heads (tokens, heads, head size) turned by their position (RoFormer, Su et al. 2021).
+
+    `rope` is what `RotaryTable.rows` returns; the rest of a head stays.
+    """
+    cos, sin = rope
+    turned, rest = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), dim=-1)
+    if is_interleaved:
+        swapped = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    else:
+        swapped = turned.roll(turned.shape[-1] // 2, dims=-1)
+    turned = torch.addcmul(turned * cos, swapped, sin).to(x.dtype)
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+class RotaryTable:
+    """Cosines and sines of all positions, as the base model's own rotary embedding makes them."""
+
+    def __init__(self, embedding: Any, name: str, like: Tensor, *, is_interleaved: bool) -> None:
+        self._embedding, self._name, self._like = embedding, name, like
+        self._is_interleaved = is_interleaved
+        self._table = torch.empty(0)
+
+    def grow(self, num_positions: int) -> None:
+        """Know at least this many positions."""
+        if num_positions <= len(self._table):
+            return
+        positions = torch.arange(num_positions, device=self._like.device)
+        names = (self._name,) if self._name else ()
+        cos, sin = (x[0] for x in self._embedding(self._like, positions[None], *names))
+        # Both halves of transformers' tables are the same. The minus of the rotation is in ours.
+        half = cos.shape[-1] // 2
+        cos, sin = cos[:, :half], sin[:, :half]
+        parts = torch.stack((cos, cos, -sin, sin)).view(2, 2, num_positions, half)
+        order = (2, 0, 3, 1) if self._is_interleaved else (2, 0, 1, 3)
+        self._table = parts.permute(order).reshape(num_positions, 2, 1, 2 * half)
+
+    def rows(self, positions: Tensor) -> tuple[Tensor, ...]:
+        """Return (cosines, sines) of these positions, each (tokens, 1, rotated size)."""
+        return self._table.index_select(0, positions).unbind(1)
+
+
+def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
+    """Call a function of few steps, which are run again for the backward pass.
+
+    Memory is dearer than they are (Chen et al. 2016). A compiler sees to that by itself.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(*inputs)
+    return checkpoint(
+        function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
+    )
+
+
+class Projection:
+    """Linear layers of the base model that read the same input."""
+
+    def __init__(self, names: list[str], modules: list[Any]) -> None:
+        self.names, self.modules = tuple(names), tuple(modules)
+        sizes = [(m.out_features, m.in_features) for m in modules]
+        self.in_features: int = sizes[0][1]
+        self.out_features: tuple[int, ...] = tuple(out for out, _ in sizes)
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Return the outputs (tokens, out features) of each layer."""
+        return [product(x, module) for module in self.modules]
+
+
+def product(x: Tensor, module: Any) -> Tensor:
+    """Return the output of a frozen layer; one in 4-bit unpacks itself in both passes."""
+    module = getattr(module, "base_layer", module)
+    if getattr(module.weight, "quant_state", None) is not None:
+        return module(x)
+    return linear(x, module.weight, module.bias)

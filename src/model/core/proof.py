@@ -1,0 +1,67 @@
+"""Does our decoder compute what transformers computes? Tried at load, as configurations differ."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.model.core.attention import Spans
+from src.model.core.decoder import Decoder
+from src.model.core.lora import Updates
+
+LENGTH = 8
+MAX_ID = 1000
+
+
+@torch.no_grad()
+def find_difference(
+    model: Any,
+    decoder: Decoder,
+    updates: Callable[[int], Callable[[int], Updates]] | None = None,
+) -> str | None:
+    """Return why a model must run in transformers, where a layer of the decoder differs from its.
+
+    Each layer reads what transformers' layer before gave, so that rounding does not add up.
+    `updates` takes a number of tokens and returns the updates of each layer, by the adapter that is
+    attached to the model.
+    """
+    was_training = model.training
+    states, scores = _run_in_transformers(model.eval(), _draw_ids(model, decoder.device))
+    layers = decoder.run_alone(
+        states[:-1],
+        Spans.between((0, LENGTH), decoder.device),
+        updates(LENGTH) if updates else None,
+    )
+    model.train(was_training)
+    tolerance = 1e-4 if decoder.dtype.itemsize >= 4 else 0.03
+    pairs = [*zip(layers, states[1:], strict=True), (decoder.scores(states[-1]), scores)]
+    for ours, theirs in pairs:
+        # Neither is a NaN.
+        if not (ours - theirs).float().norm() <= tolerance * theirs.float().norm():
+            return f"this {model.config.model_type} differs from those that ours knows"
+    return None
+
+
+def _draw_ids(model: Any, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    return torch.randint(min(MAX_ID, vocabulary), (1, LENGTH), generator=generator).to(device)
+
+
+def _run_in_transformers(model: Any, ids: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Return the states (tokens, hidden size) around all layers, and the scores."""
+    states: list[Tensor] = []
+
+    def keep(module: Any, inputs: Any, options: Any, output: Any) -> None:
+        if not states:
+            states.append((inputs or tuple(options.values()))[0][0])
+        states.append((output[0] if isinstance(output, tuple) else output)[0])
+
+    with ExitStack() as hooks:
+        for layer in model.get_decoder().layers:
+            handle = layer.register_forward_hook(keep, with_kwargs=True)
+            hooks.callback(handle.remove)
+        scores = model(ids, use_cache=False).logits[0]
+    return states, scores

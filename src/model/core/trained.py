@@ -1,0 +1,50 @@
+"""The decoder over packed rows, with the LoRA matrices that PEFT attached to the base model."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from src.model.core.attention import Spans
+from src.model.core.decoder import Decoder
+from src.model.core.lora import TrainedLora, Updates
+from src.model.head_loss import head_loss
+
+
+class TrainedDecoder:
+    """Reads spans that do not see each other; gradients go to the LoRA matrices alone."""
+
+    def __init__(self, model: Any, decoder: Decoder) -> None:
+        self.decoder, self._model = decoder, model
+        self._lora = [[TrainedLora(p) for p in layer.projections] for layer in decoder.layers]
+
+    def sum_loss(
+        self,
+        ids: Tensor,  # (tokens,)
+        positions: Tensor,  # (tokens,)
+        spans: Spans,
+        targets: Tensor,  # (target tokens,), their places in the row
+        labels: Tensor,  # (target tokens,)
+        loss_weights: Tensor,  # (target tokens,)
+    ) -> Tensor:
+        """Return the weighted sum of the negative log likelihoods, in float32."""
+        decoder = self.decoder
+        decoder.grow(spans.longest)
+        hidden = decoder.hidden(
+            ids, positions, decoder.attend_within(spans), self.updates(len(ids))
+        )
+        # Only target tokens go through the head, the widest layer.
+        hidden = decoder.head_input(hidden.index_select(0, targets))
+        return head_loss(
+            hidden, decoder.head.weight, labels, loss_weights, cap=decoder.switches.logit_cap
+        )
+
+    def updates(self, num_tokens: int) -> Callable[[int], Updates]:
+        """Return what gives the updates of each layer in a pass, with dropout while training."""
+        with_dropout = self._model.training
+
+        def of_layer(number: int) -> Updates:
+            parts = self._lora[number]
+            return Updates(*(part.update(num_tokens, with_dropout=with_dropout) for part in parts))
+
+        return of_layer
