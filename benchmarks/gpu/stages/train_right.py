@@ -15,6 +15,7 @@ from benchmarks.gpu.models import small_model
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.timing import relative_error
 from src.data.collate import Batch
+from src.deterministic import compute_in_one_order
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
 from src.model.base_model import keep_dequantized, load_base_model
 from src.model.loss import SummedLoss
@@ -37,6 +38,7 @@ def run(stage: Stage) -> None:
     stage.section(check_paths, stage, folder, reference)
     stage.section(check_dropout, stage, folder)
     stage.section(check_qlora, stage, folder)
+    stage.section(check_deterministic, stage, folder)
 
 
 def make_batch(stage: Stage, lengths: Sequence[int]) -> Batch:
@@ -164,6 +166,23 @@ def check_dropout(stage: Stage, folder: Path) -> None:
     name = next(reversed(found[0][1]))
     difference = relative_error(found[2][1][name], found[0][1][name])
     stage.record("dropout with another seed", difference, "relative", is_right=difference > 0.05)
+
+
+def check_deterministic(stage: Stage, folder: Path) -> None:
+    """With `DETERMINISTIC=1` two passes give the same bytes, with dropout too."""
+    model, batch, found = adapted(stage, folder, dropout=0.3), the_batch(stage), []
+    compute_in_one_order()
+    try:
+        for _ in range(2):
+            torch.manual_seed(3)
+            found.append(train(model, batch)[1])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    one, other = found
+    num_different = sum(not torch.equal(one[name], other[name]) for name in one)
+    stage.record(
+        "gradients that differ, DETERMINISTIC=1", num_different, is_right=num_different == 0
+    )
 
 
 def check_qlora(stage: Stage, folder: Path) -> None:
