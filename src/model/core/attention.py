@@ -141,7 +141,13 @@ def attend_under(
     """Attend in one call, or step by step with capped scores (Gemma 2, 2024)."""
     is_small = query.device.type == "cpu" and query.dtype != torch.float32
     if score_cap is not None or (is_small and key.shape[2] <= SHORT):
-        return _attend_in_steps(mask, query, key, value, scale, score_cap)
+        if mask is None:
+            mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+        # The query heads that share a key head are its queries: no key is repeated.
+        grouped = query.reshape(1, key.shape[1], -1, query.shape[-1])
+        mask = mask.repeat(grouped.shape[2] // len(mask), 1)
+        output = attend_in_steps(mask, grouped, key, value, scale, score_cap)
+        return output.view(query.shape)
     return scaled_dot_product_attention(
         *(query, key, value),
         attn_mask=mask,
@@ -151,25 +157,22 @@ def attend_under(
     )
 
 
-def _attend_in_steps(
-    mask: torch.Tensor | None,
-    query: torch.Tensor,
-    key: torch.Tensor,
+def attend_in_steps(
+    mask: torch.Tensor | None,  # True where a query sees a key
+    query: torch.Tensor,  # (rows, heads, queries, head size)
+    key: torch.Tensor,  # (rows, heads, keys, head size)
     value: torch.Tensor,
     scale: float | None,
     score_cap: float | None,
 ) -> torch.Tensor:
-    num_queries, num_keys = query.shape[2], key.shape[2]
-    # The query heads that share a key head are its queries: no key is repeated.
-    grouped = query.reshape(1, key.shape[1], -1, query.shape[-1])
-    scores = (grouped @ key.transpose(-1, -2)).float() * (scale or query.shape[-1] ** -0.5)
+    """Attend by plain products, with softmax in float32."""
+    scores = (query @ key.transpose(-1, -2)).float() * (scale or query.shape[-1] ** -0.5)
     if score_cap is not None:
         scores = score_cap * torch.tanh(scores / score_cap)
-    if mask is None:
-        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril()
-    hidden = ~mask.repeat(scores.shape[2] // num_queries, 1)
-    weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)
-    return (weights.to(value.dtype) @ value).view(query.shape[:3] + value.shape[3:])
+    if mask is not None:
+        # Not minus infinity: a query that sees nothing must stay finite.
+        scores = scores.masked_fill_(~mask, torch.finfo(torch.float32).min / 2)
+    return scores.softmax(-1).to(value.dtype) @ value
 
 
 def _window_mask(

@@ -16,7 +16,6 @@ from src.model.core.layers import (
     Projection,
     RotaryTable,
     normalize,
-    product,
     recomputed,
     rotate,
 )
@@ -44,16 +43,19 @@ class Decoder:
         self.num_heads: int = body.config.num_attention_heads
         self.num_key_value_heads: int = body.config.num_key_value_heads
         self._embed: nn.Module = body.embed_tokens
-        self.head: Any = model.get_output_embeddings()
         self.norm = read_norm(body.norm, switches)
         assert self.norm is not None
         names = {module: name for name, module in model.named_modules()}
+        head = model.get_output_embeddings()
+        self.head = projection([names[head]], [head])
         self.layers = [
             read_layer(number, layer, body.config, switches, names, projection)
             for number, layer in enumerate(body.layers)
         ]
         weight = self._embed.weight
         assert isinstance(weight, Tensor)
+        self.like: Tensor = weight
+        """A tensor of the dtype and on the device of the model."""
         self.dtype, self.device = weight.dtype, weight.device
         self._tables = {
             name: RotaryTable(
@@ -67,6 +69,17 @@ class Decoder:
         self.num_recomputed = 0
         """Layers that keep only their input for the backward pass, the first ones: by the time they
         run again the others' activations are gone."""
+
+    @property
+    def projections(self) -> list[Projection]:
+        """Return those of all layers, in the order of their `Updates`, and the head."""
+        return [*(p for layer in self.layers for p in layer.projections), self.head]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Return what the keys and values of a token take."""
+        numbers = 2 * len(self.layers) * self.num_key_value_heads * self.switches.head_size
+        return numbers * self.dtype.itemsize
 
     def grow(self, num_positions: int) -> None:
         """Be ready for positions below this."""
@@ -119,14 +132,11 @@ class Decoder:
         h = normalize(hidden, self.norm)
         return h if self.switches.logit_scale == 1 else h * self.switches.logit_scale
 
-    def scores(self, hidden: Tensor) -> Tensor:
+    def scores(self, hidden: Tensor, update: Update | None = None) -> Tensor:
         """Return the scores of the next token (tokens, vocabulary)."""
-        return self.cap(product(self.head_input(hidden), self.head))
-
-    def cap(self, scores: Tensor) -> Tensor:
-        """Return the head's scores as the family bounds them."""
-        limit = self.switches.logit_cap
-        return scores if limit is None else limit * torch.tanh(scores / limit)
+        (scores,) = project(self.head, update, None, self.head_input(hidden))
+        cap = self.switches.logit_cap
+        return scores if cap is None else cap * torch.tanh(scores / cap)
 
     def _positions(self, positions: Tensor) -> Positions:
         growth = None

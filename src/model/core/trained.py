@@ -36,7 +36,11 @@ class TrainedDecoder:
         # Only target tokens go through the head, the widest layer.
         hidden = decoder.head_input(hidden.index_select(0, targets))
         return head_loss(
-            hidden, decoder.head.weight, labels, loss_weights, cap=decoder.switches.logit_cap
+            hidden,
+            decoder.head.modules[0].weight,
+            labels,
+            loss_weights,
+            cap=decoder.switches.logit_cap,
         )
 
     def updates(self, num_tokens: int) -> Callable[[int], Updates]:

@@ -13,6 +13,8 @@ from src.errors import UserError
 from src.gpus import find_device
 from src.graphs.capture import Capture, cuda_capture
 from src.model.base_model import linear_shapes, load_base_model
+from src.model.core.decoder import open_decoder
+from src.model.core.proof import find_difference
 from src.model.isolation import find_neighbour_effect
 from src.model.precision import choose_dtype
 from src.model.shape import check_architecture, max_sequence_length
@@ -24,7 +26,7 @@ from src.serving.engine.request import Request, Sequence
 from src.serving.engine.scheduler import Scheduler
 from src.serving.engine.totals import Totals
 from src.serving.lora.weights import LoadedAdapter, load_adapter
-from src.serving.model.llama import LlamaModel, refusal
+from src.serving.model.fused_projection import FusedProjection
 from src.serving.model.transformers_model import TransformersRunner
 from src.serving.sampling import Sampler
 from src.weights.adapter.adapter import AdapterFile
@@ -103,21 +105,21 @@ class Engine:
 
     def _build_runner(self, max_slots: int, max_adapters: int, *, is_captured: bool) -> Runner:
         self.num_slots = max_slots
-        reason = refusal(self.model)
-        if reason is not None:
+        decoder = open_decoder(self.model, projection=FusedProjection)
+        reason = decoder if isinstance(decoder, str) else find_difference(self.model, decoder)
+        if isinstance(decoder, str) or reason is not None:
             print(f"this base model runs in transformers, one row at a time: {reason}", flush=True)
             find_neighbour_effect(self.model)  # refuses a model that is not causal
             return TransformersRunner(self.model)
-        model = LlamaModel(self.model)
         if self.device.type == "cuda":
             # Weights that became parts of wider ones have left gaps.
             torch.cuda.empty_cache()
         adapter_bytes = adapter_bytes_that_fit(self.device)
         self.num_slots = num_slots_that_fit(
-            model.bytes_per_token * (self.max_seq_len + 1), max_slots, self.device
+            decoder.bytes_per_token * (self.max_seq_len + 1), max_slots, self.device
         )
         return ModelRunner(
-            model,
+            decoder,
             num_slots=self.num_slots,
             max_seq_len=self.max_seq_len,
             num_adapters=max_adapters,

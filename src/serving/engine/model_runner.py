@@ -2,6 +2,8 @@
 
 import torch
 
+from src.model.core.decoder import Attend, Decoder
+from src.model.core.weights import Layer
 from src.serving.lora.slots import LoraSlots
 from src.serving.lora.stacked import LoraBatch
 from src.serving.model.attention import (
@@ -11,9 +13,9 @@ from src.serving.model.attention import (
     SplitDecodeAttention,
     split_unsupported_reason,
 )
-from src.serving.model.llama import LlamaModel
 from src.serving.model.transformers_model import TransformersRunner
 
+Attention = DecodeAttention | SplitDecodeAttention | PrefillAttention
 SMALLEST_BUCKET = 256
 
 
@@ -28,7 +30,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: LlamaModel,
+        decoder: Decoder,
         *,
         num_slots: int,
         max_seq_len: int,
@@ -36,32 +38,37 @@ class ModelRunner:
         adapter_bytes: int,
         has_fixed_shapes: bool,
     ) -> None:
-        self._model, self._max_seq_len = model, max_seq_len
-        self._device, self._has_fixed_shapes = model.device, has_fixed_shapes
+        self._decoder, self._max_seq_len = decoder, max_seq_len
+        self._device, self._has_fixed_shapes = decoder.device, has_fixed_shapes
+        switches = decoder.switches
+        self._windows = frozenset(switches.windows)
         # Idle rows write to one position more than the context has, which is never read.
         self.kv_cache = KVCache(
-            num_layers=model.num_layers,
+            num_layers=len(decoder.layers),
             num_slots=num_slots,
-            num_key_value_heads=model.num_key_value_heads,
-            head_size=model.head_size,
+            num_key_value_heads=decoder.num_key_value_heads,
+            head_size=switches.head_size,
             capacity=max_seq_len + 1,
-            dtype=model.dtype,
+            dtype=decoder.dtype,
             device=self._device,
         )
         # Captured steps read lengths on the device, where there is a kernel that does.
-        reason = split_unsupported_reason(self.kv_cache, model.num_heads)
+        reason = split_unsupported_reason(self.kv_cache, decoder.num_heads)
+        if switches.score_cap is not None:
+            reason = "its attention scores are capped"
         self._is_split = has_fixed_shapes and reason is None
         if has_fixed_shapes and reason:
             print(f"decoding reads the cache in buckets of lengths: {reason}", flush=True)
-        model.rotary.grow(max_seq_len + 1)
+        decoder.grow(max_seq_len + 1)
         self.lora = LoraSlots(
-            model.projections,
+            decoder.projections,
             max_slots=num_adapters,
             max_rows=num_slots,
-            like=model.like,
+            like=decoder.like,
             max_bytes=adapter_bytes,
             has_fixed_shapes=has_fixed_shapes,
         )
+        self._scoring = {"scale": switches.scale, "score_cap": switches.score_cap}
         self._slot_starts = torch.arange(num_slots, device=self._device) * (max_seq_len + 1)
 
     def prefill(
@@ -76,19 +83,18 @@ class ModelRunner:
             slot=slot,
             start=start,
             stop=stop,
-            windows=self._model.windows,
+            windows=self._windows,
             device=self._device,
+            **self._scoring,
         )
         lora = None if lora_slot is None else self.lora.of_slot(lora_slot)
-        hidden = self._model.hidden(
+        hidden = self._decoder.hidden(
             torch.tensor(ids, device=self._device),
             positions,
-            self.kv_cache,
-            positions + slot * self.kv_cache.capacity,
-            attention,
-            lora,
+            self._attend_to_cache(attention, positions + slot * self.kv_cache.capacity),
+            lora.of_layer if lora else None,
         )
-        return self._model.logits(hidden[-num_scores:], lora) if num_scores else None
+        return self._scores(hidden[-num_scores:], lora) if num_scores else None
 
     def decode(
         self,
@@ -102,19 +108,36 @@ class ModelRunner:
         A length counts the tokens of a row with this one; it is 0 where the row is idle.
         """
         if self._is_split:
-            attention = SplitDecodeAttention(self.kv_cache, positions)
+            attention = SplitDecodeAttention(self.kv_cache, positions, scale=self._scoring["scale"])
         else:
             attention = DecodeAttention(
                 self.kv_cache,
                 num_rows=len(tokens),
                 length=self.length_bucket(max(lengths)),
-                windows=self._model.windows,
+                windows=self._windows,
                 lengths=None if self._has_fixed_shapes else [n for n in lengths if n],
                 position=positions,
+                **self._scoring,
             )
-        slot_mapping = self._slot_starts[: len(tokens)] + positions
-        hidden = self._model.hidden(tokens, positions, self.kv_cache, slot_mapping, attention, lora)
-        return self._model.logits(hidden, lora)
+        where = self._slot_starts[: len(tokens)] + positions
+        attend = self._attend_to_cache(attention, where)
+        updates = lora.of_layer if lora else None
+        return self._scores(self._decoder.hidden(tokens, positions, attend, updates), lora)
+
+    def _attend_to_cache(self, attention: Attention, where: torch.Tensor) -> Attend:
+        """Return the attention that keeps keys and values (tokens,) at their place first."""
+
+        def attend(
+            layer: Layer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        ) -> torch.Tensor:
+            self.kv_cache.write(layer.number, where, key, value)
+            return attention(query, layer.number, layer.window)
+
+        return attend
+
+    def _scores(self, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
+        head = len(self._decoder.projections) - 1
+        return self._decoder.scores(hidden, lora.update(head) if lora else None)
 
     def length_bucket(self, length: int) -> int:
         """Return how much of the cache a captured step reads, of rows up to this length."""

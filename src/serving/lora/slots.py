@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from src.errors import UserError
+from src.model.core.layers import Projection
 from src.model.shape import PAGE_RANK, num_pages_of
 from src.serving.lora.stacked import LoraBatch, StackedLora
 from src.serving.lora.weights import LoadedAdapter
-from src.serving.model.layers import Projection
 from src.settings import MAX_RANK
 from src.transfer import to_device
 from src.weights.cache.cache_use import CacheUse

@@ -4,10 +4,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from src.model.core.layers import Projection
+from src.model.core.lora import Updates
 from src.model.shape import PAGE_RANK
 from src.serving.lora.weights import LoadedModule
-from src.serving.model.layers import Projection
 from src.serving.model.lazy_zeros import lazy_zeros
 
 
@@ -17,7 +19,7 @@ class StackedLora:
     B is block-diagonal within a page: a layer's block reaches that layer's outputs alone.
     """
 
-    def __init__(self, projection: Projection, *, num_pages: int, like: torch.Tensor) -> None:
+    def __init__(self, projection: Projection, *, num_pages: int, like: Tensor) -> None:
         self.names = projection.names
         self._ends = torch.tensor(projection.out_features).cumsum(0).tolist()
         self._rows = len(self.names) * PAGE_RANK
@@ -42,23 +44,31 @@ class StackedLora:
             in_pages = new.view(len(self.names), len(pages), PAGE_RANK, -1).transpose(0, 1)
             stack[where] = in_pages.reshape(len(pages), self._rows, -1)
 
-    def add_(
-        self,
-        output: torch.Tensor,
-        x: torch.Tensor,
-        pages: slice | torch.Tensor,
-        is_other: torch.Tensor | None,  # (rows, pages, 1)
-    ) -> None:
-        """Add to each row the updates of some pages, in place, but those of other rows."""
+    def read(self, pages: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Return A (pages, rows, in features) and B (pages, rows, out features) of some pages."""
         if isinstance(pages, slice):
-            a, b = self._a[pages], self._b[pages]
-        else:
-            a, b = (stack.index_select(0, pages) for stack in (self._a, self._b))
-        low = torch.mm(x, a.flatten(0, 1).t())
-        if is_other is not None:
+            return self._a[pages], self._b[pages]
+        return self._a.index_select(0, pages), self._b.index_select(0, pages)
+
+
+class PagedUpdate:
+    """What the pages of one projection add to each row, but those of other rows."""
+
+    def __init__(self, stack: StackedLora, pages: slice | Tensor, is_other: Tensor | None) -> None:
+        (self._a, self._b), self._is_other = stack.read(pages), is_other
+
+    def low(self, x: Tensor) -> Tensor:
+        """Return the low-rank input of all pages (tokens, pages * rows)."""
+        low = torch.mm(x, self._a.flatten(0, 1).t())
+        if self._is_other is not None:
             # Not a product with zero: another adapter's overflow would stay.
-            low.view(len(x), len(a), self._rows).masked_fill_(is_other, 0)
-        output.addmm_(low, b.flatten(0, 1))
+            low.view(len(x), *self._a.shape[:2]).masked_fill_(self._is_other, 0)
+        return low
+
+    def add_(self, outputs: Sequence[Tensor], low: Tensor) -> None:
+        """Add to the output of all layers (tokens, out features), in place."""
+        (output,) = outputs
+        output.addmm_(low, self._b.flatten(0, 1))
 
 
 @dataclass(frozen=True)
@@ -67,13 +77,18 @@ class LoraBatch:
 
     stacks: Mapping[int, StackedLora]
     """By the number of the projection; only those that the adapters change."""
-    pages: slice | torch.Tensor
+    pages: slice | Tensor
     """A tensor is read anew at each replay of a captured step."""
-    is_other: torch.Tensor | None = None  # (rows, pages, 1); None where all are every row's own
+    is_other: Tensor | None = None  # (rows, pages, 1); None where all are every row's own
     key: Hashable = None
     """Steps with the same key read the same memory."""
 
-    def add_(self, output: torch.Tensor, group: int, x: torch.Tensor) -> None:
-        """Add the adapters' part to the output of a projection, in place."""
-        if group in self.stacks:
-            self.stacks[group].add_(output, x, self.pages, self.is_other)
+    def update(self, number: int) -> PagedUpdate | None:
+        """Return what the adapters add to a projection."""
+        stack = self.stacks.get(number)
+        return None if stack is None else PagedUpdate(stack, self.pages, self.is_other)
+
+    def of_layer(self, number: int) -> Updates:
+        """Return what the adapters add in a layer."""
+        first = number * len(Updates._fields)
+        return Updates(*(self.update(first + part) for part in range(len(Updates._fields))))

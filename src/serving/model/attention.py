@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from src.model.core.attention import attend_in_steps, attend_under
 from src.serving.model.lazy_zeros import lazy_zeros
 
 
@@ -32,7 +33,15 @@ class KVCache:
         shape = (num_layers, num_slots, capacity, 2 * num_key_value_heads, head_size)
         self._data = lazy_zeros(shape, dtype, device)
         # Written through the flat view: one index names slot and position.
-        self.flat = self._data.flatten(1, 2).unbind(0)  # per layer (slots * capacity, heads, size)
+        self._flat = self._data.flatten(1, 2).unbind(0)  # per layer (slots * capacity, heads, size)
+
+    def write(
+        self, layer: int, where: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Keep tokens of a layer at places (tokens,) among all slots' positions."""
+        flat = self._flat[layer]
+        flat[:, : self._heads].index_copy_(0, where, key)
+        flat[:, self._heads :].index_copy_(0, where, value)
 
     def read(self, slots: slice, positions: slice) -> tuple[tuple[torch.Tensor, ...], ...]:
         """Return (keys, values) as one view a layer (slots, heads, positions, head size)."""
@@ -77,7 +86,10 @@ class DecodeAttention:
         windows: frozenset[int | None],
         lengths: Sequence[int] | None,
         position: torch.Tensor,  # (rows,) the last token's
+        scale: float | None = None,
+        score_cap: float | None = None,
     ) -> None:
+        self._scale, self._score_cap = scale, score_cap
         self._views = {}
         is_even = False
         if lengths is not None:
@@ -90,10 +102,11 @@ class DecodeAttention:
             keys, values = cache.read(slice(num_rows), slice(start, length))
             mask = None
             if not is_even:
-                sees = _sees(position, start, length, window)
-                # Not minus infinity: an idle row that sees nothing must stay finite.
-                lowest = torch.finfo(keys[0].dtype).min / 2
-                mask = torch.where(sees, 0.0, lowest).to(keys[0].dtype)
+                mask = _sees(position, start, length, window)
+                if score_cap is None:
+                    # Not minus infinity: an idle row that sees nothing must stay finite.
+                    lowest = torch.finfo(keys[0].dtype).min / 2
+                    mask = torch.where(mask, 0.0, lowest).to(keys[0].dtype)
             self._views[window] = keys, values, mask
 
     def __call__(self, query: torch.Tensor, layer: int, window: int | None) -> torch.Tensor:
@@ -103,7 +116,12 @@ class DecodeAttention:
         rows, heads, size = query.shape
         # The query heads that share a key head are its queries: no key is repeated.
         grouped = query.reshape(rows, key.shape[1], -1, size)
-        output = scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
+        if self._score_cap is None:
+            output = scaled_dot_product_attention(
+                grouped, key, value, attn_mask=mask, scale=self._scale
+            )
+        else:
+            output = attend_in_steps(mask, grouped, key, value, self._scale, self._score_cap)
         return output.reshape(rows, heads * size)
 
 
@@ -119,14 +137,17 @@ def _sees(position: torch.Tensor, start: int, stop: int, window: int | None) -> 
 class SplitDecodeAttention:
     """What `DecodeAttention` computes, for rows of any lengths, which the device knows."""
 
-    def __init__(self, cache: KVCache, position: torch.Tensor) -> None:
-        self._cache, self._position = cache, position
+    def __init__(
+        self, cache: KVCache, position: torch.Tensor, *, scale: float | None = None
+    ) -> None:
+        self._cache, self._position, self._scale = cache, position, scale
 
     def __call__(self, query: torch.Tensor, layer: int, window: int | None) -> torch.Tensor:
         """Return the outputs (rows, heads * head size) for queries (rows, heads, head size)."""
         from src.serving.model.split_attention import attend_split
 
-        return attend_split(query, self._cache.layer(layer), self._position, window).flatten(1)
+        data = self._cache.layer(layer)
+        return attend_split(query, data, self._position, window, scale=self._scale).flatten(1)
 
 
 def split_unsupported_reason(cache: KVCache, num_heads: int) -> str | None:
@@ -174,7 +195,10 @@ class PrefillAttention:
         stop: int,
         windows: frozenset[int | None],
         device: torch.device,
+        scale: float | None = None,
+        score_cap: float | None = None,
     ) -> None:
+        self._scale, self._score_cap = scale, score_cap
         self._views = {}
         queries = torch.arange(start, stop, device=device)
         for window in windows:
@@ -196,13 +220,6 @@ class PrefillAttention:
         if num_sharing > 1 and mask is not None and query.is_cuda:
             # For shared heads under a mask there is only a kernel that holds all scores in memory.
             key, value = (x.repeat_interleave(num_sharing, 1) for x in (key, value))
-            num_sharing = 1
-        output = scaled_dot_product_attention(
-            query.transpose(0, 1)[None],
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=num_sharing > 1,
-        )
+        query = query.transpose(0, 1)[None]
+        output = attend_under(mask, query, key, value, self._scale, self._score_cap)
         return output[0].transpose(0, 1).flatten(1)

@@ -105,6 +105,7 @@ def attend_split(
     positions: torch.Tensor,  # (rows,) of the last tokens; the last of the cache: an idle row
     window: int | None,
     *,
+    scale: float | None = None,
     num_parts: int | None = None,
 ) -> torch.Tensor:
     """Return the outputs (rows, heads, head size) of the first rows of the cache."""
@@ -119,7 +120,7 @@ def attend_split(
         *(query.contiguous(), cache, positions, sums, weights, cache.stride(0), cache.stride(1)),
         capacity - 1,
         capacity if window is None else window,
-        size**-0.5,
+        size**-0.5 if scale is None else scale,
         GROUP=group,
         PADDED_GROUP=max(MIN_GROUP, triton.next_power_of_2(group)),
         SIZE=size,
