@@ -28,6 +28,8 @@ class TrainEnvironment:
     """`DEVICE_MEMORY_GB`, in bytes: the most that training may take of each device."""
     dtype: str | None = None
     """`DTYPE`: the precision of the base model; None for the fastest of the device."""
+    in_float8: bool = False
+    """`BASE_WEIGHTS=fp8`: frozen weights in float8."""
     frozen_seconds: float = FROZEN_SECONDS
     """`FROZEN_SECONDS`: a rank without a heartbeat for so long ends the run."""
     deterministic: bool = False
@@ -66,6 +68,7 @@ def read_train_environment(environ: Mapping[str, str]) -> TrainEnvironment:
         zero_stage=int(stage) if (stage := _one_of(("2", "3"), "ZERO_STAGE", environ)) else None,
         device_memory=None if memory_gb is None else memory_gb * 1e9,
         dtype=_one_of(DTYPES, "DTYPE", environ),
+        in_float8=_in_float8(environ),
         frozen_seconds=_number_above_0("FROZEN_SECONDS", environ) or FROZEN_SECONDS,
         deterministic=read_flag("DETERMINISTIC", environ) or False,
         checkpoint_dir=environ.get("CHECKPOINT_DIR", "").strip() or None,
@@ -94,6 +97,8 @@ class ServeEnvironment:
     """`BASE_MODEL_IN_4BIT`: hold the base model in 4-bit."""
     dtype: str | None = None
     """`DTYPE`: the precision of the base model; None for the fastest of the device."""
+    in_float8: bool = False
+    """`BASE_WEIGHTS=fp8`: frozen weights in float8."""
     can_speculate: bool | None
     """`LOOK_AHEAD`: verify several speculated tokens in one step; None where it pays."""
     weights_cache: Path
@@ -110,9 +115,13 @@ def read_serve_environment(environ: Mapping[str, str]) -> ServeEnvironment:
     # Temporary files are where a container with a read-only root can write.
     own = Path(tempfile.gettempdir(), f"cog-finetune-weights-{os.geteuid()}")
     weights_dir = environ.get("WEIGHTS_DIR")
+    in_4bit, in_float8 = read_flag("BASE_MODEL_IN_4BIT", environ) or False, _in_float8(environ)
+    if in_4bit and in_float8:
+        raise UserError("BASE_WEIGHTS: expected none beside BASE_MODEL_IN_4BIT=1, found 'fp8'")
     return ServeEnvironment(
-        in_4bit=read_flag("BASE_MODEL_IN_4BIT", environ) or False,
+        in_4bit=in_4bit,
         dtype=_one_of(DTYPES, "DTYPE", environ),
+        in_float8=in_float8,
         can_speculate=read_flag("LOOK_AHEAD", environ),
         weights_cache=Path(environ.get("WEIGHTS_CACHE") or own),
         weights_dir=Path(weights_dir) if weights_dir else None,
@@ -128,10 +137,14 @@ def _whole_number(name: str, environ: Mapping[str, str]) -> int | None:
     return int(asked)
 
 
+def _in_float8(environ: Mapping[str, str]) -> bool:
+    return _one_of(("fp8",), "BASE_WEIGHTS", environ) is not None
+
+
 def _one_of(choices: Sequence[str], name: str, environ: Mapping[str, str]) -> str | None:
     asked = environ.get(name, "").strip()
     if asked and asked not in choices:
-        expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        expected = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
         raise UserError(f"{name}: expected {expected}, found {asked!r}")
     return asked or None
 

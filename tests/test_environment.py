@@ -37,9 +37,14 @@ def test_the_environment_of_a_server_is_read():
         weights_cache=Path("/a"),
         weights_dir=Path("/b"),
     )
+    assert read_serve_environment({"BASE_WEIGHTS": "fp8"}).in_float8
     with pytest.raises(UserError, match=r"^BASE_MODEL_IN_4BIT: expected 0 or 1"):
         read_serve_environment({"BASE_MODEL_IN_4BIT": "yes"})
     with pytest.raises(
         UserError, match=r"^DTYPE: expected float32, bfloat16 or float16, found 'x'"
     ):
         read_serve_environment({"DTYPE": "x"})
+    with pytest.raises(UserError, match=r"^BASE_WEIGHTS: expected fp8, found 'int8'"):
+        read_serve_environment({"BASE_WEIGHTS": "int8"})
+    with pytest.raises(UserError, match=r"^BASE_WEIGHTS: expected none beside BASE_MODEL_IN_4BIT"):
+        read_serve_environment({"BASE_WEIGHTS": "fp8", "BASE_MODEL_IN_4BIT": "1"})

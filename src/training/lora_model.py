@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+from src.errors import UserError
 from src.model.adapter import (
     adapter_parameters,
     attach_adapter,
@@ -18,6 +19,7 @@ from src.model.adapter import (
 )
 from src.model.base_model import keep_dequantized, load_base_model
 from src.model.core.attention import varlen_unsupported_reason
+from src.model.core.float8 import hold_in_float8
 from src.model.isolation import find_neighbour_effect
 from src.model.loss import SummedLoss
 from src.training.deepspeed_engine import build_deepspeed_config
@@ -99,6 +101,10 @@ def load_lora_model(
     reason = "ZeRO-3 shares out its weights" if sharding else loss.use_decoder()
     if reason:
         log(f"this base model trains in transformers' own layers: {reason}")
+    if plan.base_weights == "float8":
+        if loss.decoder is None:
+            raise UserError(f"BASE_WEIGHTS: expected none, found 'fp8': {reason}")
+        log(hold_in_float8(loss.decoder.decoder, for_training=True))
     loss.recompute(plan.num_recomputed)
     model.train()
     if reason and not sharding:

@@ -118,7 +118,11 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
 
     # What is kept on the way, and what a checkpoint brings back.
     writer = output_writer(plan, encoder, run, lora_model.target_modules, folder)
-    progress = Progress(folder.metrics if run.is_main else None, num_steps=step_plan.num_steps)
+    progress = Progress(
+        folder.metrics if run.is_main else None,
+        num_steps=step_plan.num_steps,
+        in_float8=plan.base_weights == "float8",
+    )
     checkpointer = Checkpointer(run, folder, trainer, writer)
     done = 0
     if settings.resume_from is not None:

@@ -101,6 +101,9 @@ class Projection:
 def product(x: Tensor, module: Any) -> Tensor:
     """Return the output of a frozen layer; one in 4-bit unpacks itself in both passes."""
     module = getattr(module, "base_layer", module)
+    if (frozen := getattr(module, "float8", None)) is not None:
+        output = frozen.product(x)
+        return output if module.bias is None else output + module.bias
     if getattr(module.weight, "quant_state", None) is not None:
         return module(x)
     return linear(x, module.weight, module.bias)

@@ -14,7 +14,7 @@ from src.settings import TrainSettings
 from src.training.plan.advice import idle_gpu_warning
 from src.training.plan.memory import FILL, Workload, estimate_memory, fit
 from src.training.plan.resources import Resources
-from src.training.plan.room import check_rank, check_room
+from src.training.plan.room import check_float8, check_rank, check_room
 from src.weights.base_model.check import is_bitsandbytes_4bit
 
 
@@ -44,6 +44,13 @@ class TrainingPlan:
     def keeps_dequantized(self) -> bool:
         """Whether 4-bit weights are dequantized once, for speed."""
         return self.work is not None and self.work.keeps_dequantized
+
+    @property
+    def base_weights(self) -> str:
+        """What the frozen weights are held in."""
+        if is_in_4bit(self.settings):
+            return "4-bit"
+        return "float8" if self.settings.environment.in_float8 else dtype_name(self.resources.dtype)
 
     @property
     def peak(self) -> float | None:
@@ -108,6 +115,8 @@ class TrainingPlan:
         if self.trainable_parameters is not None:
             parts.append(f"{self.trainable_parameters:,} trainable parameters")
         parts.append(dtype_name(self.resources.dtype))
+        if self.settings.environment.in_float8:
+            parts.append(self._float8_part())
         if self.settings.environment.deterministic:
             parts.append("deterministic")
         elif self.resources.on_gpus:
@@ -120,6 +129,12 @@ class TrainingPlan:
         if self.keeps_dequantized:
             parts.append("4-bit weights kept unpacked")
         return ", ".join(parts)
+
+    def _float8_part(self) -> str:
+        if self.base_weights != "float8":
+            return "BASE_WEIGHTS=fp8 without effect on 4-bit weights"
+        emulated = "" if self.resources.on_gpus else " (emulated: slow, to try what it learns)"
+        return f"frozen weights in float8{emulated}"
 
     def _memory_line(self) -> str:
         kind, available = self.resources.kind, self.resources.available
@@ -169,9 +184,11 @@ def make_plan(
     shape = read_shape(folder)
     if shape is None:
         stage = zero_stage or _stage_by_size(folder, settings, resources)
+        check_float8(settings, stage)
         return TrainingPlan(settings, data, steps, resources, stage, None)
     work = _workload(shape, settings, data, steps, resources)
     stage = zero_stage or _choose_stage(work, resources)
+    check_float8(settings, stage)
     work = replace(work, shares_weights=stage == 3)
     max_tokens = None
     if work.shares_weights:

@@ -88,6 +88,7 @@ def expected_resources(environment: TrainEnvironment) -> Resources:
     """Return what each rank of a run could count on if it began now."""
     import torch
 
+    from src.model.core.float8 import check_device
     from src.model.precision import choose_dtype
 
     num_processes, limit = environment.num_processes or 1, environment.device_memory or math.inf
@@ -96,6 +97,8 @@ def expected_resources(environment: TrainEnvironment) -> Resources:
         device = find_device()
         share = alone = min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
         libraries = _cublas_workspaces(device)
+        if environment.in_float8:
+            check_device(device)
     else:
         alone = max(0.0, free_memory() - BESIDE_RANKS)
         share = alone / num_processes
@@ -116,12 +119,15 @@ def measure_resources(device: "torch.device", environment: TrainEnvironment) -> 
     import torch
     import torch.distributed as dist
 
+    from src.model.core.float8 import check_device
     from src.model.precision import choose_dtype
 
     num_processes, limit = 1, environment.device_memory or math.inf
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         libraries = _cublas_workspaces(device)
+        if environment.in_float8:
+            check_device(device)
     else:
         num_processes = int(os.environ["LOCAL_WORLD_SIZE"])
         libraries = process_memory() + LATER_LIBRARIES

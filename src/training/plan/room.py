@@ -6,6 +6,7 @@ from dataclasses import replace
 from src.errors import UserError
 from src.files.printable import show_bytes
 from src.model.shape import ADAPTER_SHARE
+from src.settings import TrainSettings
 from src.training.plan.memory import Workload, estimate_memory, fit
 from src.training.plan.resources import Resources
 
@@ -37,6 +38,15 @@ def check_rank(work: Workload, resources: Resources) -> None:
         raise UserError(
             f"lora_rank: expected an adapter that can be served in {show_bytes(room)} of a "
             f"{resources.kind}'s memory, found rank {work.lora_rank} of {show_bytes(size)}"
+        )
+
+
+def check_float8(settings: TrainSettings, zero_stage: int) -> None:
+    """Refuse float8 for a base model that no rank holds whole."""
+    if zero_stage == 3 and settings.environment.in_float8:
+        raise UserError(
+            "BASE_WEIGHTS: expected none under ZeRO-3, where ranks share out the base model, "
+            "found 'fp8'"
         )
 
 

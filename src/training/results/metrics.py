@@ -22,8 +22,9 @@ ALWAYS_LOGGED = 10
 class Progress:
     """Prints one line per logged step and validation, and keeps the same numbers as JSON lines."""
 
-    def __init__(self, path: Path | None, *, num_steps: int) -> None:
+    def __init__(self, path: Path | None, *, num_steps: int, in_float8: bool = False) -> None:
         """Without a path, as on all ranks but one, nothing is printed or kept."""
+        self._weights = "float8 weights | " if in_float8 else ""
         self.path = path
         self.num_steps = num_steps
         self.log_every = max(1, num_steps // 100)
@@ -98,7 +99,7 @@ class Progress:
         if loss is not None:
             self.validation_loss = record["eval_loss"] = loss
             self._log(
-                f"validation at step {step}/{self.num_steps} | loss {loss:.4f} | "
+                f"validation at step {step}/{self.num_steps} | {self._weights}loss {loss:.4f} | "
                 f"perplexity {math.exp(min(loss, 700)):.2f}",
             )
         if reply is not None:

@@ -111,6 +111,7 @@ def output_writer(
             "zero_stage": plan.zero_stage,
             "context": encoder.max_seq_len,
             "dtype": dtype_name(plan.resources.dtype),
+            "base_weights": plan.base_weights,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         },
         data={
