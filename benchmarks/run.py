@@ -1,17 +1,23 @@
-"""Speed beside the peers': `python -m benchmarks.run train|serve|start [options]`."""
+"""Speed beside the peers': `python -m benchmarks.run train|serve|start|float8 [options]`."""
 
 import sys
 
 from benchmarks.serving import benchmark as serve_benchmark
 from benchmarks.serving import start
 from benchmarks.training import benchmark as train_benchmark
+from benchmarks.training import float8
 
 
 def main() -> None:
     """Run one of the benchmarks."""
-    benchmarks = {"train": train_benchmark.main, "serve": serve_benchmark.main, "start": start.main}
+    benchmarks = {
+        "train": train_benchmark.main,
+        "serve": serve_benchmark.main,
+        "start": start.main,
+        "float8": float8.main,
+    }
     if len(sys.argv) < 2 or sys.argv[1] not in benchmarks:
-        raise SystemExit("usage: scripts/benchmark train|serve|start [options]")
+        raise SystemExit("usage: scripts/benchmark train|serve|start|float8 [options]")
     benchmarks[sys.argv[1]](sys.argv[2:])
 
 
