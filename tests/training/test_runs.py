@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from src.errors import UserError
-from src.model.loss import SummedLoss
 from tests.conftest import ROWS
 from tests.training.processes import session_processes
 from tests.training.ranks import RanksFailed
@@ -86,17 +85,6 @@ def test_the_curve_is_that_of_a_plain_peft_loop(train, base_dir: Path):
             theirs.append(float(total) / count)
     assert len(theirs) == 30
     assert ours == pytest.approx(theirs, rel=0.01)
-
-
-def test_a_hundred_steps_are_the_same_in_transformers_layers(train, capfd, monkeypatch):
-    options = {**CURVE, "train_batch_size": 4, "num_train_epochs": 100, "max_steps": 100}
-    fast = losses(train(**options, run_validation=False))
-    monkeypatch.setattr(SummedLoss, "use_decoder", lambda loss: "as asked")
-    plain = losses(train(**options, run_validation=False))
-    assert "in transformers' own layers: as asked" in capfd.readouterr().out
-    assert len(plain) == 100
-    assert plain[-1] < 0.5 * plain[0]
-    assert fast == pytest.approx(plain, rel=0.005)
 
 
 def test_qlora_trains_on_two_processes(train, base_dir: Path, capfd):
