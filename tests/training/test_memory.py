@@ -27,6 +27,8 @@ CASES = {
     "one long example": {"num_tokens": 2048, "num_target_tokens": 2048, "spans": 1},
     "large vocabulary": {"vocab_size": 40_000, "num_target_tokens": 700},
     "two layers adapted": {"targets": "q_proj,v_proj"},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "bfloat16, some recomputed": {"dtype": torch.bfloat16, "num_recomputed": 3},
     "4-bit": {"in_4bit": True},
     "4-bit, unpacked": {"in_4bit": True, "keeps_dequantized": True},
 }
@@ -77,9 +79,10 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
     options = {**BASE, **CASES[case]}
     shape = make_shape(tmp_path, options.get("vocab_size", 1000))
     targets, dropout = options.get("targets", "all-linear"), options.get("dropout", 0.05)
+    dtype = options.get("dtype", torch.float32)
     work = Workload(
         shape=shape,
-        element_bytes=4,
+        element_bytes=dtype.itemsize,
         in_4bit=options.get("in_4bit", False),
         target_modules=targets,
         lora_rank=8,
@@ -89,11 +92,12 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
         longest_example=options["num_tokens"],
         world_size=1,
         on_gpu=False,
+        short_keys=options["num_tokens"] / options["spans"],
         num_recomputed=options.get("num_recomputed", 0),
         keeps_dequantized=options.get("keeps_dequantized", False),
     )
     cpu = torch.device("cpu")
-    model = load_base_model(tmp_path, dtype=torch.float32, device=cpu, in_4bit=work.in_4bit)
+    model = load_base_model(tmp_path, dtype=dtype, device=cpu, in_4bit=work.in_4bit)
     if work.keeps_dequantized:
         keep_dequantized(model)
     attach_adapter(
@@ -122,7 +126,7 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
     with LiveTensors([t for t in held if t is not None]) as tensors:
         torch.autograd.grad(loss(*batch), parameters)
     found = estimate_memory(work)
-    estimated = found.activations + found.work_space + 4 * num_parameters
+    estimated = found.activations + found.work_space + dtype.itemsize * num_parameters
     assert 0.95 * tensors.peak < estimated < 1.15 * tensors.peak
 
 

@@ -208,13 +208,14 @@ def test_a_plan_that_does_not_fit_does_not_start(plan_on_cpus):
             found.append(re.sub(r"\d[\d.,]*", "N", str(error)))
     assert found[0] == (
         "the training takes at least N MB, and a CPU process has N MB of free memory; expected "
-        "examples (or a chunk_size) of at most N tokens, or a smaller base model or more memory"
+        "examples (or a chunk_size) of at most N tokens (N MB), or a smaller base model or more "
+        "memory"
     )
     assert found[-1] is True
 
 
 def test_one_process_is_proposed_where_it_has_the_room(plan_on_cpus):
-    for alone, is_proposed in ((10e9, True), (510e6, False)):
+    for alone, is_proposed in ((10e9, True), (504e6, False)):
         with pytest.raises(UserError) as caught:
             plan_on_cpus(502e6, alone=alone)
         assert ("NUM_PROCESSES=1" in str(caught.value)) == is_proposed

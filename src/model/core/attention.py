@@ -11,8 +11,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from src.transfer import to_device
 
-SHORT = 512
-"""Up to so many keys in bfloat16, plain products are faster than torch's kernel on a CPU."""
+SHORT = 256
+"""Up to so many keys in 16 bits, plain products are faster than torch's kernel on a CPU.
+
+Their scores are kept for the backward pass: of more keys they would take the most memory.
+"""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class Workload:
     longest_example: int
     world_size: int
     on_gpu: bool
+    short_keys: float = 0.0
+    """Keys that a token meets on average by plain products, which a CPU takes in 16 bits."""
     shares_weights: bool = False
     """Under ZeRO-3 every rank holds a share of the base model."""
     num_recomputed: int = 0
@@ -91,25 +93,30 @@ def fit(work: Workload, available: float) -> Workload:
     """Return the workload as the memory holds it, if it does, in the fastest way.
 
     Fewer tokens in a pass cost least, as long as they keep the device busy; then come recomputed
-    layers, as few as possible. Dequantized 4-bit weights are for room that is left.
+    layers, as few as possible, and single examples. Dequantized 4-bit weights are for room that is
+    left.
     """
     budget = available * FILL
     work = replace(work, num_recomputed=0, keeps_dequantized=False)
     least = replace(work, num_tokens=work.least_tokens)
     recomputing = [replace(least, num_recomputed=n) for n in range(1, work.shape.num_layers + 1)]
-    choices = [*_halvings(work), *recomputing]
+    choices = [
+        *_halvings(work, work.least_tokens),
+        *recomputing,
+        *_halvings(recomputing[-1], min(work.num_tokens, work.longest_example)),
+    ]
     found = next((w for w in choices if estimate_memory(w).total <= budget), choices[-1])
     dequantized = replace(found, keeps_dequantized=True)
     can_dequantize = work.in_4bit and not work.shares_weights and found.num_recomputed == 0
     return dequantized if can_dequantize and estimate_memory(dequantized).total <= budget else found
 
 
-def _halvings(work: Workload) -> Iterator[Workload]:
+def _halvings(work: Workload, least_tokens: int) -> Iterator[Workload]:
     num_tokens = work.num_tokens
-    while num_tokens > work.least_tokens:
+    while num_tokens > least_tokens:
         yield replace(work, num_tokens=num_tokens)
         num_tokens //= 2
-    yield replace(work, num_tokens=work.least_tokens)
+    yield replace(work, num_tokens=least_tokens)
 
 
 def _base_model(work: Workload) -> float:
@@ -145,6 +152,8 @@ def _layer_activations(work: Workload) -> float:
         elements += q  # outputs of the spans are joined by a copy
     elements += len(adapted) * work.lora_rank
     statistics = 4 * shape.num_heads
+    if not work.on_gpu and b == 2:
+        statistics += 6 * shape.num_heads * work.short_keys  # weights in 32 bits and in 16
     return work.num_tokens * (elements * b + statistics) + _masks(work)
 
 

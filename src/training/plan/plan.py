@@ -8,6 +8,7 @@ import numpy as np
 from src.data.steps import StepPlan
 from src.data.token_file import TokenDataset
 from src.files.printable import show_bytes
+from src.model.core.attention import SHORT
 from src.model.precision import dtype_name
 from src.model.shape import ModelShape, read_config, read_shape
 from src.settings import TrainSettings
@@ -215,6 +216,7 @@ def _workload(
     resources: Resources,
 ) -> Workload:
     spans = [span for sequence in steps.longest_micro_batch() for span in sequence]
+    lengths = list(map(len, spans))
     weighs_prompts = settings.prompt_loss_weight > 0
     return Workload(
         shape=shape,
@@ -223,14 +225,15 @@ def _workload(
         target_modules=settings.lora_target_modules,
         lora_rank=settings.lora_rank,
         has_dropout=settings.lora_dropout > 0,
-        num_tokens=sum(map(len, spans)),
+        num_tokens=sum(lengths),
         num_target_tokens=sum(
             int(np.count_nonzero(data.target_mask(span, with_prompts=weighs_prompts)))
             for span in spans
         ),
-        longest_example=max(map(len, spans)),
+        longest_example=max(lengths),
         world_size=steps.batch_sizes.world_size,
         on_gpu=resources.on_gpus,
+        short_keys=sum(n * n for n in lengths if n <= SHORT) / sum(lengths),
     )
 
 

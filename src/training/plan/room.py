@@ -10,7 +10,7 @@ from src.settings import TrainSettings
 from src.training.plan.memory import Workload, estimate_memory, fit
 from src.training.plan.resources import Resources
 
-LEAST_TOKENS = 64
+LEAST_TOKENS = 32
 """Shorter examples are not proposed."""
 
 
@@ -50,24 +50,40 @@ def check_float8(settings: TrainSettings, zero_stage: int) -> None:
         )
 
 
-def _ways_out(work: Workload, resources: Resources) -> Iterator[str]:
-    """Yield each change that would be enough by itself."""
+def _ways_out(work: Workload, resources: Resources) -> list[str]:
+    """Return each change that is enough by itself, with its memory; where none is, two together."""
+    found: list[str] = []
 
-    def fits(changed: Workload, available: float) -> bool:
+    def fits(change: str, changed: Workload, available: float = resources.available) -> bool:
         room = available - resources.libraries
-        return estimate_memory(fit(changed, room)).total <= room
+        # Under ZeRO-3 a micro-batch is one pass, and every layer is recomputed already.
+        needed = estimate_memory(changed if changed.shares_weights else fit(changed, room)).total
+        if needed <= room:
+            found.append(f"{change} ({show_bytes(needed + resources.libraries)})")
+        return needed <= room
 
     in_4bit = replace(work, in_4bit=True, shares_weights=False)
-    if not work.in_4bit and fits(in_4bit, resources.available):
-        yield "peft_method=qlora"
-    if fits(replace(work, world_size=1), resources.alone):
-        yield "NUM_PROCESSES=1"
-    num_tokens = work.longest_example
-    while num_tokens > LEAST_TOKENS:
-        num_tokens //= 2
-        if fits(_shortened(work, num_tokens), resources.available):
-            yield f"examples (or a chunk_size) of at most {num_tokens:,} tokens"
-            return
+    lengths = list(_halves(work.longest_example, LEAST_TOKENS))
+    shorter = "examples (or a chunk_size) of at most {:,} tokens"
+    if not work.in_4bit:
+        fits("peft_method=qlora", in_4bit)
+    fits("NUM_PROCESSES=1", replace(work, world_size=1), resources.alone)
+    if work.shares_weights:
+        for size in _halves(work.num_tokens // work.longest_example, 1):
+            fewer = replace(work, num_tokens=size * work.longest_example)
+            if fits(f"micro_batch_size={size}", fewer):
+                break
+    any(fits(shorter.format(n), _shortened(work, n)) for n in lengths)
+    if not found and not work.in_4bit:
+        both = f"peft_method=qlora with {shorter}"
+        any(fits(both.format(n), _shortened(in_4bit, n)) for n in lengths)
+    return found
+
+
+def _halves(number: int, least: int) -> Iterator[int]:
+    """Yield half of a number, half of that and so on, as long as it is not below the least."""
+    while (number := number // 2) >= least:
+        yield number
 
 
 def _shortened(work: Workload, num_tokens: int) -> Workload:
