@@ -218,6 +218,7 @@ def _workload(
     spans = [span for sequence in steps.longest_micro_batch() for span in sequence]
     lengths = list(map(len, spans))
     weighs_prompts = settings.prompt_loss_weight > 0
+    targets = (data.target_mask(span, with_prompts=weighs_prompts) for span in spans)
     return Workload(
         shape=shape,
         element_bytes=resources.dtype.itemsize,
@@ -226,10 +227,7 @@ def _workload(
         lora_rank=settings.lora_rank,
         has_dropout=settings.lora_dropout > 0,
         num_tokens=sum(lengths),
-        num_target_tokens=sum(
-            int(np.count_nonzero(data.target_mask(span, with_prompts=weighs_prompts)))
-            for span in spans
-        ),
+        num_target_tokens=sum(int(mask.sum()) for mask in targets),
         longest_example=max(lengths),
         world_size=steps.batch_sizes.world_size,
         on_gpu=resources.on_gpus,
