@@ -55,6 +55,7 @@ class TextPredictor:
             known_max_seq_len=describe_model(base_model.name).max_seq_len,
             in_4bit=environment.in_4bit,
             dtype=environment.dtype,
+            in_float8=environment.in_float8,
             can_speculate=environment.can_speculate,
         )
         limit = adapter_bytes_limit(self._engine.linear_shapes)

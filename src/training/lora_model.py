@@ -19,7 +19,6 @@ from src.model.adapter import (
 )
 from src.model.base_model import keep_dequantized, load_base_model
 from src.model.core.attention import varlen_unsupported_reason
-from src.model.core.float8 import hold_in_float8
 from src.model.isolation import find_neighbour_effect
 from src.model.loss import SummedLoss
 from src.training.deepspeed_engine import build_deepspeed_config
@@ -104,7 +103,7 @@ def load_lora_model(
     if plan.base_weights == "float8":
         if loss.decoder is None:
             raise UserError(f"BASE_WEIGHTS: expected none, found 'fp8': {reason}")
-        log(hold_in_float8(loss.decoder.decoder, for_training=True))
+        log(loss.decoder.decoder.hold_in_float8(for_training=True))
     loss.recompute(plan.num_recomputed)
     model.train()
     if reason and not sharding:

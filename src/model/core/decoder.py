@@ -21,6 +21,7 @@ from src.model.core.layers import (
 )
 from src.model.core.lora import Update, Updates
 from src.model.core.weights import Layer, read_layer, read_norm
+from src.out_of_memory import release_memory
 
 Attend = Callable[["Layer", Tensor, Tensor, Tensor], Tensor]
 """Takes a layer and its query (tokens, heads, head size), key and value (tokens, key/value heads,
@@ -80,6 +81,17 @@ class Decoder:
         """Return what the keys and values of a token take."""
         numbers = 2 * len(self.layers) * self.num_key_value_heads * self.switches.head_size
         return numbers * self.dtype.itemsize
+
+    def hold_in_float8(self, *, for_training: bool) -> str:
+        """Hold the layers' weights in float8 alone; return a line that tells of how many.
+
+        The MLP's last product stays as it is: outliers of its inputs make most of the error.
+        """
+        chosen = [p for layer in self.layers for p in (layer.qkv, layer.o, layer.gate_up)]
+        num_held = sum(p.hold_in_float8(for_training=for_training) for p in chosen)
+        release_memory()
+        total = sum(len(p.names) for layer in self.layers for p in layer.projections)
+        return f"float8: {num_held} of the {total} frozen products of all layers"
 
     def grow(self, num_positions: int) -> None:
         """Be ready for positions below this."""

@@ -14,8 +14,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from src.errors import UserError
-from src.model.core.decoder import Decoder
-from src.out_of_memory import release_memory
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
@@ -66,7 +64,7 @@ class Float8Weight:
     def of(cls, weight: Tensor, *, for_training: bool) -> "Float8Weight":
         """Return a weight quantised by its rows, and for training by its columns too."""
         columns = quantize(weight.T.contiguous()) if for_training else ()
-        return cls(*quantize(weight), *columns)
+        return cls(*quantize(weight.contiguous()), *columns)
 
     def product(self, x: Tensor) -> Tensor:
         """Return x (tokens, in_features) times the transposed weight; x alone has a gradient."""
@@ -99,20 +97,9 @@ class _Product(torch.autograd.Function):
         return multiply(grads[0], columns, column_scale), None, None, None, None
 
 
-def hold_in_float8(decoder: Decoder, *, for_training: bool) -> str:
-    """Hold the weights of a decoder's layers in float8 alone; return a line that tells which.
-
-    The last product of the gated MLP stays as it is: outliers of its inputs make most of the error.
-    """
-    projections = [p for layer in decoder.layers for p in layer.projections]
-    chosen = [p for layer in decoder.layers for p in (layer.qkv, layer.o, layer.gate_up)]
-    layers = [getattr(m, "base_layer", m) for p in chosen for m in p.modules]
-    held = [layer for layer in layers if all(n % ALIGNMENT == 0 for n in layer.weight.shape)]
-    for layer in held:
-        convert(layer, for_training=for_training)
-    release_memory()
-    total = sum(len(p.modules) for p in projections)
-    return f"float8: {len(held)} of the {total} frozen products of all layers"
+def fits(weight: Tensor) -> bool:
+    """Return whether float8 products take a weight of this size."""
+    return all(size % ALIGNMENT == 0 for size in weight.shape)
 
 
 def convert(layer: Any, *, for_training: bool) -> None:

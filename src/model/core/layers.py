@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, rms_norm, silu
 from torch.utils.checkpoint import checkpoint
 
+from src.model.core.float8 import convert, fits
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu,
     "gelu_pytorch_tanh": partial(gelu, approximate="tanh"),
@@ -96,6 +98,14 @@ class Projection:
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Return the outputs (tokens, out features) of each layer."""
         return [product(x, module) for module in self.modules]
+
+    def hold_in_float8(self, *, for_training: bool) -> int:
+        """Hold the weights in float8 alone, if their sizes allow it; return of how many layers."""
+        layers = [getattr(module, "base_layer", module) for module in self.modules]
+        held = [layer for layer in layers if fits(layer.weight)]
+        for layer in held:
+            convert(layer, for_training=for_training)
+        return len(held)
 
 
 def product(x: Tensor, module: Any) -> Tensor:

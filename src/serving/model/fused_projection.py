@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from src.model.core.float8 import Float8Weight, fits
 from src.model.core.layers import Projection
 from src.out_of_memory import trim_heap
 
@@ -21,6 +22,7 @@ class FusedProjection(Projection):
         super().__init__(names, modules)
         self._weight: Tensor | None = None  # (out features, in features)
         self._bias: Tensor | None = None
+        self._float8: Float8Weight | None = None
         # Packed weights, of 4 bits, cannot be put into one matrix.
         if all(type(module) is nn.Linear for module in modules):
             self._weight = _fuse([module.weight for module in modules])
@@ -32,12 +34,25 @@ class FusedProjection(Projection):
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Return one output (tokens, out features of all layers)."""
+        if self._float8 is not None:
+            output = self._float8.product(x)
+            return [output if self._bias is None else output + self._bias]
         if self._weight is None:
             return [torch.cat(super().__call__(x), dim=-1)]
         if self._has_onednn and len(x) >= ONEDNN_ROWS:
             parts = x, self._weight, self._bias
             return [torch.ops.mkldnn._linear_pointwise(*parts, "none", [], "")]
         return [linear(x, self._weight, self._bias)]
+
+    def hold_in_float8(self, *, for_training: bool) -> int:
+        """Hold the matrix in float8 alone, if its size allows it; return of how many layers."""
+        if self._weight is None or not fits(self._weight):
+            return 0
+        self._float8 = Float8Weight.of(self._weight, for_training=for_training)
+        self._weight = None
+        for module in self.modules:
+            module.weight = None
+        return len(self.modules)
 
 
 def _is_cpu_float32(tensor: Tensor) -> bool:
