@@ -74,6 +74,7 @@ def run_variant(variant: Variant, work: TrainWork, run_dir: Path) -> Result:
 
 def _our_command(variant: Variant, work: TrainWork, run_dir: Path) -> list[str]:
     micro_batch_size = work.micro_batch_size(packed=variant.packed)
+    asked = {} if work.on_gpu else {"DTYPE": "bfloat16" if variant.bf16 else "float32"}
     settings = plain_settings(
         work.base_model,
         work.data,
@@ -82,7 +83,7 @@ def _our_command(variant: Variant, work: TrainWork, run_dir: Path) -> list[str]:
         micro_batch_size=micro_batch_size,
         pack_sequences=variant.packed,
         chunk_size=work.length if variant.packed else 2048,
-        environment=replace(read_train_environment({}), on_gpus=work.on_gpu),
+        environment=replace(read_train_environment(asked), on_gpus=work.on_gpu),
         **dict(variant.settings),
     )
     path = run_dir / "settings.json"

@@ -30,11 +30,7 @@ VARIANTS = (
     Variant("TRL SFTTrainer, unpacked", False, peer="trl_sft.py"),
     Variant("Transformers Trainer, unpacked", False, peer="transformers_trainer.py"),
 )
-BF16 = tuple(
-    replace(variant, name=f"{variant.name}, bf16", bf16=True)
-    for variant in VARIANTS
-    if variant.peer
-)
+BF16 = tuple(replace(variant, name=f"{variant.name}, bf16", bf16=True) for variant in VARIANTS)
 """For CPUs with instructions for it."""
 LIGER = (Variant("TRL SFTTrainer with Liger, packed", True, peer="trl_sft.py", liger=True),)
 """Its kernels run on GPUs only."""
