@@ -1,7 +1,7 @@
 """Attention that keeps to its span: sequences laid end to end never see each other."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from inspect import signature
 from itertools import pairwise
 from typing import Any
@@ -144,12 +144,14 @@ def attend_under(
     """Attend in one call, or step by step with capped scores (Gemma 2, 2024)."""
     is_small = query.device.type == "cpu" and query.dtype != torch.float32
     if score_cap is not None or (is_small and key.shape[2] <= SHORT):
+        num_keys = key.shape[2]
         if mask is None:
-            mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+            bias = _causal_bias(max(num_keys, SHORT), query.device)[:num_keys, :num_keys]
+        else:
+            bias = mask_bias(mask)
         # The query heads that share a key head are its queries: no key is repeated.
         grouped = query.reshape(1, key.shape[1], -1, query.shape[-1])
-        mask = mask.repeat(grouped.shape[2] // len(mask), 1)
-        output = attend_in_steps(mask, grouped, key, value, scale, score_cap)
+        output = attend_in_steps(bias, grouped, key, value, scale, score_cap)
         return output.view(query.shape)
     return scaled_dot_product_attention(
         *(query, key, value),
@@ -161,21 +163,34 @@ def attend_under(
 
 
 def attend_in_steps(
-    mask: torch.Tensor | None,  # True where a query sees a key
-    query: torch.Tensor,  # (rows, heads, queries, head size)
+    bias: torch.Tensor | None,  # (rows, 1, 1, own queries, keys) or less: what `mask_bias` returns
+    query: torch.Tensor,  # (rows, heads, groups * own queries, head size)
     key: torch.Tensor,  # (rows, heads, keys, head size)
     value: torch.Tensor,
     scale: float | None,
     score_cap: float | None,
 ) -> torch.Tensor:
     """Attend by plain products, with softmax in float32."""
-    scores = (query @ key.transpose(-1, -2)).float() * (scale or query.shape[-1] ** -0.5)
+    scores = (query * (scale or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)
+    shape = scores.shape
     if score_cap is not None:
-        scores = score_cap * torch.tanh(scores / score_cap)
-    if mask is not None:
-        # Not minus infinity: a query that sees nothing must stay finite.
-        scores = scores.masked_fill_(~mask, torch.finfo(torch.float32).min / 2)
-    return scores.softmax(-1).to(value.dtype) @ value
+        scores = score_cap * torch.tanh(scores.float() / score_cap)
+    if bias is not None:
+        scores = (scores.view(*shape[:2], -1, *bias.shape[-2:]) + bias).view(shape)
+    return scores.float().softmax(-1).to(value.dtype) @ value
+
+
+def mask_bias(mask: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return what added to scores hides the keys that a query does not see.
+
+    It is not minus infinity: a query that sees nothing must stay finite.
+    """
+    return torch.where(mask, 0.0, torch.finfo(dtype).min / 2).to(dtype)
+
+
+@lru_cache(maxsize=1)
+def _causal_bias(size: int, device: torch.device) -> torch.Tensor:
+    return mask_bias(torch.ones(size, size, dtype=torch.bool, device=device).tril())
 
 
 def _window_mask(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from src.model.core.attention import attend_in_steps, attend_under
+from src.model.core.attention import attend_in_steps, attend_under, mask_bias
 from src.serving.model.lazy_zeros import lazy_zeros
 
 
@@ -102,11 +102,10 @@ class DecodeAttention:
             keys, values = cache.read(slice(num_rows), slice(start, length))
             mask = None
             if not is_even:
-                mask = _sees(position, start, length, window)
-                if score_cap is None:
-                    # Not minus infinity: an idle row that sees nothing must stay finite.
-                    lowest = torch.finfo(keys[0].dtype).min / 2
-                    mask = torch.where(mask, 0.0, lowest).to(keys[0].dtype)
+                sees = _sees(position, start, length, window)
+                mask = mask_bias(sees, keys[0].dtype)
+                if score_cap is not None:
+                    mask = mask_bias(sees)[:, None]
             self._views[window] = keys, values, mask
 
     def __call__(self, query: torch.Tensor, layer: int, window: int | None) -> torch.Tensor:
