@@ -165,7 +165,9 @@ def test_a_gpu_takes_the_layout(num_tokens: int):
     x = torch.empty(num_tokens, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
     weight = torch.empty(48, 64, device="meta", dtype=torch.bfloat16)
     product = Float8Weight.of(weight, for_training=True).product(x)
-    product.sum().backward()
+    product.backward(torch.empty_like(product), retain_graph=True)
+    if num_tokens > 1:
+        product.backward(product.detach().T.contiguous().T)
     assert product.dtype == torch.bfloat16
     assert x.grad is not None
     with pytest.raises(RuntimeError, match="divisible by 16"):

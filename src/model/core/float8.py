@@ -41,7 +41,7 @@ def multiply(x: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
         product = linear(quantized.to(x.dtype), rows.to(x.dtype))
         return (product * x_scale * scale.T).to(x.dtype)
     return torch._scaled_mm(  # type: ignore[attr-defined]
-        quantized,
+        quantized.contiguous(),  # a gradient may be transposed in memory
         rows.T,
         scale_a=x_scale,
         scale_b=scale.T,
