@@ -44,7 +44,8 @@ TURNS = (
     Turn("serve_speed", 4, 95, 25),
     Turn("train_peer", 5, 75, 20),
     Turn("serve_peer", 6, 60, 15),
-    Turn("train_qlora", 7, 60, 25),
+    Turn("train_float8", 7, 60, 25),
+    Turn("train_qlora", 8, 60, 25),
 )
 MODEL_BYTES = 20e9
 """Room for the weights of a 7B and what else is written."""

@@ -64,9 +64,17 @@ def end() -> None:
 class TrainSpeed:
     """The project's trainer on one device, with random data."""
 
-    def __init__(self, stage: Stage, method: str, *, keeps_dequantized: bool | None = None) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        method: str,
+        *,
+        keeps_dequantized: bool | None = None,
+        in_float8: bool = False,
+    ) -> None:
         os.environ.update(ONE_RANK)
-        self._stage, self._method, self._folder = stage, method, large_model(stage)
+        self._stage, self._folder = stage, large_model(stage)
+        self._method = f"{method} in float8" if in_float8 else method
         self._length = 32 if stage.is_tiny else LONG
         self._data = self._write_data()
         settings = TrainSettings(
@@ -76,7 +84,7 @@ class TrainSpeed:
             train_data_name="random",
             run_validation=False,
             peft_method=method,
-            environment=TrainEnvironment(dtype=dtype_name(stage.dtype)),
+            environment=TrainEnvironment(dtype=dtype_name(stage.dtype), in_float8=in_float8),
         )
         self._device = join_ranks(0)
         steps = build_step_plan(self._data, settings, max_seq_len=self._length, num_devices=1)
@@ -86,7 +94,7 @@ class TrainSpeed:
             work = replace(self._plan.work, keeps_dequantized=keeps_dequantized)
             self._plan = replace(self._plan, work=work)
         self._trainer = self._start(self._plan)
-        stage.record(f"{method}: plan", " / ".join(self._plan.lines()[2:]))
+        stage.record(f"{self._method}: plan", " / ".join(self._plan.lines()[2:]))
 
     def _write_data(self) -> TokenDataset:
         generator = torch.Generator().manual_seed(0)
