@@ -1,19 +1,25 @@
-"""Random models and adapters, made where the stages run."""
+"""Random models and adapters, made where the stages run, and what is trained on them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from benchmarks.gpu.stage import Stage
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import SHAPES, flops_per_token
 from src.cli.tiny_model import make_base_model
-from src.model.shape import ModelShape
+from src.model.shape import ModelShape, read_shape
 from src.serving.lora.weights import LoadedAdapter, LoadedModule
 
+TEXTS = [f"What is the colour of number {n}? Red, green or {n * 7}." for n in range(100)]
 TINY = ModelShape(64, 176, 2, 4, 2, 16, 1200, is_tied=False)
 SMALL = ModelShape(2048, 8192, 4, 32, 8, 64, 8000, is_tied=False)
 """Large enough for the errors of bfloat16, small enough for float32 beside it."""
+LONG, MIDDLE, SHORT = "8,192 tokens", "2,048 tokens", "4 short examples"
+LENGTHS = {LONG: (2048,) * 4, MIDDLE: (2048,), SHORT: (150, 120, 175, 157)}
+"""Tokens of the examples of a step; the short ones are what the default settings make of pairs."""
+DROPOUTS = (0.0, 0.05)
+RANK = 8
 
 
 def large_model(stage: Stage) -> Path:
@@ -32,10 +38,9 @@ def _make(stage: Stage, name: str, shape: ModelShape, *, max_seq_len: int) -> Pa
         return folder
     if stage.is_tiny:
         shape, max_seq_len = TINY, 128
-    texts = [f"What is the colour of number {n}? Red, green or {n * 7}." for n in range(100)]
     make_base_model(
         folder,
-        texts,
+        TEXTS,
         hidden_size=shape.hidden_size,
         num_layers=shape.num_layers,
         num_heads=shape.num_heads,
@@ -50,6 +55,15 @@ def _make(stage: Stage, name: str, shape: ModelShape, *, max_seq_len: int) -> Pa
     )
     stage.release_memory()
     return folder
+
+
+def training_share(stage: Stage, rate: float, lengths: Sequence[int]) -> str:
+    """Return tokens a second of a 7B model's training as a share of the fastest products."""
+    shape = read_shape(large_model(stage))
+    assert shape is not None
+    mean_length = sum(n * n for n in lengths) / sum(lengths)
+    flops = flops_per_token(shape, lora_rank=RANK, max_seq_len=mean_length)
+    return stage.share(rate * flops, "matmul")
 
 
 def random_adapter(

@@ -16,6 +16,8 @@ class Result:
     unit: str = ""
     is_right: bool | None = None
     """None where nothing can be wrong, as with a speed."""
+    share: str = ""
+    """Of what the machine reaches at most."""
     note: str = ""
 
 
@@ -47,9 +49,12 @@ class Results:
 
 
 def _rows(results: list[Result]) -> Iterator[str]:
-    yield from ("| stage | check | result | right | note |", "|---|---|---|---|---|")
+    yield from ("| stage | check | result | share | right | note |", "|---|---|---|---|---|---|")
     for result in results:
-        cells = (result.stage, result.check, number(result), right(result), result.note)
+        cells = (
+            *(result.stage, result.check, number(result), result.share),
+            *(right(result), result.note),
+        )
         yield "| " + " | ".join(" ".join(cell.replace("|", "/").split()) for cell in cells) + " |"
 
 

@@ -37,15 +37,17 @@ class Turn:
 TURNS = (
     Turn("machine", 0, 60, 0),
     Turn("attention", 1, 60),
-    Turn("train_right", 2, 75),
+    Turn("train_right", 2, 90),
     Turn("serve_right", 2, 85),
     Turn("e2e", 2, 120, 20),
     Turn("train_speed", 3, 120, 25),
-    Turn("serve_speed", 4, 95, 25),
-    Turn("train_peer", 5, 75, 20),
-    Turn("serve_peer", 6, 60, 15),
-    Turn("train_float8", 7, 60, 25),
-    Turn("train_qlora", 8, 60, 25),
+    Turn("train_speed-float8", 4, 75, 25),
+    Turn("serve_speed", 5, 95, 25),
+    Turn("gpus", 6, 180, 60),
+    Turn("train_peer", 7, 75, 20),
+    Turn("train_speed-qlora", 8, 60, 25),
+    Turn("serve_peer", 9, 60, 15),
+    Turn("train_speed-eager", 10, 60, 25),
 )
 MODEL_BYTES = 20e9
 """Room for the weights of a 7B and what else is written."""
@@ -53,6 +55,7 @@ MODEL_BYTES = 20e9
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stages; return 1 where a result is wrong."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options = parse_options(argv)
     deadline = time.monotonic() + options.seconds
     results = Results(options.out)

@@ -4,9 +4,11 @@ import gc
 import json
 import math
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from benchmarks.gpu.results import Result, Results
+from src.environment import TrainEnvironment
 from src.model.precision import choose_dtype
 
 T = TypeVar("T")
@@ -31,6 +34,11 @@ class Stage:
         self._deadline = time.monotonic() + seconds
 
     @property
+    def variant(self) -> str:
+        """What the name of the stage has after a hyphen."""
+        return self.name.partition("-")[2]
+
+    @property
     def seconds_left(self) -> float:
         """How much of its time the stage still has."""
         return self._deadline - time.monotonic()
@@ -42,13 +50,14 @@ class Stage:
         unit: str = "",
         *,
         is_right: bool | None = None,
+        share: str = "",
         note: str = "",
     ) -> None:
         """Keep a result; a number that is not finite is told as a word."""
         if not isinstance(value, str):
             value = float(f"{value:.5g}") if math.isfinite(value) else str(value)
-        print(f"{self.name}: {check}: {value} {unit} {note}", flush=True)
-        self.results.add(Result(self.name, check, value, unit, is_right, note[:700]))
+        print(f"{self.name}: {check}: {value} {unit} {share} {note}", flush=True)
+        self.results.add(Result(self.name, check, value, unit, is_right, share, note[:900]))
 
     def section(self, function: Callable[..., T], *args: object, need: float = 0) -> T | None:
         """Call a part of the stage, which may fail alone; return None where it does.
@@ -72,6 +81,21 @@ class Stage:
         finally:
             self.release_memory()
 
+    def new_folder(self, prefix: str) -> Path:
+        """Make an empty folder that goes with the check."""
+        return Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=self.work))
+
+    def on_device(self, environment: TrainEnvironment) -> TrainEnvironment:
+        """Return the environment of trainings on the device of this stage."""
+        return replace(environment, on_gpus=self.device.type == "cuda")
+
+    @property
+    def float8_refused(self) -> str | None:
+        """Why this GPU cannot multiply in float8; a CPU emulates it."""
+        if self.device.type == "cpu" or torch.cuda.get_device_capability(self.device) >= (8, 9):
+            return None
+        return "it takes a GPU of compute capability 8.9"
+
     def release_memory(self) -> None:
         """Give back what no tensor uses."""
         gc.collect()
@@ -94,13 +118,13 @@ class Stage:
         """Return a value as a share of a ceiling, where that was measured."""
         if not self._ceilings.is_file():
             return ""
-        return f"{value / json.loads(self._ceilings.read_text())[ceiling]:.1%} of {ceiling}"
+        return f"{value / json.loads(self._ceilings.read_text())[ceiling]:.0%} of {ceiling}"
 
 
 def main() -> None:
     """Import a stage, wait for its turn, and run it."""
     out, work, size, name = sys.argv[1:]
-    module = import_module(f"benchmarks.gpu.stages.{name}")
+    module = import_module(f"benchmarks.gpu.stages.{name.partition('-')[0]}")
     seconds = sys.stdin.readline()
     if not seconds:
         raise SystemExit("nobody gives this stage its turn")

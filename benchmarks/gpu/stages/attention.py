@@ -91,8 +91,9 @@ def time_training(stage: Stage, shape: tuple[int, int, int]) -> None:
     )
     flops = 2 * sum(n * n for n in lengths) * heads * size  # causal: half of all pairs
     name = f"training, {heads}/{key_heads} heads of {size}, {len(lengths)} x {lengths[0]}"
-    stage.record(f"{name}: forward", flops / forward / 1e12, "TFLOP/s")
-    stage.record(f"{name}: backward", 2.5 * flops / backward / 1e12, "TFLOP/s")
+    for what, speed in (("forward", flops / forward), ("backward", 2.5 * flops / backward)):
+        share = stage.share(speed, "matmul")
+        stage.record(f"{name}: {what}", speed / 1e12, "TFLOP/s", share=share)
 
 
 def time_decoding(stage: Stage, key_heads: int) -> None:
@@ -158,5 +159,6 @@ def decode_once(
         1e6 * seconds,
         "us a layer",
         is_right=error < TOLERANCE,
-        note=f"error {error:.4f}; {stage.share(num_bytes / seconds, 'copy bandwidth')}",
+        share=stage.share(num_bytes / seconds, "copy bandwidth"),
+        note=f"error {error:.4f}",
     )

@@ -5,15 +5,18 @@ import re
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.gpu.client import GREEDY, Client
 from benchmarks.gpu.stage import Stage
 from src.chat.prompt_encoder import open_prompt_encoder
 from src.cli.docstrings import docstring_pairs
 from src.cli.tiny_model import make_base_model
-from src.environment import TrainEnvironment
+from src.environment import read_train_environment
 from src.model.precision import dtype_name
 from src.serving.engine.engine import Engine
 from src.settings import TrainSettings
@@ -28,7 +31,7 @@ RECITED = 0.6
 class Trained:
     """A finished training."""
 
-    output: Path | None
+    output: Path
     losses: dict[int, float]
     """By step."""
 
@@ -38,8 +41,9 @@ def run(stage: Stage) -> None:
     found = trainings.run_all()
     stage.section(compare, stage, "resumed against one run", found, "resumed", "lora", 0.02)
     stage.section(compare, stage, "ZeRO-3 against ZeRO-2", found, "zero3", "lora", 0.1)
-    for name in ("lora", "qlora"):
-        if found.get(name):
+    stage.section(compare_bytes, stage, found, "deterministic", "deterministic again")
+    for name in ("lora", "qlora", "float8"):
+        if name in found:
             stage.section(recite, stage, trainings, name, found[name])
 
 
@@ -48,6 +52,7 @@ class Trainings:
 
     def __init__(self, stage: Stage) -> None:
         self._stage, self._root = stage, stage.work / "trainings"
+        self._num_devices = 1 if stage.is_tiny else torch.cuda.device_count()
         pairs = [pair for pair in docstring_pairs() if 10 < len(pair["completion"]) < 80]
         self.examples = pairs[: 12 if stage.is_tiny else 40]
         copies, self._epochs = (1, 2) if stage.is_tiny else (4, 4)
@@ -78,17 +83,22 @@ class Trainings:
         half = {"max_steps": self._num_steps // 2, "checkpoint_seconds": 0, **checkpoints}
         few = {"max_steps": min(12, self._num_steps)}
         packed = {"pack_sequences": True, "chunk_size": 1024, "train_batch_size": 1}
-        ways: dict[str, tuple[dict[str, Any], int]] = {
-            "lora": ({"validation_prompt": self.examples[0]["prompt"]}, 2),
-            "zero3": (few, 3),
-            "zero3, no validation": ({**few, "run_validation": False}, 3),
-            "qlora": ({"peft_method": "qlora"}, 2),
-            "packed, dropout, prompts": (
-                {**packed, "lora_dropout": 0.05, "prompt_loss_weight": 0.1}, 2
-            ),
-        }  # fmt: skip
-        # On two cores one after the other is as fast, and takes less memory.
-        with ThreadPoolExecutor(2 if self._stage.is_tiny else len(ways) + 1) as pool:
+        dropped = {"lora_dropout": 0.05, "prompt_loss_weight": 0.1}
+        zero3, deterministic = {"ZERO_STAGE": "3"}, {"DETERMINISTIC": "1"}
+        ways: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+            "lora": ({"validation_prompt": self.examples[0]["prompt"]}, {}),
+            "zero3": (few, zero3),
+            "zero3, no validation": ({**few, "run_validation": False}, zero3),
+            "qlora": ({"peft_method": "qlora"}, {}),
+            "packed, dropout, prompts": ({**packed, **dropped}, {}),
+            "deterministic": ({**few, **dropped}, deterministic),
+            "deterministic again": ({**few, **dropped}, deterministic),
+        }
+        if not self._stage.float8_refused:
+            ways["float8"] = ({}, {"BASE_WEIGHTS": "fp8"})
+        # On two cores two at a time are as fast, and take less memory; ranks wait for each other.
+        is_alone = not self._stage.is_tiny and self._num_devices == 1
+        with ThreadPoolExecutor(len(ways) + 1 if is_alone else 2) as pool:
             jobs: dict[str, Future[Trained | None]] = {
                 name: pool.submit(self._stage.section, self._train, name, *way)
                 for name, way in ways.items()
@@ -98,30 +108,32 @@ class Trainings:
         return {name: trained for name, trained in found.items() if trained}
 
     def _resume(self, half: dict[str, Any]) -> Trained:
-        before = self._train("half", half, 2)
+        before = self._train("half", half, {})
         checkpoints = Path(half["checkpoint_folder"]).glob("step-*")
         last = max(checkpoints, key=lambda path: int(re.sub(r"\D", "", path.name)))
         again = {"checkpoint_folder": str(self._root / "again"), "resume_from": str(last)}
-        resumed = self._train("resumed", again, 2)
+        resumed = self._train("resumed", again, {})
         after = {step: resumed.losses[step] for step in resumed.losses if step > max(before.losses)}
         return Trained(resumed.output, after)
 
-    def _train(self, name: str, settings: dict[str, Any], zero_stage: int) -> Trained:
-        environment = TrainEnvironment(
-            num_processes=1,
-            on_gpus=not self._stage.is_tiny,
-            zero_stage=zero_stage,
-            dtype=dtype_name(self._stage.dtype),
+    def _train(self, name: str, settings: dict[str, Any], variables: dict[str, str]) -> Trained:
+        num_processes = gcd(settings.get("train_batch_size", 4), self._num_devices)
+        common = {"NUM_PROCESSES": str(num_processes), "ZERO_STAGE": "2"}
+        environment = read_train_environment(
+            {**common, "DTYPE": dtype_name(self._stage.dtype), **variables}
         )
         records: list[dict[str, Any]] = []
         run_dir = self._root / re.sub(r"\W+", "-", name)
         run_dir.mkdir()
         started = time.monotonic()
         output = run_workers(
-            TrainSettings(**{**self.common, **settings}, environment=environment),
+            TrainSettings(
+                **{**self.common, **settings}, environment=self._stage.on_device(environment)
+            ),
             run_dir,
             on_metric=records.append,
         )
+        assert output is not None  # this machine has the data
         losses = {record["step"]: record["loss"] for record in records if "loss" in record}
         first, last = next(iter(losses.values())), losses[max(losses)]
         limit = 0.3 if max(losses) == self._num_steps else 0.95 * first
@@ -145,9 +157,15 @@ def compare(
     stage.record(f"losses, {name}", difference, is_right=difference <= limit, note=note)
 
 
+def compare_bytes(stage: Stage, found: dict[str, Trained], one: str, other: str) -> None:
+    """Record whether two trainings have made the same adapter, byte for byte."""
+    files = [found[name].output / "adapter_model.safetensors" for name in (one, other)]
+    a, b = (file.read_bytes() for file in files)
+    stage.record("deterministic, twice", "equal" if a == b else "different", is_right=a == b)
+
+
 def recite(stage: Stage, trainings: Trainings, name: str, trained: Trained) -> None:
     """Record how many answers the adapter knows by heart, in the engine."""
-    assert trained.output is not None
     engine = Engine(
         trainings.folder,
         in_4bit=name == "qlora",

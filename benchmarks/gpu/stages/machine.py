@@ -73,5 +73,5 @@ def measure_rows(stage: Stage, out: int, inner: int) -> None:
             f"{rows} rows x ({out}, {inner})",
             1e6 * seconds,
             "us",
-            note=stage.share(weights[0].nbytes / seconds, "copy bandwidth"),
+            share=stage.share(weights[0].nbytes / seconds, "copy bandwidth"),
         )

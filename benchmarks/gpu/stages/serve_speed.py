@@ -120,8 +120,8 @@ class ServeSpeed:
             f"{num_clients} clients, {name}, context {length}",
             rate,
             "tokens/s",
-            note=f"{1e3 * statistics.median(gaps):.2f} ms a token, longest {1e3 * max(gaps):.1f}; "
-            f"one client reads its weights at {share}",
+            share=share,
+            note=f"{1e3 * statistics.median(gaps):.2f} ms a token, longest {1e3 * max(gaps):.1f}",
         )
 
     def measure_first_token(self, length: int) -> None:

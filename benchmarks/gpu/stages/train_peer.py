@@ -1,28 +1,27 @@
 """The same steps by Transformers with PEFT, and with Liger's kernels where they are installed."""
 
+from itertools import product
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from benchmarks.gpu.models import large_model
+from benchmarks.gpu.models import DROPOUTS, LENGTHS, LONG, RANK, large_model, training_share
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.timing import seconds_of
-from benchmarks.shapes import flops_per_token
-from src.model.shape import read_shape
-
-SIZES = ((4, 2048), (1, 2048), (4, 150))
-"""Rows and their tokens."""
 
 
 def run(stage: Stage) -> None:
     model = load(stage)
-    for rows, length in SIZES:
-        stage.section(measure, stage, model, "PEFT", 0.0, rows, length)
-    stage.section(measure, stage, model, "PEFT", 0.05, *SIZES[0])
+    measure_all(stage, model, "PEFT")
     stage.section(measure_autocast, stage, model)
     stage.section(use_liger, stage, model)
+
+
+def measure_all(stage: Stage, model: Any, way: str) -> None:
+    for name, dropout in product(LENGTHS, DROPOUTS):
+        stage.section(measure, stage, model, way, name, dropout)
 
 
 def load(stage: Stage) -> Any:
@@ -32,7 +31,7 @@ def load(stage: Stage) -> Any:
         attn_implementation="sdpa",
         device_map={"": stage.device},
     )
-    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, config, autocast_adapter_dtype=False).train()
 
 
@@ -41,7 +40,7 @@ def measure_autocast(stage: Stage, model: Any) -> None:
     matrices = [p for p in model.parameters() if p.requires_grad]
     for matrix in matrices:
         matrix.data = matrix.data.float()
-    measure(stage, model, "PEFT, float32 adapter, autocast", 0.05, *SIZES[0])
+    measure(stage, model, "PEFT with autocast", LONG, 0.05)
     for matrix in matrices:
         matrix.grad, matrix.data = None, matrix.data.to(stage.dtype)
 
@@ -57,15 +56,13 @@ def use_liger(stage: Stage, model: Any) -> None:
         return
     apply_liger_kernel_to_llama(model=model.get_base_model())
     if not stage.is_tiny:  # its kernels need a GPU
-        for rows, length in SIZES:
-            stage.section(measure, stage, model, "PEFT + Liger", 0.0, rows, length)
-        stage.section(measure, stage, model, "PEFT + Liger", 0.05, *SIZES[0])
+        measure_all(stage, model, "PEFT + Liger")
 
 
-def measure(stage: Stage, model: Any, name: str, dropout: float, rows: int, length: int) -> None:
-    """Record the speed of optimizer steps on rows of one length, without padding."""
-    if stage.is_tiny:
-        length //= 64
+def measure(stage: Stage, model: Any, way: str, name: str, dropout: float) -> None:
+    """Record the speed of optimizer steps on rows of one length, which spares the padding."""
+    rows = len(LENGTHS[name])
+    length = sum(LENGTHS[name]) // (64 * rows if stage.is_tiny else rows)
     for module in model.modules():
         for key in list(getattr(module, "lora_dropout", ())):
             module.lora_dropout[key] = torch.nn.Dropout(dropout)
@@ -76,7 +73,7 @@ def measure(stage: Stage, model: Any, name: str, dropout: float, rows: int, leng
 
     def step() -> None:
         with torch.autocast(
-            "cuda", torch.bfloat16, enabled="autocast" in name and not stage.is_tiny
+            "cuda", torch.bfloat16, enabled="autocast" in way and not stage.is_tiny
         ):
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
@@ -87,14 +84,15 @@ def measure(stage: Stage, model: Any, name: str, dropout: float, rows: int, leng
     stage.peak_gigabytes()
     seconds_of(step, repeat=2)
     seconds = seconds_of(step, repeat=3)
-    shape = read_shape(large_model(stage))
-    assert shape is not None
-    rate = rows * length / seconds
-    flops = flops_per_token(shape, lora_rank=8, max_seq_len=length)
+    rate, step_name = rows * length / seconds, f", {name}, dropout {dropout:g}"
+    ours = [r for r in stage.results.read() if r.check.endswith(step_name) and r.is_right]
     stage.record(
-        f"{name}, {rows} x {length} tokens, dropout {dropout:g}",
+        f"{way}{step_name}",
         rate,
         "tokens/s",
-        note=f"{1e3 * seconds:.1f} ms a step; {stage.share(rate * flops, 'matmul')}; "
-        f"peak {stage.peak_gigabytes():.1f} GB",
+        share=training_share(stage, rate, [length]),
+        note=f"{1e3 * seconds:.1f} ms a step; peak {stage.peak_gigabytes():.1f} GB; "
+        + ", ".join(
+            f"{r.check.removesuffix(step_name)} {float(r.value) / rate:.2f} x" for r in ours
+        ),
     )

@@ -11,20 +11,21 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from benchmarks.gpu.models import small_model
+from benchmarks.gpu.models import RANK, small_model
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.timing import relative_error
+from benchmarks.gpu.training import Training, leave
 from src.data.collate import Batch
 from src.deterministic import compute_in_one_order
-from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
-from src.model.base_model import keep_dequantized, load_base_model
+from src.model.adapter import adapter_parameters, resolve_target_modules
 from src.model.loss import SummedLoss
 
-RANK = 8
 BFLOAT16 = 0.05
 """Relative error of a gradient; plain bfloat16 layers have 0.022."""
+FLOAT8 = 0.3
 REPEATED = 0.01
 """Between runs of one kind: a backward pass of attention adds in any order, which makes 0.005."""
+DROPOUT = 0.3
 
 Gradients = dict[str, Tensor]
 Found = tuple[float, Gradients]
@@ -35,10 +36,12 @@ def run(stage: Stage) -> None:
     reference = stage.section(train_in_float32, stage, folder)
     if reference is None:
         return
-    stage.section(check_paths, stage, folder, reference)
-    stage.section(check_dropout, stage, folder)
+    stage.section(check_eager, stage, folder, reference)
+    stage.section(check_compiled, stage, folder, reference)
+    stage.section(check_float8, stage, folder, reference)
     stage.section(check_qlora, stage, folder)
     stage.section(check_deterministic, stage, folder)
+    leave()
 
 
 def make_batch(stage: Stage, lengths: Sequence[int]) -> Batch:
@@ -95,36 +98,34 @@ def train_in_float32(stage: Stage, folder: Path) -> Found:
     return float(total), dict(zip(named, (g.cpu() for g in gradients), strict=True))
 
 
-def adapted(stage: Stage, folder: Path, *, in_4bit: bool = False, dropout: float = 0.0) -> Any:
-    """Return the project's own model with the adapter."""
-    model = load_base_model(folder, dtype=stage.dtype, device=stage.device, in_4bit=in_4bit)
-    attach(model, dropout)
-    return model
+class Trained:
+    """A model of the project's, as a training loads it, and what it finds for the batch."""
 
+    def __init__(
+        self, stage: Stage, folder: Path, name: str, *, dropout: float = 0.0, **options: Any
+    ) -> None:
+        training = Training(stage, folder, length=32, lora_dropout=dropout, **options)
+        stage.record(f"{name}: log", training.log)
+        self.loss, self._batch = training.model.loss, the_batch(stage)
+        if self.loss.decoder is None:
+            raise RuntimeError("the decoder refuses this model")
+        set_adapter(self.loss.model)
 
-def attach(model: Any, dropout: float = 0.0) -> None:
-    attach_adapter(
-        model,
-        target_modules=resolve_target_modules(model, "all-linear"),
-        rank=RANK,
-        alpha=16,
-        dropout=dropout,
-        seed=1,
-    )
-    set_adapter(model)
-    model.train()
+    def find(self, *, num_recomputed: int = 0, seed: int = 0) -> Found:
+        """Return loss and gradients of the decoder."""
+        torch.manual_seed(seed)
+        self.loss.recompute(num_recomputed)
+        return self._gradients(self.loss)
 
+    def find_with_peft(self) -> Found:
+        """Return those of Transformers' layers with PEFT's."""
+        return self._gradients(SummedLoss(self.loss.model))
 
-def train(model: Any, batch: Batch, *, is_ours: bool = True, num_recomputed: int = 0) -> Found:
-    """Return what our decoder finds, or Transformers' layers with PEFT's."""
-    summed = SummedLoss(model)
-    if is_ours and (reason := summed.use_decoder()):
-        raise RuntimeError(reason)
-    summed.recompute(num_recomputed)
-    loss = summed(**vars(batch))
-    named = dict(adapter_parameters(model))
-    gradients = torch.autograd.grad(loss, list(named.values()))
-    return float(loss), dict(zip(named, (g.float().cpu() for g in gradients), strict=True))
+    def _gradients(self, summed: SummedLoss) -> Found:
+        loss = summed(**vars(self._batch))
+        named = dict(adapter_parameters(self.loss.model))
+        gradients = torch.autograd.grad(loss, list(named.values()))
+        return float(loss), dict(zip(named, (g.float().cpu() for g in gradients), strict=True))
 
 
 def compare(stage: Stage, name: str, found: Found, reference: Found, limit: float) -> None:
@@ -143,54 +144,58 @@ def compare(stage: Stage, name: str, found: Found, reference: Found, limit: floa
     )
 
 
-def check_paths(stage: Stage, folder: Path, reference: Found) -> None:
-    model, batch = adapted(stage, folder), the_batch(stage)
-    plain = train(model, batch, is_ours=False)
+def check_eager(stage: Stage, folder: Path, reference: Found) -> None:
+    trained = Trained(stage, folder, "eager", variables={"COMPILE": "0"})
+    plain, ours = trained.find_with_peft(), trained.find()
     compare(stage, "Transformers and PEFT against float32", plain, reference, BFLOAT16)
-    ours = train(model, batch)
     compare(stage, "decoder against float32", ours, reference, BFLOAT16)
     compare(stage, "decoder against Transformers and PEFT", ours, plain, BFLOAT16)
-    compare(stage, "decoder twice", train(model, batch), ours, REPEATED)
+    compare(stage, "decoder twice", trained.find(), ours, REPEATED)
     for count in (1, 99):
-        recomputed = train(model, batch, num_recomputed=count)
+        recomputed = trained.find(num_recomputed=count)
         compare(stage, f"{count} layers recomputed", recomputed, ours, REPEATED)
 
 
-def check_dropout(stage: Stage, folder: Path) -> None:
-    model, batch = adapted(stage, folder, dropout=0.3), the_batch(stage)
-    found = []
-    for seed in (3, 3, 4):
-        torch.manual_seed(seed)
-        found.append(train(model, batch))
+def check_compiled(stage: Stage, folder: Path, reference: Found) -> None:
+    """Compile also where the default is not to, and where dropout is not the default's."""
+    trained = Trained(stage, folder, "compiled", variables={"COMPILE": "1"}, dropout=DROPOUT)
+    found = [trained.find(seed=seed) for seed in (3, 3, 4)]
     compare(stage, "dropout with one seed twice", found[1], found[0], REPEATED)
+    compare(
+        stage,
+        "dropout, all recomputed",
+        trained.find(seed=3, num_recomputed=99),
+        found[0],
+        REPEATED,
+    )
     name = next(reversed(found[0][1]))
     difference = relative_error(found[2][1][name], found[0][1][name])
     stage.record("dropout with another seed", difference, "relative", is_right=difference > 0.05)
+    trained.loss.model.eval()
+    compare(stage, "compiled against float32", trained.find(), reference, BFLOAT16)
 
 
-def check_deterministic(stage: Stage, folder: Path) -> None:
-    """With `DETERMINISTIC=1` two passes give the same bytes, with dropout too."""
-    model, batch, found = adapted(stage, folder, dropout=0.3), the_batch(stage), []
-    compute_in_one_order()
-    try:
-        for _ in range(2):
-            torch.manual_seed(3)
-            found.append(train(model, batch)[1])
-    finally:
-        torch.use_deterministic_algorithms(False)
-    one, other = found
-    num_different = sum(not torch.equal(one[name], other[name]) for name in one)
-    stage.record(
-        "gradients that differ, DETERMINISTIC=1", num_different, is_right=num_different == 0
-    )
+def check_float8(stage: Stage, folder: Path, reference: Found) -> None:
+    if stage.float8_refused:
+        return
+    trained = Trained(stage, folder, "float8", variables={"BASE_WEIGHTS": "fp8"})
+    compare(stage, "float8 against float32", trained.find(), reference, FLOAT8)
 
 
 def check_qlora(stage: Stage, folder: Path) -> None:
-    batch, packed = the_batch(stage), adapted(stage, folder, in_4bit=True)
-    plain, ours = train(packed, batch, is_ours=False), train(packed, batch)
+    packed = Trained(stage, folder, "qlora", peft_method="qlora", keeps_dequantized=False)
+    plain, ours = packed.find_with_peft(), packed.find()
     compare(stage, "qlora, decoder against Transformers and PEFT", ours, plain, BFLOAT16)
     del packed
-    unpacked = load_base_model(folder, dtype=stage.dtype, device=stage.device, in_4bit=True)
-    keep_dequantized(unpacked)
-    attach(unpacked)
-    compare(stage, "qlora, weights unpacked once", train(unpacked, batch), ours, 2 * REPEATED)
+    unpacked = Trained(stage, folder, "qlora, weights unpacked once", peft_method="qlora")
+    compare(stage, "qlora, weights unpacked once", unpacked.find(), ours, 2 * REPEATED)
+
+
+def check_deterministic(stage: Stage, folder: Path) -> None:
+    """With `DETERMINISTIC=1` two passes give the same bytes; it holds for the rest of a process."""
+    compute_in_one_order()
+    options: dict[str, Any] = {"variables": {"DETERMINISTIC": "1"}, "dropout": DROPOUT}
+    trained = Trained(stage, folder, "deterministic", **options)
+    one, other = (trained.find(seed=3)[1] for _ in range(2))
+    count = sum(not torch.equal(one[name], other[name]) for name in one)
+    stage.record("gradients that differ, DETERMINISTIC=1", count, is_right=count == 0)
