@@ -40,6 +40,7 @@ TURNS = (
     Turn("train_right", 2, 90),
     Turn("serve_right", 2, 85),
     Turn("e2e", 2, 120, 20),
+    Turn("launches", 2, 90),
     Turn("train_speed", 3, 120, 25),
     Turn("train_speed-float8", 4, 75, 25),
     Turn("serve_speed", 5, 95, 25),

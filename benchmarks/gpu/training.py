@@ -1,6 +1,7 @@
 """The project's model as one rank of a training loads it, with random data."""
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.stage import Stage
+from benchmarks.gpu.timing import synchronize
 from src.data.packing import Span
 from src.data.prepare import build_step_plan
 from src.data.steps import MicroBatch
@@ -45,6 +47,7 @@ class Training:
         self,
         stage: Stage,
         folder: Path,
+        name: str,
         *,
         length: int,
         variables: Mapping[str, str] | None = None,
@@ -52,7 +55,7 @@ class Training:
         **settings: Any,
     ) -> None:
         """Load as the variables of the environment and the settings ask; examples have `length`."""
-        self._stage, self._length = stage, length
+        self._length, started = length, time.monotonic()
         self._folder = RunFolder(stage.new_folder("training"))
         self.data = self._write_data()
         variables = {"DTYPE": dtype_name(stage.dtype), **(variables or {})}
@@ -74,7 +77,9 @@ class Training:
             self.plan = replace(self.plan, work=work)
         lines: list[str] = []
         self.model = load_lora_model(self.plan, self._device, log=lines.append)
-        self.log = " / ".join((*self.plan.lines()[2:], *lines))
+        synchronize()
+        note = " / ".join((*self.plan.lines()[2:], *lines))
+        stage.record(f"{name}: load", time.monotonic() - started, "s", note=note)
 
     def plan_for(self, dropout: float) -> TrainingPlan:
         """Return the plan with another dropout."""

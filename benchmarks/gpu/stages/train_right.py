@@ -104,8 +104,7 @@ class Trained:
     def __init__(
         self, stage: Stage, folder: Path, name: str, *, dropout: float = 0.0, **options: Any
     ) -> None:
-        training = Training(stage, folder, length=32, lora_dropout=dropout, **options)
-        stage.record(f"{name}: log", training.log)
+        training = Training(stage, folder, name, length=32, lora_dropout=dropout, **options)
         self.loss, self._batch = training.model.loss, the_batch(stage)
         if self.loss.decoder is None:
             raise RuntimeError("the decoder refuses this model")

@@ -1,6 +1,5 @@
 """Optimizer steps of a 7B model: tokens a second and memory, passes as CUDA graphs and plain."""
 
-import time
 from itertools import product
 from typing import Any
 
@@ -16,7 +15,7 @@ from benchmarks.gpu.models import (
     training_share,
 )
 from benchmarks.gpu.stage import Stage
-from benchmarks.gpu.timing import seconds_of, synchronize
+from benchmarks.gpu.timing import seconds_of
 from benchmarks.gpu.training import Training, leave
 from src.graphs.capture import cuda_capture
 
@@ -49,16 +48,8 @@ class TrainSpeed:
 
     def __init__(self, stage: Stage, way: str) -> None:
         self._stage, self._way = stage, way
-        folder, started = large_model(stage), time.monotonic()
         length = TINY if stage.is_tiny else max(LENGTHS[LONG])
-        self._training = Training(stage, folder, length=length, **WAYS[way])
-        synchronize()
-        stage.record(
-            f"{way}: load the base model",
-            time.monotonic() - started,
-            "s",
-            note=self._training.log,
-        )
+        self._training = Training(stage, large_model(stage), way, length=length, **WAYS[way])
         self._trainer = self._training.start()
 
     def measure(self, name: str, dropout: float, graphs: str = "") -> None:
