@@ -81,14 +81,15 @@ def calls(decoder: Decoder, updates: Updates) -> int:
     where = decoder._positions(torch.arange(ROWS))
     rope = where.ropes[layer.rope] if layer.rope is not None else None
     before = x, layer, switches, rope, where.query_growth, updates.qkv
-    total = ATTENTION
     after = x, torch.randn_like(x), layer, switches, updates
-    parts: tuple[tuple[Any, Any], ...] = (before_attention, before), (after_attention, after)
-    for function, inputs in parts:
-        compiled: Any = torch.compile(function)
-        _, codes = run_and_get_code(lambda: compiled(*inputs))
-        total += sum(len(CALL.findall(code)) for code in codes)
-    return NUM_LAYERS * total
+    compiled = generated_calls(before_attention, before) + generated_calls(after_attention, after)
+    return NUM_LAYERS * (compiled + ATTENTION)
+
+
+def generated_calls(function: Any, inputs: tuple[Any, ...]) -> int:
+    compiled: Any = torch.compile(function)
+    _, codes = run_and_get_code(lambda: compiled(*inputs))
+    return sum(len(CALL.findall(code)) for code in codes)
 
 
 class Steps(TorchDispatchMode):
