@@ -13,7 +13,7 @@ def compute_in_one_order() -> None:
     # Work space of its own for each stream, and no sums in the switch between GPUs.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     os.environ.setdefault("NCCL_ALGO", "^NVLS")
-    # It reaches the backward passes of flash and cuDNN attention too.
+    # It reaches the backward pass of flash attention too, and has torch refuse cuDNN's.
     torch.use_deterministic_algorithms(True)
     # That would find bugs, at the price of writing all memory twice.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -8,7 +8,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from src.model.core.attention import Spans, attend
+from src.model.core.attention import Spans
+from src.model.core.kernels import attend
 
 ISOLATED = "isolated"
 NO_MASK = torch.empty(1, 1, 1, 1)

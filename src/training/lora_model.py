@@ -18,7 +18,7 @@ from src.model.adapter import (
     resolve_target_modules,
 )
 from src.model.base_model import keep_dequantized, load_base_model
-from src.model.core.attention import varlen_unsupported_reason
+from src.model.core.kernels import prove_kernels
 from src.model.isolation import find_neighbour_effect
 from src.model.loss import SummedLoss
 from src.training.deepspeed_engine import build_deepspeed_config
@@ -93,13 +93,15 @@ def load_lora_model(
         dropout=settings.lora_dropout,
         seed=settings.seed,
     )
-    if reason := varlen_unsupported_reason(device, model.dtype):
-        log(f"attention is a call for each example: {reason}")
     loss = SummedLoss(model, is_sharded=sharding is not None)
     # Under ZeRO-3 a layer's weights are there only while its own forward runs.
     reason = "ZeRO-3 shares out its weights" if sharding else loss.use_decoder()
     if reason:
         log(f"this base model trains in transformers' own layers: {reason}")
+    if reason is None or loss.is_isolated:
+        line = prove_kernels(model.config.get_text_config(), model.dtype, device)
+        if line:
+            log(line)
     if plan.base_weights == "float8":
         if loss.decoder is None:
             raise UserError(f"BASE_WEIGHTS: expected none, found 'fp8': {reason}")

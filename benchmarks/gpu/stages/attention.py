@@ -7,7 +7,15 @@ import torch
 
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.timing import median_seconds, relative_error, seconds_in_graph
-from src.model.core.attention import Spans, attend, attend_one_by_one, varlen_unsupported_reason
+from src.model.core.attention import Spans, attend_one_by_one
+from src.model.core.kernels import (
+    Heads,
+    Kernel,
+    attend,
+    attend_in_batch,
+    attend_varlen,
+    find_fault_once,
+)
 from src.serving.model.attention import DecodeAttention, KVCache, split_unsupported_reason
 
 TOLERANCE = 0.02
@@ -19,26 +27,30 @@ def run(stage: Stage) -> None:
     stage.section(probe, stage)
     rng = random.Random(0)
     mixed, many = (1, 7, 31, 300, 2048, 129), tuple(rng.randint(1, 200) for _ in range(40))
+    even = (2048, 2048)
     if stage.is_tiny:
-        mixed, many = (1, 7, 31), (3, 4)
-    for heads, size in product((32, 8), (128, 64)):
-        stage.section(check_training, stage, (32, heads, size), None, mixed)
+        mixed, many, even = (1, 7, 31), (3, 4), (16, 16)
+    for heads, size, lengths in product((32, 8), (128, 64), (mixed, even)):
+        stage.section(check_training, stage, (32, heads, size), None, lengths)
     stage.section(check_training, stage, (32, 8, 128), 5 if stage.is_tiny else 512, mixed)
     stage.section(check_training, stage, (8, 4, 32), None, many)
-    for shape in ((32, 32, 128), (32, 8, 128), (32, 8, 64)):
-        stage.section(time_training, stage, shape)
+    kernels = (attend,) if stage.is_tiny else (attend_in_batch, attend_varlen)
+    for shape, kernel in product(((32, 32, 128), (32, 8, 128), (32, 8, 64)), kernels):
+        stage.section(time_training, stage, shape, kernel)
     for heads in (32, 8):
         stage.section(time_decoding, stage, heads)
 
 
 def probe(stage: Stage) -> None:
-    """The probe of varlen attention must not depend on its random numbers."""
-    answers = set()
-    for seed in range(20):
-        torch.manual_seed(seed)
-        answers.add(varlen_unsupported_reason.__wrapped__(stage.device, stage.dtype))
-    is_right = len(answers) == 1 if stage.is_tiny else answers == {None}
-    stage.record("varlen refused, of 20 probes", str(answers), is_right=is_right)
+    """The probes of the kernels must not depend on the state of the random generator."""
+    heads = Heads(stage.device, stage.dtype, 32, 8, 128)
+    for kernel in (attend_varlen, attend_in_batch):
+        answers = set()
+        for seed in range(3 if stage.is_tiny else 20):
+            torch.manual_seed(seed)
+            answers.add(find_fault_once.__wrapped__(kernel, heads))
+        is_right = len(answers) == 1 if stage.is_tiny else answers == {None}
+        stage.record(f"{kernel.__name__} refused, of 20 probes", str(answers), is_right=is_right)
 
 
 def inputs(
@@ -78,19 +90,19 @@ def check_training(
     )
 
 
-def time_training(stage: Stage, shape: tuple[int, int, int]) -> None:
+def time_training(stage: Stage, shape: tuple[int, int, int], kernel: Kernel) -> None:
     heads, key_heads, size = shape
     lengths = (16, 16) if stage.is_tiny else (2048,) * 4
     tensors, gradient, spans = inputs(stage, shape, lengths)
     leaves = query, key, value = [x.requires_grad_() for x in tensors]
     with torch.no_grad():
-        forward = median_seconds(lambda: attend(query, key, value, spans))
-    output = attend(query, key, value, spans)
+        forward = median_seconds(lambda: kernel(query, key, value, spans))
+    output = kernel(query, key, value, spans)
     backward = median_seconds(
         lambda: torch.autograd.grad(output, leaves, gradient, retain_graph=True)
     )
     flops = 2 * sum(n * n for n in lengths) * heads * size  # causal: half of all pairs
-    name = f"training, {heads}/{key_heads} heads of {size}, {len(lengths)} x {lengths[0]}"
+    name = f"{kernel.__name__}, {heads}/{key_heads} heads of {size}, {len(lengths)} x {lengths[0]}"
     for what, speed in (("forward", flops / forward), ("backward", 2.5 * flops / backward)):
         share = stage.share(speed, "matmul")
         stage.record(f"{name}: {what}", speed / 1e12, "TFLOP/s", share=share)

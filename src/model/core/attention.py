@@ -1,10 +1,8 @@
-"""Attention that keeps to its span: sequences laid end to end never see each other."""
+"""Attention that keeps to its span, in plain calls: sequences end to end never see each other."""
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from inspect import signature
+from functools import lru_cache
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -36,60 +34,6 @@ class Spans:
         return cls(lengths, to_device(offsets, device), max(lengths))
 
 
-def attend(
-    query: torch.Tensor,  # (tokens, heads, head size)
-    key: torch.Tensor,  # (tokens, key/value heads, head size)
-    value: torch.Tensor,
-    spans: Spans,
-    *,
-    scale: float | None = None,
-    sliding_window: int | None = None,
-    score_cap: float | None = None,
-) -> torch.Tensor:
-    """Attend causally within each span; return (tokens, heads, head size).
-
-    On a GPU one kernel takes all spans, elsewhere each is a call; a mask over the row is built only
-    where their lengths are not known.
-    """
-    options: dict[str, Any] = {"scale": scale, "sliding_window": sliding_window}
-    is_plain = score_cap is None
-    if (
-        is_plain
-        and query.device.type == "cuda"
-        and varlen_unsupported_reason(query.device, query.dtype) is None
-    ):
-        return _attend_varlen(query, key, value, spans, scale, sliding_window)
-    way = attend_one_by_one if spans.lengths else attend_by_mask
-    return way(query, key, value, spans, score_cap=score_cap, **options)
-
-
-def _attend_varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    spans: Spans,
-    scale: float | None,
-    sliding_window: int | None,
-) -> torch.Tensor:
-    # This import takes a second or two, which only a GPU gives back.
-    from torch.nn.attention.varlen import varlen_attn
-
-    window = (-1 if sliding_window is None else sliding_window - 1, 0)
-    # Before torch 2.12 fewer heads of keys were taken without being asked for.
-    is_grouped = key.shape[1] != query.shape[1]
-    options: dict[str, Any] = {}
-    if "enable_gqa" in _arguments(varlen_attn):
-        options["enable_gqa"] = is_grouped
-    output = varlen_attn(
-        *(query, key, value, spans.offsets, spans.offsets, spans.longest, spans.longest),
-        scale=scale,
-        window_size=window,
-        **options,
-    )
-    assert isinstance(output, torch.Tensor)
-    return output
-
-
 def attend_one_by_one(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -100,7 +44,7 @@ def attend_one_by_one(
     sliding_window: int | None = None,
     score_cap: float | None = None,
 ) -> torch.Tensor:
-    """Do what `attend` does with one call for each span."""
+    """Attend causally within each span, one call for each; return (tokens, heads, head size)."""
     assert spans.lengths is not None
     outputs = []
     # One split, and not a slice for each span: its backward pass is one concatenation.
@@ -122,7 +66,7 @@ def attend_by_mask(
     sliding_window: int | None = None,
     score_cap: float | None = None,
 ) -> torch.Tensor:
-    """Do what `attend` does with one call over the row."""
+    """Do what `attend_one_by_one` does in one call, for lengths that only the device knows."""
     positions = torch.arange(len(query), device=query.device)
     span = torch.searchsorted(spans.offsets, positions, right=True)
     distance = positions[:, None] - positions[None, :]
@@ -201,43 +145,3 @@ def _window_mask(
     positions = torch.arange(num_tokens, device=device)
     distance = positions[:, None] - positions[None, :]
     return (distance >= 0) & (distance < sliding_window)
-
-
-@cache
-def _arguments(function: Any) -> frozenset[str]:
-    return frozenset(signature(function).parameters)
-
-
-@cache
-def varlen_unsupported_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why one kernel cannot take all spans on this device, or None after trying it.
-
-    To be called before the first pass, in which a layer may be recomputed.
-    """
-    if device.type != "cuda":
-        return None
-    generator = torch.Generator(device).manual_seed(0)
-    spans = Spans.between((0, 31, 48), device)
-    for num_key_heads in (4, 2):
-        shapes = [(48, heads, 64) for heads in (4, num_key_heads, num_key_heads)]
-        inputs = [
-            torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes
-        ]
-        found: list[tuple[torch.Tensor, ...]] = []
-        try:
-            for way in (
-                lambda q, k, v: _attend_varlen(q, k, v, spans, None, None),
-                lambda q, k, v: attend_one_by_one(q, k, v, spans),
-            ):
-                with torch.enable_grad():
-                    leaves = [x.clone().requires_grad_() for x in inputs]
-                    output = way(*leaves)
-                    gradients = torch.autograd.grad(output.float().square().sum(), leaves)
-                found.append((output, *gradients))
-        except Exception as error:
-            return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        for one, other in zip(*found, strict=True):
-            # By the norm: single numbers of two right ways in bfloat16 can differ by far.
-            if not (one - other).float().norm() <= 0.02 * other.float().norm():
-                return "its results differ from those of one call for each span"
-    return None

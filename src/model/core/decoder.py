@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from src.model.core.attention import Spans, attend
+from src.model.core.attention import Spans
 from src.model.core.families.switches import Switches
 from src.model.core.families.table import switches_of
+from src.model.core.kernels import attend
 from src.model.core.layers import (
     ACTIVATIONS,
     Norm,
