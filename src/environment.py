@@ -12,6 +12,7 @@ from src.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
 FROZEN_SECONDS = 60.0
+CACHE_DIR = "~/.cache/cog-finetune"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,10 @@ class TrainEnvironment:
     """`DTYPE`: the precision of the base model; None for the fastest of the device."""
     in_float8: bool = False
     """`BASE_WEIGHTS=fp8`: frozen weights in float8."""
+    compile: bool | None = None
+    """`COMPILE`: whether the layers are compiled; None where it pays."""
+    cache_dir: str = CACHE_DIR
+    """`BASE_MODEL_CACHE`: where base models and compiled code are kept."""
     frozen_seconds: float = FROZEN_SECONDS
     """`FROZEN_SECONDS`: a rank without a heartbeat for so long ends the run."""
     deterministic: bool = False
@@ -69,6 +74,8 @@ def read_train_environment(environ: Mapping[str, str]) -> TrainEnvironment:
         device_memory=None if memory_gb is None else memory_gb * 1e9,
         dtype=_one_of(DTYPES, "DTYPE", environ),
         in_float8=_in_float8(environ),
+        compile=read_flag("COMPILE", environ),
+        cache_dir=environ.get("BASE_MODEL_CACHE") or CACHE_DIR,
         frozen_seconds=_number_above_0("FROZEN_SECONDS", environ) or FROZEN_SECONDS,
         deterministic=read_flag("DETERMINISTIC", environ) or False,
         checkpoint_dir=environ.get("CHECKPOINT_DIR", "").strip() or None,
@@ -76,6 +83,11 @@ def read_train_environment(environ: Mapping[str, str]) -> TrainEnvironment:
         rendezvous=rendezvous if num_nodes > 1 else None,
         port=_whole_number("PORT", environ),
     )
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Return `BASE_MODEL_CACHE`, where base models and compiled code are kept."""
+    return Path(environ.get("BASE_MODEL_CACHE") or CACHE_DIR).expanduser()
 
 
 def read_flag(name: str, environ: Mapping[str, str]) -> bool | None:

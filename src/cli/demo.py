@@ -18,6 +18,7 @@ from src.cli.follow import stream_answer
 from src.cli.server import running_server
 from src.cli.server_http import RequestError
 from src.cli.tiny_model import make_base_model
+from src.environment import cache_folder
 
 SETTINGS = (
     "max_steps=32",
@@ -46,8 +47,7 @@ def main(arguments: list[str]) -> int:
     is_tiny = parser.parse_args(arguments).tiny
     started = time.monotonic()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns where there is no GPU
-    folder = Path(os.environ.get("BASE_MODEL_CACHE") or "~/.cache/cog-finetune").expanduser()
-    folder = folder / "demo"
+    folder = cache_folder(os.environ) / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     examples = docstring_pairs()
     # Held out: validation takes the last ones.

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from src.model.base_model import decoder_layers, recompute_layers
 from src.model.core.attention import Spans
+from src.model.core.compiled import compile_layers
 from src.model.core.decoder import open_decoder
 from src.model.core.proof import find_difference
 from src.model.core.trained import TrainedDecoder
@@ -40,6 +41,11 @@ class SummedLoss(nn.Module):
         reason = find_difference(self.model, decoder, trained.updates)
         self.decoder = None if reason else trained
         return reason
+
+    def compile_layers(self) -> str | None:
+        """Run our decoder's layers compiled; return why not, where that fails."""
+        assert self.decoder is not None
+        return compile_layers(self.decoder)
 
     @property
     def can_be_captured(self) -> bool:

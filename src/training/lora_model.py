@@ -18,10 +18,12 @@ from src.model.adapter import (
     resolve_target_modules,
 )
 from src.model.base_model import keep_dequantized, load_base_model
+from src.model.core.compiled import keep_code_in
 from src.model.core.kernels import prove_kernels
 from src.model.isolation import find_neighbour_effect
 from src.model.loss import SummedLoss
 from src.training.deepspeed_engine import build_deepspeed_config
+from src.training.plan.compiling import compiles
 from src.training.plan.plan import TrainingPlan
 
 
@@ -108,6 +110,10 @@ def load_lora_model(
         log(loss.decoder.decoder.hold_in_float8(for_training=True))
     loss.recompute(plan.num_recomputed)
     model.train()
+    if not reason and compiles(settings, plan.resources, plan.zero_stage):
+        keep_code_in(Path(settings.environment.cache_dir).expanduser() / "compiled")
+        if why := loss.compile_layers():
+            log(f"the layers are not compiled: {why}")
     if reason and not sharding:
         try_sharing_rows(loss, log)
     return LoraModel(model, loss, target_modules, list(adapter_parameters(model)), sharding)

@@ -70,6 +70,20 @@ def run(module: SummedLoss, batch: Batch) -> torch.Tensor:
     return module(*vars(batch).values())
 
 
+def bytes_kept(module: SummedLoss, batch: Batch) -> int:
+    """Return what a pass keeps for its backward pass, each tensor once."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run(module, batch)
+    return sum(kept.values())
+
+
 def assert_same(one: tuple, other: tuple) -> None:
     assert one[0] == pytest.approx(other[0], rel=1e-5)
     assert one[1].keys() == other[1].keys()

@@ -13,7 +13,16 @@ from src.model.core.families.table import FAMILIES
 from src.model.core.layers import RotaryTable, rotate
 from src.model.core.lora import draw_mask
 from src.model.loss import SummedLoss
-from tests.model.batches import CPU, assert_same, build_model, cut, gradients, make_batch, run
+from tests.model.batches import (
+    CPU,
+    assert_same,
+    build_model,
+    bytes_kept,
+    cut,
+    gradients,
+    make_batch,
+    run,
+)
 from tests.model.families import make_family
 
 
@@ -85,20 +94,6 @@ def test_layers_without_adapter_and_recomputed_ones(base_dir: Path):
         assert_same(plain, gradients(module, [batch]))
         kept.append(bytes_kept(module, batch))
     assert kept[0] > 1.3 * kept[1] > 1.5 * kept[2]
-
-
-def bytes_kept(module: SummedLoss, batch) -> int:
-    """Return what a pass keeps for its backward pass, each tensor once."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run(module, batch)
-    return sum(kept.values())
 
 
 def test_in_bfloat16_the_error_is_that_of_bfloat16(base_dir: Path):

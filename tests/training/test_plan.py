@@ -89,6 +89,7 @@ def test_processes_without_room_for_their_libraries_are_refused_at_once(base_dir
         *(("FROZEN_SECONDS", "a number above 0", x) for x in ("", "0", "a minute")),
         *(("NUM_PROCESSES", "a number of at least 1", x) for x in ("0", "-1", "two", "1.5", "²")),
         *(("ZERO_STAGE", "2 or 3", x) for x in ("1", "9", "two")),
+        *(("COMPILE", "0 or 1", x) for x in ("yes", "2")),
         *(("DTYPE", "float32, bfloat16 or float16", x) for x in ("bf16", "Float32", "1")),
         ("CHECKPOINT_DIR", "a folder that can be written to", "/proc/checkpoints"),
     ],

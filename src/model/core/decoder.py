@@ -68,6 +68,9 @@ class Decoder:
             )
             for name in {name for name in switches.ropes if name is not None}
         }
+        self.hidden_size: int = body.config.hidden_size
+        self.before_attention, self.after_attention = before_attention, after_attention
+        """The functions of a layer, which may be compiled."""
         self.num_recomputed = 0
         """Layers that keep only their input for the backward pass, the first ones: by the time they
         run again the others' activations are gone."""
@@ -164,11 +167,11 @@ class Decoder:
         self, layer: Layer, x: Tensor, where: Positions, attend: Attend, updates: Updates
     ) -> Tensor:
         rope = None if layer.rope is None else where.ropes[layer.rope]
-        query, key, value = before_attention(
+        query, key, value = self.before_attention(
             x, layer, self.switches, rope, where.query_growth, updates.qkv
         )
         mixed = attend(layer, query, key, value)
-        return after_attention(x, mixed, layer, self.switches, updates)
+        return self.after_attention(x, mixed, layer, self.switches, updates)
 
 
 def before_attention(

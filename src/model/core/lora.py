@@ -76,13 +76,15 @@ class TrainedLora:
         dropout = getattr(self._dropout, "p", 0.0) if with_dropout else 0.0
         mask = None
         if dropout:
-            mask = draw_mask(num_tokens, self._in_features, dropout, self._device)
+            device = self.parameters[0].device
+            mask = draw_mask(num_tokens, self._in_features, dropout, device)
         # What dropout leaves is scaled up, here once for all of it.
         return TrainedUpdate(tuple(self._matrices), self._scale / (1 - dropout), mask)
 
     @property
-    def _device(self) -> torch.device:
-        return next(pair[0].device for pair in self._matrices if pair)
+    def parameters(self) -> list[nn.Parameter]:
+        """Return A and B of each layer that is adapted."""
+        return [matrix for pair in self._matrices if pair for matrix in pair]
 
 
 def draw_mask(rows: int, columns: int, dropout: float, device: torch.device) -> Tensor:

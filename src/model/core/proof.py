@@ -35,13 +35,18 @@ def find_difference(
         updates(LENGTH) if updates else None,
     )
     model.train(was_training)
-    tolerance = 1e-4 if decoder.dtype.itemsize >= 4 else 0.03
+    tolerance = tolerance_of(decoder.dtype)
     pairs = [*zip(layers, states[1:], strict=True), (decoder.scores(states[-1]), scores)]
     for ours, theirs in pairs:
         # Neither is a NaN.
         if not (ours - theirs).float().norm() <= tolerance * theirs.float().norm():
             return f"this {model.config.model_type} differs from those that ours knows"
     return None
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """Return the relative difference, by the norm, of two right ways to compute a layer."""
+    return 1e-4 if dtype.itemsize >= 4 else 0.03
 
 
 def _draw_ids(model: Any, device: torch.device) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.model.core.attention import Spans
 from src.model.core.decoder import Decoder
@@ -18,6 +18,11 @@ class TrainedDecoder:
         self.decoder, self._model = decoder, model
         self._lora = [[TrainedLora(p) for p in layer.projections] for layer in decoder.layers]
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the LoRA matrices."""
+        return [matrix for layer in self._lora for part in layer for matrix in part.parameters]
+
     def sum_loss(
         self,
         ids: Tensor,  # (tokens,)
@@ -31,7 +36,8 @@ class TrainedDecoder:
         decoder = self.decoder
         decoder.grow(spans.longest)
         hidden = decoder.hidden(
-            ids, positions, decoder.attend_within(spans), self.updates(len(ids))
+            *(ids, positions, decoder.attend_within(spans)),
+            self.updates(len(ids), with_dropout=self._model.training),
         )
         # Only target tokens go through the head, the widest layer.
         hidden = decoder.head_input(hidden.index_select(0, targets))
@@ -43,9 +49,8 @@ class TrainedDecoder:
             cap=decoder.switches.logit_cap,
         )
 
-    def updates(self, num_tokens: int) -> Callable[[int], Updates]:
-        """Return what gives the updates of each layer in a pass, with dropout while training."""
-        with_dropout = self._model.training
+    def updates(self, num_tokens: int, *, with_dropout: bool = False) -> Callable[[int], Updates]:
+        """Return what gives the updates of each layer in a pass."""
 
         def of_layer(number: int) -> Updates:
             parts = self._lora[number]

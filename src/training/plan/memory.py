@@ -43,6 +43,7 @@ class Workload:
     num_recomputed: int = 0
     keeps_dequantized: bool = False
     """4-bit weights are dequantized once, for speed."""
+    is_compiled: bool = False
 
     @property
     def least_tokens(self) -> int:
@@ -147,6 +148,8 @@ def _layer_activations(work: Workload) -> float:
     )
     # The residual, twice; query, key, value, what attention gives; gate and up.
     elements = 2 * h + 2 * q + 2 * kv + 2 * f
+    if work.is_compiled:
+        elements += 2 * h + f  # both normed states, and the gated product
     adapted = shape.adapted(work.target_modules)
     if not work.on_gpu and "o_proj" in adapted:
         elements += q  # outputs of the spans are joined by a copy

@@ -13,6 +13,7 @@ from src.model.precision import dtype_name
 from src.model.shape import ModelShape, read_config, read_shape
 from src.settings import TrainSettings
 from src.training.plan.advice import idle_gpu_warning
+from src.training.plan.compiling import compile_sentence, compiles
 from src.training.plan.memory import FILL, Workload, estimate_memory, fit
 from src.training.plan.resources import Resources
 from src.training.plan.room import check_float8, check_rank, check_room
@@ -125,6 +126,8 @@ class TrainingPlan:
         parts.append(f"ZeRO-{self.zero_stage}")
         if self.work is not None:
             parts.append(f"{self.num_recomputed} of {self.work.shape.num_layers} layers recomputed")
+        if sentence := compile_sentence(self.settings, self.resources, self.zero_stage):
+            parts.append(sentence)
         if self.max_tokens is not None:
             parts.append(f"at most {self.max_tokens:,} tokens in a pass")
         if self.keeps_dequantized:
@@ -190,7 +193,8 @@ def make_plan(
     work = _workload(shape, settings, data, steps, resources)
     stage = zero_stage or _choose_stage(work, resources)
     check_float8(settings, stage)
-    work = replace(work, shares_weights=stage == 3)
+    is_compiled = compiles(settings, resources, stage)
+    work = replace(work, shares_weights=stage == 3, is_compiled=is_compiled)
     max_tokens = None
     if work.shares_weights:
         work = replace(work, num_recomputed=shape.num_layers)

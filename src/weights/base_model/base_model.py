@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from src.base_models import KNOWN_MODELS, KnownModel, describe_model
+from src.environment import cache_folder
 from src.errors import UserError
 from src.files.printable import printable
 from src.weights.base_model.check import check_complete, check_readable
@@ -51,7 +52,7 @@ def find_base_model(environ: Mapping[str, str], *, with_weights: bool = True) ->
     known = describe_model(name)
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+(?<!\.gguf)", known.repository) and not mirror:
         raise unknown_base_model(name)
-    cache = Path(environ.get("BASE_MODEL_CACHE") or "~/.cache/cog-finetune").expanduser()
+    cache = cache_folder(environ)
     # A query may be a signature: it is asked for, and kept nowhere.
     source = re.split("[?#]", mirror, maxsplit=1)[0] or known.package or known.repository
     folder = cache / re.sub(r"[^\w.-]+", "--", source.strip("/"))
