@@ -37,8 +37,8 @@ from src.training.loop import train
 from src.training.lora_model import load_lora_model, try_sharing_rows
 from src.training.machines.share import OtherMachines, share_data
 from src.training.plan.disk import check_disks
-from src.training.plan.plan import make_plan, peak_line
-from src.training.plan.resources import keep_to_limit, measure_resources, peak_memory
+from src.training.plan.plan import make_plan
+from src.training.plan.resources import keep_to_limit, measure_resources, peak_line
 from src.training.replicated import ReplicatedTrainer
 from src.training.results.metrics import Progress
 from src.training.results.output import output_writer
@@ -136,7 +136,7 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
         return
     except FloatingPointError as error:
         raise checkpointer.keep_after(error) from None
-    log(peak_line(plan, peak_memory(device)))
+    log(peak_line(device, plan.peak))
 
     # What comes back.
     with status.busy():

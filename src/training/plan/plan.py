@@ -166,12 +166,6 @@ class TrainingPlan:
         return {name: size for name, size in parts.items() if size}
 
 
-def peak_line(plan: TrainingPlan, measured: float) -> str:
-    """Return what a rank held at most, beside what was planned."""
-    planned = "" if plan.peak is None else f", {show_bytes(plan.peak)} planned"
-    return f"memory: {show_bytes(measured)} at the peak of a {plan.resources.kind}{planned}"
-
-
 def make_plan(
     settings: TrainSettings,
     data: TokenDataset,

@@ -183,3 +183,10 @@ def peak_memory(device: "torch.device") -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_process_memory()
+
+
+def peak_line(device: "torch.device", planned: float | None) -> str:
+    """Return what a rank held at most, beside what was planned."""
+    kind = "GPU" if device.type == "cuda" else "CPU process"
+    told = "" if planned is None else f", {show_bytes(planned)} planned"
+    return f"memory: {show_bytes(peak_memory(device))} at the peak of a {kind}{told}"
