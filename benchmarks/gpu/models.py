@@ -8,7 +8,8 @@ import torch
 from benchmarks.gpu.stage import Stage
 from benchmarks.shapes import SHAPES, flops_per_token
 from src.cli.tiny_model import make_base_model
-from src.model.shape import ModelShape, read_shape
+from src.model.shape import ModelShape
+from src.model.sizes import read_shape
 from src.serving.lora.weights import LoadedAdapter, LoadedModule
 
 TEXTS = [f"What is the colour of number {n}? Red, green or {n * 7}." for n in range(100)]

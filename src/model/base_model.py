@@ -13,14 +13,17 @@ from transformers.utils.logging import disable_progress_bar
 
 from src.errors import UserError
 from src.files.printable import printable
-from src.model.shape import KNOWN_TYPES, read_config
+from src.model.shape import read_config
 from src.model.transformers_attention import ISOLATED
 from src.out_of_memory import is_out_of_memory
+
+ISOLATED_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Architectures whose layers in transformers can run our own attention."""
 
 
 def is_isolated(model_type: str) -> bool:
     """Whether our own attention serves this architecture."""
-    return model_type in KNOWN_TYPES
+    return model_type in ISOLATED_TYPES
 
 
 def load_base_model(

@@ -18,14 +18,6 @@ PAGE_RANK = 8
 ADAPTER_SHARE = 0.15
 """Of a device's memory beside the base model, what adapters may take when they are served."""
 
-FUSED_LAYERS = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("o_proj",),
-    ("gate_proj", "up_proj"),
-    ("down_proj",),
-)
-"""Linear layers that read the same input, and are one matrix when they are served."""
-
 CONTEXT_NAMES = (
     "max_position_embeddings",
     "n_positions",
@@ -39,13 +31,13 @@ CONTEXT_NAMES = (
 UNLIMITED_CONTEXT = 2048
 """For those whose positions have no limit, and whose configuration names none, such as Bloom."""
 
-KNOWN_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Architectures that are served by the fast path and whose memory is estimated."""
+Sizes = dict[str, tuple[int, int]]
+"""(out features, in features) of linear layers by name."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a Llama-shaped decoder."""
+    """Sizes of a decoder; the defaults are Llama's."""
 
     hidden_size: int
     intermediate_size: int
@@ -56,6 +48,17 @@ class ModelShape:
     vocab_size: int
     is_tied: bool
     """Whether embeddings and head are the same weights."""
+    qkv_names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    gate_up_names: tuple[str, ...] = ("gate_proj", "up_proj")
+    num_biases: int = 0
+    """Parameters of the biases and norms of a layer, beside its two norms of hidden states."""
+    num_normed: int = 0
+    """Features of a token before the norms in a layer that is no linear layer's input."""
+    norms_in_float32: bool = False
+    windows: tuple[int | None, ...] = ()
+    """How many of the last tokens each layer sees; None is all."""
+    has_score_cap: bool = False
+    has_logit_cap: bool = False
 
     @property
     def query_size(self) -> int:
@@ -66,18 +69,21 @@ class ModelShape:
         return self.num_key_value_heads * self.head_size
 
     @property
-    def layer_linears(self) -> dict[str, tuple[int, int]]:
-        """(out_features, in_features) of the linear layers of one decoder layer."""
+    def groups(self) -> tuple[Sizes, ...]:
+        """Linear layers of one decoder layer; those that read the same input are together."""
         hidden, inner = self.hidden_size, self.intermediate_size
-        return {
-            "q_proj": (self.query_size, hidden),
-            "k_proj": (self.key_value_size, hidden),
-            "v_proj": (self.key_value_size, hidden),
-            "o_proj": (hidden, self.query_size),
-            "gate_proj": (inner, hidden),
-            "up_proj": (inner, hidden),
-            "down_proj": (hidden, inner),
-        }
+        qkv = self.query_size, self.key_value_size, self.key_value_size
+        return (
+            _name_sizes(self.qkv_names, qkv, hidden),
+            {"o_proj": (hidden, self.query_size)},
+            _name_sizes(self.gate_up_names, (inner, inner), hidden),
+            {"down_proj": (hidden, inner)},
+        )
+
+    @property
+    def layer_linears(self) -> Sizes:
+        """Linear layers of one decoder layer."""
+        return {name: size for group in self.groups for name, size in group.items()}
 
     @property
     def linear_parameters(self) -> int:
@@ -86,14 +92,20 @@ class ModelShape:
 
     @property
     def other_parameters(self) -> int:
-        """Parameters of embeddings, head and norms."""
+        """Parameters of embeddings, head, norms and biases."""
         tables = (1 if self.is_tied else 2) * self.vocab_size * self.hidden_size
-        return tables + (2 * self.num_layers + 1) * self.hidden_size
+        norms = (2 * self.num_layers + 1) * self.hidden_size
+        return tables + norms + self.num_layers * self.num_biases
 
-    def adapted(self, target_modules: str) -> dict[str, tuple[int, int]]:
+    def adapted(self, target_modules: str) -> Sizes:
         """Return the adapted layers of one decoder layer; `target_modules` as users write it."""
         sizes = self.layer_linears
         return {name: sizes[name] for name in choose_targets(target_modules, sizes)}
+
+    def adapted_groups(self, target_modules: str) -> list[Sizes]:
+        """Return the groups of which a layer is adapted."""
+        adapted = self.adapted(target_modules)
+        return [group for group in self.groups if adapted.keys() & group]
 
     def adapter_parameters(self, target_modules: str, rank: int) -> int:
         """Return the parameters of LoRA matrices of a rank."""
@@ -102,13 +114,17 @@ class ModelShape:
 
     def served_adapter_bytes(self, target_modules: str, rank: int, *, itemsize: int) -> int:
         """Return what an adapter takes on the device that serves it, in pages of its own."""
-        adapted, sizes = self.adapted(target_modules), self.layer_linears
-        groups = [names for names in FUSED_LAYERS if adapted.keys() & set(names)]
-        numbers = sum(
-            len(names) * (sizes[names[0]][1] + sum(sizes[name][0] for name in names))
-            for names in groups
-        )
+        numbers = 0
+        for group in self.adapted_groups(target_modules):
+            in_features = next(iter(group.values()))[1]
+            numbers += len(group) * (in_features + sum(out for out, _ in group.values()))
         return self.num_layers * num_pages_of(rank) * PAGE_RANK * numbers * itemsize
+
+
+def _name_sizes(names: tuple[str, ...], outs: tuple[int, ...], in_features: int) -> Sizes:
+    """Return the sizes of layers, or of the one that has the outputs of them all."""
+    outs = outs if len(names) > 1 else (sum(outs),)
+    return {name: (out, in_features) for name, out in zip(names, outs, strict=True)}
 
 
 def num_pages_of(rank: int) -> int:
@@ -131,24 +147,6 @@ def choose_targets(asked: str, known: Iterable[str]) -> list[str]:
             f"found {', '.join(unknown) or 'none'}"
         )
     return sorted(names)
-
-
-def read_shape(folder: Path) -> ModelShape | None:
-    """Return the sizes in a base model's config.json; None for an architecture not known here."""
-    config = read_config(folder)
-    if config.get("model_type") not in KNOWN_TYPES:
-        return None
-    num_heads = config["num_attention_heads"]
-    return ModelShape(
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=num_heads,
-        num_key_value_heads=config.get("num_key_value_heads") or num_heads,
-        head_size=config.get("head_dim") or config["hidden_size"] // num_heads,
-        vocab_size=config["vocab_size"],
-        is_tied=config.get("tie_word_embeddings", False),
-    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ GROWING = {
 }  # fmt: skip
 
 CONFIGS = {
-    "llama": {**HEADS, **STRETCHED, "attention_bias": True, "mlp_bias": True},
+    "llama": {**HEADS, **STRETCHED, "attention_bias": True, "mlp_bias": True,
+              "sliding_window": 5},
     "mistral": {**HEADS, "sliding_window": 5},
     "ministral": {**HEADS, **WINDOWED},
     "ministral3": {**HEADS, **GROWING},
@@ -42,6 +43,9 @@ CONFIGS = {
     "olmo3": {**SIZES, **WINDOWED},
     "glm": {**HEADS, **PART_ROTATED, "attention_bias": True},
     "glm4": {**HEADS, **PART_ROTATED},
+    "helium": {**SIZES, "head_dim": 16},
+    "ernie4_5": {**HEADS, "use_bias": True},
+    "exaone4": {**HEADS, **WINDOWED},
     "granite": {**SIZES, "attention_multiplier": 0.1, "embedding_multiplier": 3.0,
                 "residual_multiplier": 0.7, "logits_scaling": 2.0},
     "seed_oss": {**HEADS, "attention_bias": True},

@@ -13,7 +13,7 @@ from src.model.adapter import FlatAdapter, adapter_parameters, flatten
 from src.model.core import compiled
 from src.model.core.compiled import compile_layers, eager_reason, keep_code_in
 from src.model.loss import SummedLoss
-from src.model.shape import read_shape
+from src.model.sizes import read_shape
 from tests.model.batches import assert_same, build_model, bytes_kept, gradients, make_batch, run
 from tests.model.families import make_family
 from tests.serving.fake_graph import FakeCapture

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
 from src.model.base_model import keep_dequantized, load_base_model
 from src.model.loss import SummedLoss
-from src.model.shape import ModelShape, read_shape
-from src.training.plan.memory import Workload, estimate_memory, fit
+from src.model.shape import ModelShape
+from src.model.sizes import read_shape
+from src.training.plan.memory import Workload, attention_bytes, estimate_memory, fit
+from tests.model.families import make_family
 
 BASE = {"num_tokens": 1024, "num_target_tokens": 1024, "spans": 4}
 CASES = {
@@ -31,6 +32,15 @@ CASES = {
     "bfloat16, some recomputed": {"dtype": torch.bfloat16, "num_recomputed": 3},
     "4-bit": {"in_4bit": True},
     "4-bit, unpacked": {"in_4bit": True, "keeps_dequantized": True},
+    "bfloat16, one long example": {"dtype": torch.bfloat16, "spans": 1},
+    "windows": {"model_type": "mistral", "spans": 1},
+    "one layer for query, key and value": {"model_type": "phi3"},
+    "norms after every part": {"model_type": "olmo2"},
+    "norms after every part, fused gate": {"model_type": "glm4"},
+    "norms of heads": {"model_type": "qwen3"},
+    "norms in float32": {"model_type": "gemma3_text", "spans": 8},
+    "capped scores": {"model_type": "gemma2", "spans": 8},
+    "norms in float32 beside bfloat16": {"model_type": "gemma3_text", "dtype": torch.bfloat16},
 }
 
 
@@ -63,12 +73,12 @@ class LiveTensors(TorchDispatchMode):
         self.live -= size
 
 
-def make_shape(folder: Path, vocab_size: int) -> ModelShape:
-    config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=192, intermediate_size=512, num_hidden_layers=6,
-        num_attention_heads=6, num_key_value_heads=3, max_position_embeddings=4096,
+def make_shape(folder: Path, model_type: str, vocab_size: int) -> ModelShape:
+    make_family(
+        folder, model_type, vocab_size=vocab_size, hidden_size=192, intermediate_size=512,
+        num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=3, head_dim=32,
+        max_position_embeddings=4096, sliding_window=256, layer_types=None,
     )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     shape = read_shape(folder)
     assert shape is not None
     return shape
@@ -77,9 +87,13 @@ def make_shape(folder: Path, vocab_size: int) -> ModelShape:
 @pytest.mark.parametrize("case", CASES)
 def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
     options = {**BASE, **CASES[case]}
-    shape = make_shape(tmp_path, options.get("vocab_size", 1000))
-    targets, dropout = options.get("targets", "all-linear"), options.get("dropout", 0.05)
+    model_type = options.get("model_type", "llama")
     dtype = options.get("dtype", torch.float32)
+    shape = make_shape(tmp_path, model_type, options.get("vocab_size", 1000))
+    num_tokens = options["num_tokens"]
+    bounds = tuple(torch.linspace(0, num_tokens, options["spans"] + 1).int().tolist())
+    lengths = [b - a for a, b in pairwise(bounds)]
+    targets, dropout = options.get("targets", "all-linear"), options.get("dropout", 0.05)
     work = Workload(
         shape=shape,
         element_bytes=dtype.itemsize,
@@ -87,15 +101,15 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
         target_modules=targets,
         lora_rank=8,
         has_dropout=dropout > 0,
-        num_tokens=options["num_tokens"],
+        num_tokens=num_tokens,
         num_target_tokens=options["num_target_tokens"],
-        longest_example=options["num_tokens"],
+        longest_example=max(lengths),
         world_size=1,
         on_gpu=False,
-        short_keys=options["num_tokens"] / options["spans"],
         num_recomputed=options.get("num_recomputed", 0),
         keeps_dequantized=options.get("keeps_dequantized", False),
     )
+    work = replace(work, attention_bytes=attention_bytes(work, lengths))
     cpu = torch.device("cpu")
     model = load_base_model(tmp_path, dtype=dtype, device=cpu, in_4bit=work.in_4bit)
     if work.keeps_dequantized:
@@ -112,8 +126,7 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
     num_parameters = sum(parameter.numel() for parameter in parameters)
     assert num_parameters == shape.adapter_parameters(targets, 8)
 
-    bounds = tuple(torch.linspace(0, work.num_tokens, options["spans"] + 1).int().tolist())
-    positions = torch.cat([torch.arange(b - a) for a, b in pairwise(bounds)])
+    positions = torch.cat([torch.arange(length) for length in lengths])
     batch = (
         torch.randint(shape.vocab_size, (1, work.num_tokens)),
         positions[None],

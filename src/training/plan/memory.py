@@ -4,10 +4,11 @@ The sums count what our decoder keeps for the backward pass, tensor by tensor, a
 work space on top of it. Bytes throughout.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from src.model.shape import FUSED_LAYERS, LOGITS_PER_PIECE, ModelShape
+from src.model.core.attention import SHORT
+from src.model.shape import LOGITS_PER_PIECE, ModelShape
 
 PACKED_BYTES = 0.516
 """Of one NF4 weight with doubly quantised scales (Dettmers et al. 2023)."""
@@ -36,19 +37,37 @@ class Workload:
     longest_example: int
     world_size: int
     on_gpu: bool
-    short_keys: float = 0.0
-    """Keys that a token meets on average by plain products, which a CPU takes in 16 bits."""
     shares_weights: bool = False
     """Under ZeRO-3 every rank holds a share of the base model."""
     num_recomputed: int = 0
     keeps_dequantized: bool = False
     """4-bit weights are dequantized once, for speed."""
     is_compiled: bool = False
+    attention_bytes: float = 0.0
+    """What a layer's attention keeps for a token beside its inputs and its output."""
 
     @property
     def least_tokens(self) -> int:
         """Tokens in a pass below which splitting it helps no more."""
         return min(self.num_tokens, max(self.longest_example, BUSY_TOKENS))
+
+
+def attention_bytes(work: Workload, lengths: Sequence[int]) -> float:
+    """Return what attention keeps for a token of spans of these lengths, as the mean over layers.
+
+    Plain products keep a softmax in float32, its copy in a narrower dtype, and the hyperbolic
+    tangent of capped scores. Torch's kernel on a CPU keeps the mask of a window, also as numbers.
+    """
+    shape, b = work.shape, work.element_bytes
+    weight = 4 + (b if b < 4 else 0) + (4 if shape.has_score_cap else 0)
+    kept = 0.0
+    for length in lengths:
+        if shape.has_score_cap or (b < 4 and not work.on_gpu and length <= SHORT):
+            kept += length**2 * shape.num_heads * weight
+        elif not work.on_gpu:
+            masked = sum(window is not None and length > window for window in shape.windows)
+            kept += length**2 * (1 + b) * masked / shape.num_layers
+    return kept / sum(lengths)
 
 
 @dataclass(frozen=True)
@@ -153,18 +172,19 @@ def _layer_activations(work: Workload) -> float:
     adapted = shape.adapted(work.target_modules)
     if not work.on_gpu and "o_proj" in adapted:
         elements += q  # outputs of the spans are joined by a copy
+    if len(shape.qkv_names) == 1:
+        elements += q + kv  # the value is a part of all three
     elements += len(adapted) * work.lora_rank
     statistics = 4 * shape.num_heads
-    if not work.on_gpu and b == 2:
-        statistics += 6 * shape.num_heads * work.short_keys  # weights in 32 bits and in 16
-    return work.num_tokens * (elements * b + statistics) + _masks(work)
+    normed = shape.num_normed * (4 if shape.norms_in_float32 else b)
+    a_token = elements * b + statistics + normed + work.attention_bytes
+    return work.num_tokens * a_token + _masks(work)
 
 
 def _masks(work: Workload) -> float:
     """A byte for each number that an adapter of one layer reads."""
-    adapted, sizes = work.shape.adapted(work.target_modules), work.shape.layer_linears
-    groups = [names for names in FUSED_LAYERS if adapted.keys() & set(names)]
-    inputs = sum(sizes[names[0]][1] for names in groups)
+    groups = work.shape.adapted_groups(work.target_modules)
+    inputs = sum(next(iter(group.values()))[1] for group in groups)
     return work.num_tokens * inputs if work.has_dropout else 0.0
 
 
@@ -172,8 +192,8 @@ def _head_space(work: Workload) -> float:
     shape = work.shape
     num_target_tokens = min(work.num_target_tokens, work.num_tokens)
     rows = min(num_target_tokens, max(1, LOGITS_PER_PIECE // shape.vocab_size))
-    # Scores and their log-softmax, in float32.
-    scores = rows * shape.vocab_size * 8
+    # Scores and their log-softmax, in float32, and the slope of a cap.
+    scores = rows * shape.vocab_size * (12 if shape.has_logit_cap else 8)
     return scores + 3 * num_target_tokens * shape.hidden_size * work.element_bytes
 
 

@@ -8,13 +8,13 @@ import numpy as np
 from src.data.steps import StepPlan
 from src.data.token_file import TokenDataset
 from src.files.printable import show_bytes
-from src.model.core.attention import SHORT
 from src.model.precision import dtype_name
-from src.model.shape import ModelShape, read_config, read_shape
+from src.model.shape import ModelShape, read_config
+from src.model.sizes import read_shape
 from src.settings import TrainSettings
 from src.training.plan.advice import idle_gpu_warning
 from src.training.plan.compiling import compile_sentence, compiles
-from src.training.plan.memory import FILL, Workload, estimate_memory, fit
+from src.training.plan.memory import FILL, Workload, attention_bytes, estimate_memory, fit
 from src.training.plan.resources import Resources
 from src.training.plan.room import check_float8, check_rank, check_room
 from src.weights.base_model.check import is_bitsandbytes_4bit
@@ -214,10 +214,10 @@ def _workload(
     resources: Resources,
 ) -> Workload:
     spans = [span for sequence in steps.longest_micro_batch() for span in sequence]
-    lengths = list(map(len, spans))
+    lengths = [len(span) for span in spans]
     weighs_prompts = settings.prompt_loss_weight > 0
     targets = (data.target_mask(span, with_prompts=weighs_prompts) for span in spans)
-    return Workload(
+    work = Workload(
         shape=shape,
         element_bytes=resources.dtype.itemsize,
         in_4bit=is_in_4bit(settings),
@@ -229,8 +229,8 @@ def _workload(
         longest_example=max(lengths),
         world_size=steps.batch_sizes.world_size,
         on_gpu=resources.on_gpus,
-        short_keys=sum(n * n for n in lengths if n <= SHORT) / sum(lengths),
     )
+    return replace(work, attention_bytes=attention_bytes(work, lengths))
 
 
 def _choose_stage(work: Workload, resources: Resources) -> int:

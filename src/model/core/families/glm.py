@@ -1,4 +1,4 @@
-"""GLM and GLM-4: a part of each head is rotated, in pairs of neighbours."""
+"""GLM, and those who rotate heads in pairs of neighbours as it does: Helium, ERNIE 4.5."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,7 @@ from src.model.core.families.switches import NormNames, Switches, base_switches
 
 
 def glm(config: Any) -> Switches:
-    """Return the switches of GLM."""
+    """Return the switches of GLM, of Helium and of ERNIE 4.5."""
     return replace(base_switches(config), is_interleaved=True)
 
 

@@ -1,6 +1,6 @@
 """What the decoders of the families differ in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 
@@ -50,7 +50,8 @@ def base_switches(config: Any) -> Switches:
     head_size = getattr(config, "head_dim", None)
     head_size = head_size or config.hidden_size // config.num_attention_heads
     window, num_layers = getattr(config, "sliding_window", None), config.num_hidden_layers
-    types = getattr(config, "layer_types", None) or ["sliding_attention"] * num_layers
+    # A configuration may name a window that its family does not have.
+    types = getattr(config, "layer_types", None) or ["full_attention"] * num_layers
     return Switches(
         head_size=head_size,
         scale=head_size**-0.5,
@@ -58,3 +59,9 @@ def base_switches(config: Any) -> Switches:
         ropes=("",) * num_layers,
         activation=getattr(config, "hidden_activation", None) or config.hidden_act,
     )
+
+
+def windowed(config: Any) -> Switches:
+    """Return Llama's switches with a window in all layers, if the configuration has one."""
+    switches = base_switches(config)
+    return replace(switches, windows=(config.sliding_window,) * len(switches.windows))

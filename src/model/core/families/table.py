@@ -3,24 +3,25 @@
 from collections.abc import Callable
 from typing import Any
 
+from src.model.core.families.exaone import exaone4
 from src.model.core.families.gemma import gemma, gemma2, gemma3
 from src.model.core.families.glm import glm, glm4
 from src.model.core.families.granite import granite
 from src.model.core.families.ministral import ministral3
 from src.model.core.families.olmo import olmo2, olmo3
 from src.model.core.families.smollm3 import smollm3
-from src.model.core.families.switches import Switches, base_switches
+from src.model.core.families.switches import Switches, base_switches, windowed
 from src.model.core.layers import ACTIVATIONS
 
 FAMILIES: dict[str, Callable[[Any], Switches]] = {
     "llama": base_switches,
-    "mistral": base_switches,
+    "mistral": windowed,
     "ministral": base_switches,
     "ministral3": ministral3,
     "qwen2": base_switches,
     "qwen3": base_switches,
     "smollm3": smollm3,
-    "phi3": base_switches,
+    "phi3": windowed,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3_text": gemma3,
@@ -28,6 +29,9 @@ FAMILIES: dict[str, Callable[[Any], Switches]] = {
     "olmo3": olmo3,
     "glm": glm,
     "glm4": glm4,
+    "helium": glm,
+    "ernie4_5": glm,
+    "exaone4": exaone4,
     "granite": granite,
     "seed_oss": base_switches,
 }

@@ -1,0 +1,56 @@
+"""The sizes of a base model, read from its modules before any weight is there."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from src.model.core.decoder import open_decoder
+from src.model.core.families.table import switches_of
+from src.model.core.layers import Projection
+from src.model.shape import ModelShape
+
+
+def read_shape(folder: Path) -> ModelShape | None:
+    """Return a base model's sizes by its config.json; None where our decoder does not run it."""
+    return shape_of(AutoConfig.from_pretrained(folder, local_files_only=True))
+
+
+def shape_of(config: Any) -> ModelShape | None:
+    """Return the sizes of the model of a configuration; None where our decoder does not run it."""
+    if isinstance(switches_of(config), str):
+        return None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    decoder = open_decoder(model)
+    assert not isinstance(decoder, str)
+    layer, switches = decoder.layers[0], decoder.switches
+    hidden_size, rows = layer.o.out_features[0], (decoder.num_heads, decoder.num_key_value_heads)
+    after = [norm for norm in (layer.after_attention, layer.after_mlp) if norm is not None]
+    shape = ModelShape(
+        hidden_size=hidden_size,
+        intermediate_size=layer.down.in_features,
+        num_layers=len(decoder.layers),
+        num_heads=rows[0],
+        num_key_value_heads=rows[1],
+        head_size=switches.head_size,
+        vocab_size=decoder.head.out_features[0],
+        is_tied=decoder.head.modules[0].weight is decoder.like,
+        qkv_names=_names(layer.qkv),
+        gate_up_names=_names(layer.gate_up),
+        num_normed=hidden_size * len(after)
+        + (0 if layer.query_norm is None else sum(rows) * switches.head_size),
+        norms_in_float32=switches.adds_one_to_norms,
+        windows=switches.windows,
+        has_score_cap=switches.score_cap is not None,
+        has_logit_cap=switches.logit_cap is not None,
+    )
+    num_known = shape.linear_parameters + shape.other_parameters
+    num_more = sum(parameter.numel() for parameter in model.parameters()) - num_known
+    return replace(shape, num_biases=num_more // shape.num_layers)
+
+
+def _names(projection: Projection) -> tuple[str, ...]:
+    return tuple(name.rpartition(".")[2] for name in projection.names)
