@@ -68,6 +68,8 @@ class ModelRunner:
             max_bytes=adapter_bytes,
             has_fixed_shapes=has_fixed_shapes,
         )
+        self._head = len(decoder.projections) - 1
+        """The number of the head among the projections."""
         self._scoring = {"scale": switches.scale, "score_cap": switches.score_cap}
         self._slot_starts = torch.arange(num_slots, device=self._device) * (max_seq_len + 1)
 
@@ -136,8 +138,8 @@ class ModelRunner:
         return attend
 
     def _scores(self, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        head = len(self._decoder.projections) - 1
-        return self._decoder.scores(hidden, lora.update(head) if lora else None)
+        update = lora.update(self._head) if lora else None
+        return self._decoder.scores(hidden, update)
 
     def length_bucket(self, length: int) -> int:
         """Return how much of the cache a captured step reads, of rows up to this length."""
