@@ -26,8 +26,7 @@ GROWING = {
 }  # fmt: skip
 
 CONFIGS = {
-    "llama": {**HEADS, **STRETCHED, "attention_bias": True, "mlp_bias": True,
-              "sliding_window": 5},
+    "llama": {**HEADS, **STRETCHED, "attention_bias": True, "mlp_bias": True},
     "mistral": {**HEADS, "sliding_window": 5},
     "ministral": {**HEADS, **WINDOWED},
     "ministral3": {**HEADS, **GROWING},

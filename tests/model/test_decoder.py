@@ -51,6 +51,15 @@ def test_scores_and_gradients_of_packed_examples_are_those_of_each_alone(folder:
     )
 
 
+def test_a_window_that_transformers_ignores_is_none(tmp_path: Path):
+    make_family(tmp_path / "llama", "llama", sliding_window=5)
+    module = build_model(tmp_path / "llama")
+    batch = make_batch(5, 19)
+    alone = gradients(module, cut(batch))
+    assert module.use_decoder() is None
+    assert_same(gradients(module, [batch]), alone)
+
+
 def test_a_model_that_computes_something_else_runs_in_transformers(base_dir: Path):
     module = build_model(base_dir)
     norm = module.model.get_decoder().layers[1].post_attention_layernorm

@@ -73,7 +73,7 @@ def test_the_setting_that_helps_is_named(warning, values: dict, expected: str | 
 
 
 @pytest.mark.parametrize(
-    "values", [{"zero_stage": 3, "num_gpus": 2, "train_batch_size": 8}, {"model_type": "gemma"}]
+    "values", [{"zero_stage": 3, "num_gpus": 2, "train_batch_size": 8}, {"model_type": "gpt_neox"}]
 )
 def test_passes_that_are_not_captured_have_to_be_longer(warning, values: dict):
     assert "up to about 4,096 tokens" in warning(length=300, **values)
