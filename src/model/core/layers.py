@@ -17,19 +17,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+NUM_BEST = 64
+"""Scores of a token that are computed in float32 where the others have 16 bits."""
+
+
 class Norm(NamedTuple):
     """An RMS norm (Zhang and Sennrich 2019)."""
 
-    weight: Tensor  # (features,); of a wider dtype, where the product is to be made in that
+    weight: Tensor  # (features,); of a wider dtype, where the product with it is to be made in that
     epsilon: float
 
 
-def normalize(x: Tensor, norm: Norm | None) -> Tensor:
-    """Return x with its last dimension scaled to unit mean square, or x where there is no norm."""
+def normalize(x: Tensor, norm: Norm | None, dtype: torch.dtype) -> Tensor:
+    """Return x in a dtype, its last dimension scaled to unit mean square where there is a norm."""
     if norm is None:
-        return x
+        return x.to(dtype)
     weight, epsilon = norm
-    return rms_norm(x.to(weight.dtype), weight.shape, weight, epsilon).to(x.dtype)
+    wide = torch.promote_types(x.dtype, weight.dtype)
+    return rms_norm(x.to(wide), weight.shape, weight.to(wide), epsilon).to(dtype)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, ...], is_interleaved: bool) -> Tensor:
@@ -106,6 +111,19 @@ class Projection:
         for layer in held:
             convert(layer, for_training=for_training)
         return len(held)
+
+
+def score_in_float32(x: Tensor, head: Any) -> Tensor:
+    """Return the scores (tokens, vocabulary) of float32 x by a head whose weights have 16 bits.
+
+    Rounded to 16 bits the best of them tie: those are computed again, from the same weights.
+    """
+    scores = product(x.to(head.weight.dtype), head).float()
+    best = scores.topk(min(NUM_BEST, scores.shape[-1]), sorted=False).indices
+    exact = (head.weight[best].float() @ x[:, :, None])[:, :, 0]
+    if head.bias is not None:
+        exact += head.bias[best]
+    return scores.scatter_(1, best, exact)
 
 
 def product(x: Tensor, module: Any) -> Tensor:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from src.model.core.families.switches import Switches
 from src.model.core.layers import Norm, Projection
 
@@ -26,6 +28,8 @@ class Layer:
     gate_up: Projection
     down: Projection
     qkv_sizes: tuple[int, ...]
+    dtype: torch.dtype
+    """Of what the products read."""
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -40,6 +44,7 @@ def read_layer(
     switches: Switches,
     names: dict[Any, str],
     projection: type[Projection],
+    dtype: torch.dtype,
 ) -> Layer:
     """Return the weights of a layer as transformers loaded it; `names` are those of modules."""
     attention = layer.self_attn
@@ -68,6 +73,7 @@ def read_layer(
         gate_up=read(layer.mlp, ("gate_proj", "up_proj"), ("gate_up_proj",)),
         down=read(layer.mlp, ("down_proj",)),
         qkv_sizes=tuple(number * switches.head_size for number in rows),
+        dtype=dtype,
     )
 
 

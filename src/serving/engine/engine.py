@@ -126,7 +126,9 @@ class Engine:
             held = decoder.hold_in_float8(for_training=False)
             how = "" if self.device.type == "cuda" else ", emulated, which is slow"
             print(f"{held}{how}; on SmolLM2-135M it costs 0.5 % of the loss", flush=True)
-        if self.device.type == "cuda":
+        if self.device.type == "cpu":
+            decoder.sum_dtype = torch.float32
+        else:
             # Weights that became parts of wider ones have left gaps.
             torch.cuda.empty_cache()
         adapter_bytes = adapter_bytes_that_fit(self.device)

@@ -68,7 +68,7 @@ class PagedUpdate:
     def add_(self, outputs: Sequence[Tensor], low: Tensor) -> None:
         """Add to the output of all layers (tokens, out features), in place."""
         (output,) = outputs
-        output.addmm_(low, self._b.flatten(0, 1))
+        output.addmm_(low.to(output.dtype), self._b.flatten(0, 1).to(output.dtype))
 
 
 @dataclass(frozen=True)
