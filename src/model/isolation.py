@@ -8,13 +8,12 @@ import torch
 from src.errors import UserError
 from src.model.base_model import cannot_run
 from src.model.core.attention import Spans
+from src.model.core.families.table import dependent_rope
 from src.model.transformers_attention import ISOLATED, NO_MASK
 from src.out_of_memory import is_out_of_memory
 
 LENGTHS = 6, 8
 MAX_ID = 1000
-DEPENDENT_ROPE = {"dynamic", "longrope"}
-"""Rotary embeddings that turn every token by the length of the longest example of a pass."""
 
 
 @torch.no_grad()
@@ -48,9 +47,8 @@ def _find_effect(model: Any) -> str | None:
             "a causal language model"
         )
     config = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in DEPENDENT_ROPE:
-        return f"its rotary embedding ({rope['rope_type']}) depends on the longest of them"
+    if (rope := dependent_rope(config)) is not None:
+        return f"its rotary embedding ({rope}) depends on the longest of them"
     if getattr(config, "attention_chunk_size", None):
         return "its attention counts chunks from the beginning of a row"
     if not takes_positions(model):

@@ -12,7 +12,7 @@ from src.model.base_model import decoder_layers, recompute_layers
 from src.model.core.attention import Spans
 from src.model.core.compiled import compile_layers
 from src.model.core.decoder import open_decoder
-from src.model.core.proof import find_difference
+from src.model.core.proof import LENGTH, find_difference
 from src.model.core.trained import TrainedDecoder
 from src.model.head_loss import piece_rows
 from src.model.isolation import takes_positions
@@ -38,7 +38,7 @@ class SummedLoss(nn.Module):
         if isinstance(decoder, str):
             return decoder
         trained = TrainedDecoder(self.model, decoder)
-        reason = find_difference(self.model, decoder, trained.updates)
+        reason = find_difference(self.model, decoder, trained.updates(LENGTH))
         self.decoder = None if reason else trained
         return reason
 
@@ -55,13 +55,16 @@ class SummedLoss(nn.Module):
     @property
     def num_layers(self) -> int:
         """Return how many layers can be recomputed."""
+        if self.decoder is not None:
+            return len(self.decoder.decoder.layers)
         return len(decoder_layers(self.model))
 
     def recompute(self, count: int) -> None:
         """Have the first layers keep only their input for the backward pass, and no others."""
-        recompute_layers(self.model, count)
         if self.decoder is not None:
             self.decoder.decoder.num_recomputed = count
+        else:
+            recompute_layers(self.model, count)
 
     def forward(
         self,

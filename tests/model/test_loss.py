@@ -91,8 +91,11 @@ def test_a_sliding_window_is_kept(tmp_path: Path):
     assert_same(own, gradients(module, cut(batch)))
 
 
-def test_nothing_to_learn_is_no_loss_and_no_gradient(base_dir: Path):
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_nothing_to_learn_is_no_loss_and_no_gradient(base_dir: Path, is_ours: bool):
     module = build_model(base_dir)
+    if is_ours:
+        assert module.use_decoder() is None
     batch = make_batch(5)
     none = torch.zeros(0)
     empty = replace(batch, target_positions=none.long(), labels=none.long(), loss_weights=none)
@@ -141,6 +144,7 @@ def test_the_head_in_pieces_is_the_head_at_once(base_dir: Path, monkeypatch):
 
 def test_what_comes_after_the_loss_scales_its_gradient(base_dir: Path):
     module = build_model(base_dir)
+    assert module.use_decoder() is None
     batch = make_batch(9)
     _, plain = gradients(module, [batch])
     module.zero_grad()

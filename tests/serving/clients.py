@@ -3,12 +3,16 @@
 import queue
 import random
 from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from src.serving.engine.engine import Engine
 from src.serving.engine.request import Event, Finished, Request, Token
 from src.serving.sampling import SamplingParams
 
 GREEDY = SamplingParams(max_new_tokens=64, temperature=0, repetition_penalty=1.0, top_p=1.0)
+TWELVE = SamplingParams(max_new_tokens=12, min_new_tokens=12, temperature=0, repetition_penalty=1.0)
 
 
 class Client:
@@ -55,3 +59,13 @@ def random_prompts(num: int, vocab_size: int, *, seed: int) -> list[list[int]]:
         [rng.randrange(3, vocab_size) for _ in range(rng.choice([1, 2, 7, 30, 64, 65, 130, 190]))]
         for _ in range(num)
     ]
+
+
+def generate_twelve(model: Any, prompt: list[int], unused: list[int]) -> list[int]:
+    """Return what transformers answers where an engine is asked for `TWELVE` tokens."""
+    output = model.eval().generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=2,
+        suppress_tokens=unused,
+    )  # fmt: skip
+    return output[0, len(prompt) :].tolist()

@@ -12,16 +12,11 @@ from src.chat.tokenizer import Tokenizer
 from src.model.adapter import adapter_parameters, copy_to_cpu, save_adapter
 from src.model.core.families.table import FAMILIES
 from src.serving.engine.engine import Engine
-from src.serving.sampling import SamplingParams
 from src.weights.adapter.adapter import read_adapter
 from tests.model.batches import build_model
 from tests.model.families import make_family
-from tests.serving.clients import Client
+from tests.serving.clients import TWELVE, Client, generate_twelve
 
-NUM_TOKENS = 12
-PARAMS = SamplingParams(
-    max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS, temperature=0, repetition_penalty=1
-)
 PROMPTS = [list(range(3, 40, 2)), [9, 5, 30]]
 
 
@@ -38,15 +33,15 @@ def test_answers_are_those_of_transformers_and_peft(family: str, tmp_path: Path,
         assert engine.runner.is_static  # it is our decoder
         adapter = engine.load_adapter(read_adapter(saved, engine.linear_shapes), key="random")
         clients = [
-            Client(engine, prompt, PARAMS, adapter=a) for a in (None, adapter) for prompt in PROMPTS
+            Client(engine, prompt, TWELVE, adapter=a) for a in (None, adapter) for prompt in PROMPTS
         ]
         served = [client.answer() for client in clients]
     finally:
         engine.close()
     unused = Tokenizer(folder).unused_rows(400)
-    expected = [generate(base, prompt, unused) for prompt in PROMPTS]
+    expected = [generate_twelve(base, prompt, unused) for prompt in PROMPTS]
     adapted = PeftModel.from_pretrained(base, saved)
-    expected += [generate(adapted, prompt, unused) for prompt in PROMPTS]
+    expected += [generate_twelve(adapted, prompt, unused) for prompt in PROMPTS]
     assert served == expected
     assert served[:2] != served[2:]
     assert len(targets) >= 4
@@ -64,12 +59,3 @@ def write_adapter(folder: Path, saved: Path) -> list[str]:
         rank=4, alpha=8, dropout=0.0,
     )  # fmt: skip
     return targets
-
-
-def generate(model, prompt: list[int], unused: list[int]) -> list[int]:
-    output = model.eval().generate(
-        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS, do_sample=False, pad_token_id=2,
-        suppress_tokens=unused,
-    )  # fmt: skip
-    return output[0, len(prompt) :].tolist()

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -13,22 +12,15 @@ from src.errors import UserError
 from src.model.isolation import find_neighbour_effect
 from src.model.shape import check_architecture
 from src.serving.engine.engine import Engine
-from src.serving.sampling import SamplingParams
 from src.training.lora_model import try_sharing_rows
 from src.weights.adapter.adapter import read_adapter
 from tests.model.architectures import ARCHITECTURES, make_architecture
 from tests.model.batches import assert_same, build_model, cut, gradients, make_batch
-from tests.serving.clients import Client
+from tests.serving.clients import TWELVE, Client, generate_twelve
 
 LEAKING = {"opt", "lfm2", "qwen3_next", "gpt_oss", "bloom", "falcon_h1"}
 """Those whose examples share a row only as neighbours that see each other."""
 ROWS = [{"prompt": f"Number {n}?", "completion": "It is red."} for n in range(8)]
-
-
-NUM_TOKENS = 12
-PARAMS = SamplingParams(
-    max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS, temperature=0, repetition_penalty=1
-)
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -63,23 +55,14 @@ def test_what_was_trained_is_served_as_transformers_and_peft_do(folder: Path, tr
     engine = Engine(folder, dtype="float32", max_slots=2)
     try:
         adapter = engine.load_adapter(read_adapter(output, engine.linear_shapes), key="trained")
-        served = [Client(engine, prompt, PARAMS, adapter=a).answer() for a in (None, adapter)]
+        served = [Client(engine, prompt, TWELVE, adapter=a).answer() for a in (None, adapter)]
     finally:
         engine.close()
     unused = Tokenizer(folder).unused_rows(400)
     assert unused  # which the random model would draw
-    assert served[0] == generate(base, prompt, unused)
-    assert served[1] == generate(PeftModel.from_pretrained(base, output), prompt, unused)
+    assert served[0] == generate_twelve(base, prompt, unused)
+    assert served[1] == generate_twelve(PeftModel.from_pretrained(base, output), prompt, unused)
     assert served[0] != served[1]
-
-
-def generate(model, prompt: list[int], unused: list[int]) -> list[int]:
-    output = model.eval().generate(
-        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS, do_sample=False, pad_token_id=2,
-        suppress_tokens=unused,
-    )  # fmt: skip
-    return output[0, len(prompt) :].tolist()
 
 
 def test_a_model_that_is_not_causal_is_refused(tmp_path: Path):

@@ -50,7 +50,10 @@ def attend_one_by_one(
     # One split, and not a slice for each span: its backward pass is one concatenation.
     rows = (x.transpose(0, 1)[None].split(spans.lengths, dim=2) for x in (query, key, value))
     for span_query, span_key, span_value in zip(*rows, strict=True):
-        mask = _window_mask(span_query.shape[2], sliding_window, query.device)
+        mask, num_tokens = None, span_query.shape[2]
+        if sliding_window is not None and num_tokens > sliding_window:
+            positions = torch.arange(num_tokens, device=query.device)
+            mask = sees(positions, positions, sliding_window)
         output = attend_under(mask, span_query, span_key, span_value, scale, score_cap)
         outputs.append(output[0].transpose(0, 1))
     return torch.cat(outputs)
@@ -69,10 +72,7 @@ def attend_by_mask(
     """Do what `attend_one_by_one` does in one call, for lengths that only the device knows."""
     positions = torch.arange(len(query), device=query.device)
     span = torch.searchsorted(spans.offsets, positions, right=True)
-    distance = positions[:, None] - positions[None, :]
-    mask = (span[:, None] == span[None, :]) & (distance >= 0)
-    if sliding_window is not None:
-        mask &= distance < sliding_window
+    mask = sees(positions, positions, sliding_window) & (span[:, None] == span)
     query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
     return attend_under(mask, query, key, value, scale, score_cap)[0].transpose(0, 1)
 
@@ -86,11 +86,12 @@ def attend_under(
     score_cap: float | None,
 ) -> torch.Tensor:
     """Attend in one call, or step by step with capped scores (Gemma 2, 2024)."""
-    is_small = query.device.type == "cpu" and query.dtype != torch.float32
+    is_small = query.device.type == "cpu" and query.dtype.itemsize < 4
     if score_cap is not None or (is_small and key.shape[2] <= SHORT):
         num_keys = key.shape[2]
         if mask is None:
-            bias = _causal_bias(max(num_keys, SHORT), query.device)[:num_keys, :num_keys]
+            size = max(SHORT, 1 << (num_keys - 1).bit_length())  # few sizes
+            bias = _causal_bias(size, query.device)[:num_keys, :num_keys]
         else:
             bias = mask_bias(mask)
         # The query heads that share a key head are its queries: no key is repeated.
@@ -137,11 +138,11 @@ def _causal_bias(size: int, device: torch.device) -> torch.Tensor:
     return mask_bias(torch.ones(size, size, dtype=torch.bool, device=device).tril())
 
 
-def _window_mask(
-    num_tokens: int, sliding_window: int | None, device: torch.device
-) -> torch.Tensor | None:
-    if sliding_window is None or num_tokens <= sliding_window:
-        return None
-    positions = torch.arange(num_tokens, device=device)
-    distance = positions[:, None] - positions[None, :]
-    return (distance >= 0) & (distance < sliding_window)
+def sees(queries: torch.Tensor, keys: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Return which keys each query sees (queries, keys), by their positions.
+
+    A window is None, or how many of the last tokens are seen.
+    """
+    distance = queries[:, None] - keys
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)

@@ -11,18 +11,21 @@ from src.model.core.attention import Spans
 from src.model.core.families.switches import Switches
 from src.model.core.families.table import switches_of
 from src.model.core.kernels import attend
+from src.model.core.layer import (
+    Layer,
+    after_attention,
+    before_attention,
+    project,
+    read_layer,
+    read_norm,
+)
 from src.model.core.layers import (
-    ACTIVATIONS,
-    Norm,
     Projection,
     RotaryTable,
     normalize,
-    recomputed,
-    rotate,
     score_in_float32,
 )
 from src.model.core.lora import Update, Updates
-from src.model.core.weights import Layer, read_layer, read_norm
 from src.out_of_memory import release_memory
 
 Attend = Callable[["Layer", Tensor, Tensor, Tensor], Tensor]
@@ -47,7 +50,6 @@ class Decoder:
         self.num_key_value_heads: int = body.config.num_key_value_heads
         self._embed: nn.Module = body.embed_tokens
         self.norm = read_norm(body.norm, switches)
-        assert self.norm is not None
         weight = self._embed.weight
         assert isinstance(weight, Tensor)
         self.like: Tensor = weight
@@ -67,7 +69,8 @@ class Decoder:
                 weight.new_empty(0),
                 is_interleaved=switches.is_interleaved,
             )
-            for name in {name for name in switches.ropes if name is not None}
+            for name in switches.ropes
+            if name is not None
         }
         self.hidden_size: int = body.config.hidden_size
         self.before_attention, self.after_attention = before_attention, after_attention
@@ -114,7 +117,9 @@ class Decoder:
         updates: Callable[[int], Updates] | None = None,
     ) -> Tensor:
         """Return the last hidden states (tokens, hidden size), which `scores` takes."""
-        x = (self._embed(ids) * self.switches.embedding_scale).to(self.sum_dtype)
+        x = self._embed(ids).to(self.sum_dtype)
+        if self.switches.embedding_scale != 1:
+            x = x * self.switches.embedding_scale
         where = self._positions(positions)
         for layer in self.layers:
             inputs = layer, x, where, attend, updates(layer.number) if updates else Updates()
@@ -184,75 +189,7 @@ class Decoder:
         return self.after_attention(x, mixed, layer, self.switches, updates)
 
 
-def before_attention(
-    x: Tensor,
-    layer: Layer,
-    switches: Switches,
-    rope: tuple[Tensor, ...] | None,
-    query_growth: Tensor | None,
-    update: Update | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return query, key and value (tokens, heads, head size) of a layer."""
-    outputs = project(
-        layer.qkv, update, lambda x: normalize(x, layer.before_attention, layer.dtype), x
-    )
-    if len(outputs) == 1:
-        outputs = outputs[0].split(layer.qkv_sizes, dim=-1)
-    query = _heads(outputs[0], switches.head_size, layer.query_norm)
-    key = _heads(outputs[1], switches.head_size, layer.key_norm)
-    value = _heads(outputs[2], switches.head_size, None)
-    if rope is not None:
-        query, key = (rotate(heads, rope, switches.is_interleaved) for heads in (query, key))
-    return query if query_growth is None else query * query_growth, key, value
-
-
-def after_attention(
-    x: Tensor, mixed: Tensor, layer: Layer, switches: Switches, updates: Updates
-) -> Tensor:
-    """Return the hidden states after a layer whose attention gave `mixed`."""
-    (output,) = project(layer.o, updates.o, None, mixed)
-    output = normalize(output, layer.after_attention, layer.dtype)
-    x = torch.add(x, output, alpha=switches.residual_scale)
-    gate_up = project(
-        layer.gate_up, updates.gate_up, lambda x: normalize(x, layer.before_mlp, layer.dtype), x
-    )
-    if len(gate_up) == 1:
-        gate_up = gate_up[0].chunk(2, dim=-1)
-    act = ACTIVATIONS[switches.activation]
-    (output,) = project(layer.down, updates.down, lambda gate, up: act(gate) * up, *gate_up)
-    output = normalize(output, layer.after_mlp, layer.dtype)
-    return torch.add(x, output, alpha=switches.residual_scale)
-
-
-def project(
-    projection: Projection,
-    update: Update | None,
-    prepare: Callable[..., Tensor] | None,
-    *inputs: Tensor,
-) -> Sequence[Tensor]:
-    """Return the outputs of layers that read prepare(*inputs), or the input; neither is kept."""
-
-    def read(*inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        x = prepare(*inputs) if prepare else inputs[0]
-        return x, update.low(x) if update else None
-
-    x, low = recomputed(read, *inputs) if prepare or update else (inputs[0], None)
-    outputs = projection(x)
-    if update and low is not None:
-        update.add_(outputs, low)
-    return outputs
-
-
-def _heads(x: Tensor, head_size: int, norm: Norm | None) -> Tensor:
-    """Return the heads (tokens, heads, head size) of a product, normed one by one or whole."""
-    is_whole = norm is not None and len(norm.weight) != head_size
-    if is_whole:
-        x = normalize(x, norm, x.dtype)
-    heads = x.unflatten(-1, (-1, head_size))
-    return heads if is_whole else normalize(heads, norm, x.dtype)
-
-
 def open_decoder(model: Any, *, projection: type[Projection] = Projection) -> Decoder | str:
     """Return our decoder over a model's weights, or why its family is not one of ours."""
-    switches = switches_of(model.get_decoder().config)
+    switches = switches_of(model.config.get_text_config())
     return switches if isinstance(switches, str) else Decoder(model, switches, projection)

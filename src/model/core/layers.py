@@ -58,12 +58,15 @@ class RotaryTable:
     def __init__(self, embedding: Any, name: str, like: Tensor, *, is_interleaved: bool) -> None:
         self._embedding, self._name, self._like = embedding, name, like
         self._is_interleaved = is_interleaved
-        self._table = torch.empty(0)
+        self._tables = [torch.empty(0)]
+        """The last one counts: captured passes may still read those before."""
 
     def grow(self, num_positions: int) -> None:
         """Know at least this many positions."""
-        if num_positions <= len(self._table):
+        known = len(self._tables[-1])
+        if num_positions <= known:
             return
+        num_positions = max(num_positions, 2 * known)  # so that all together are twice the last
         positions = torch.arange(num_positions, device=self._like.device)
         names = (self._name,) if self._name else ()
         cos, sin = (x[0] for x in self._embedding(self._like, positions[None], *names))
@@ -72,11 +75,11 @@ class RotaryTable:
         cos, sin = cos[:, :half], sin[:, :half]
         parts = torch.stack((cos, cos, -sin, sin)).view(2, 2, num_positions, half)
         order = (2, 0, 3, 1) if self._is_interleaved else (2, 0, 1, 3)
-        self._table = parts.permute(order).reshape(num_positions, 2, 1, 2 * half)
+        self._tables.append(parts.permute(order).reshape(num_positions, 2, 1, 2 * half))
 
     def rows(self, positions: Tensor) -> tuple[Tensor, ...]:
         """Return (cosines, sines) of these positions, each (tokens, 1, rotated size)."""
-        return self._table.index_select(0, positions).unbind(1)
+        return self._tables[-1].index_select(0, positions).unbind(1)
 
 
 def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:

@@ -60,20 +60,22 @@ class TrainedLora:
     def __init__(self, projection: Projection) -> None:
         self._in_features = projection.in_features
         self._matrices: list[tuple[nn.Parameter, nn.Parameter] | None] = []
-        self._scale, self._dropout = 1.0, 0.0
+        settings = set()
         for layer in projection.modules:
             if not getattr(layer, "lora_A", None):
                 self._matrices.append(None)
                 continue
             (name,) = layer.lora_A
             self._matrices.append((layer.lora_A[name].weight, layer.lora_B[name].weight))
-            self._scale, self._dropout = layer.scaling[name], layer.lora_dropout[name]
+            settings.add((layer.scaling[name], getattr(layer.lora_dropout[name], "p", 0.0)))
+        # All that we attach are alike.
+        ((self._scale, self._dropout),) = settings or {(1.0, 0.0)}
 
     def update(self, num_tokens: int, *, with_dropout: bool) -> TrainedUpdate | None:
         """Return the update of a pass, with a new draw of what is dropped."""
         if not any(self._matrices):
             return None
-        dropout = getattr(self._dropout, "p", 0.0) if with_dropout else 0.0
+        dropout = self._dropout if with_dropout else 0.0
         mask = None
         if dropout:
             device = self.parameters[0].device
@@ -95,5 +97,5 @@ def draw_mask(rows: int, columns: int, dropout: float, device: torch.device) -> 
     size = rows * columns
     numbers = torch.empty((size + 3) // 4, dtype=torch.int64, device=device)
     quarters = numbers.random_(-(2**63), None).view(torch.int16)[:size]
-    threshold = round(dropout * 2**16) - 2**15
+    threshold = min(round(dropout * 2**16), 2**16 - 1) - 2**15
     return (quarters >= threshold).view(torch.uint8).view(rows, columns)

@@ -12,34 +12,32 @@ from src.model.core.decoder import Decoder
 from src.model.core.lora import Updates
 
 LENGTH = 8
+"""Tokens that are tried."""
 MAX_ID = 1000
 
 
 @torch.no_grad()
 def find_difference(
-    model: Any,
-    decoder: Decoder,
-    updates: Callable[[int], Callable[[int], Updates]] | None = None,
+    model: Any, decoder: Decoder, updates: Callable[[int], Updates] | None = None
 ) -> str | None:
     """Return why a model must run in transformers, where a layer of the decoder differs from its.
 
     Each layer reads what transformers' layer before gave, so that rounding does not add up.
-    `updates` takes a number of tokens and returns the updates of each layer, by the adapter that is
-    attached to the model.
+    `updates` are those of each layer, for the tokens that are tried, by the model's own adapter.
     """
     was_training = model.training
-    states, scores = _run_in_transformers(model.eval(), _draw_ids(model, decoder.device))
-    layers = decoder.run_alone(
-        states[:-1],
-        Spans.between((0, LENGTH), decoder.device),
-        updates(LENGTH) if updates else None,
-    )
-    model.train(was_training)
+    try:
+        states, scores = _run_in_transformers(model.eval(), draw_ids(model, decoder.device))
+    finally:
+        model.train(was_training)
+    spans = Spans.between((0, LENGTH), decoder.device)
+    layers = decoder.run_alone(states[:-1], spans, updates)
     tolerance = tolerance_of(decoder.dtype)
     pairs = [*zip(layers, states[1:], strict=True), (decoder.scores(states[-1]), scores)]
     for ours, theirs in pairs:
-        # Neither is a NaN.
-        if not (ours - theirs).float().norm() <= tolerance * theirs.float().norm():
+        # Token by token: the first one's states may be a hundred times as large as those of others.
+        off, size = (x.float().norm(dim=-1) for x in (ours - theirs, theirs))
+        if not (off <= tolerance * size).all():  # neither is a NaN
             return f"this {model.config.model_type} differs from those that ours knows"
     return None
 
@@ -49,7 +47,8 @@ def tolerance_of(dtype: torch.dtype) -> float:
     return 1e-4 if dtype.itemsize >= 4 else 0.03
 
 
-def _draw_ids(model: Any, device: torch.device) -> Tensor:
+def draw_ids(model: Any, device: torch.device) -> Tensor:
+    """Return the tokens that are tried (1, LENGTH), the same each time."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.get_input_embeddings().num_embeddings
     return torch.randint(min(MAX_ID, vocabulary), (1, LENGTH), generator=generator).to(device)

@@ -3,7 +3,7 @@
 import torch
 
 from src.model.core.decoder import Attend, Decoder
-from src.model.core.weights import Layer
+from src.model.core.layer import Layer
 from src.serving.lora.slots import LoraSlots
 from src.serving.lora.stacked import LoraBatch
 from src.serving.model.attention import (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from src.model.core.attention import attend_in_steps, attend_under, mask_bias
+from src.model.core.attention import attend_in_steps, attend_under, mask_bias, sees
 from src.serving.model.lazy_zeros import lazy_zeros
 
 
@@ -102,10 +102,12 @@ class DecodeAttention:
             keys, values = cache.read(slice(num_rows), slice(start, length))
             mask = None
             if not is_even:
-                sees = _sees(position, start, length, window)
-                mask = mask_bias(sees, keys[0].dtype)
-                if score_cap is not None:
-                    mask = mask_bias(sees)[:, None]
+                read = torch.arange(start, length, device=position.device)
+                seen = sees(position, read, window)[:, None, None]  # (rows, 1, 1, positions)
+                if score_cap is None:
+                    mask = mask_bias(seen, keys[0].dtype)
+                else:
+                    mask = mask_bias(seen)[:, None]
             self._views[window] = keys, values, mask
 
     def __call__(self, query: torch.Tensor, layer: int, window: int | None) -> torch.Tensor:
@@ -122,15 +124,6 @@ class DecodeAttention:
         else:
             output = attend_in_steps(mask, grouped, key, value, self._scale, self._score_cap)
         return output.reshape(rows, heads * size)
-
-
-def _sees(position: torch.Tensor, start: int, stop: int, window: int | None) -> torch.Tensor:
-    """Return which of the positions from start to stop each row sees (rows, 1, 1, positions)."""
-    distance = position[:, None] - torch.arange(start, stop, device=position.device)
-    sees = distance >= 0
-    if window is not None:
-        sees &= distance < window
-    return sees[:, None, None]
 
 
 class SplitDecodeAttention:
@@ -205,10 +198,7 @@ class PrefillAttention:
             keys, values = cache.read(slice(slot, slot + 1), slice(first, stop))
             mask = None
             if start > 0 or (window is not None and stop > window):
-                seen = torch.arange(first, stop, device=device)
-                mask = seen <= queries[:, None]
-                if window is not None:
-                    mask &= seen > queries[:, None] - window
+                mask = sees(queries, torch.arange(first, stop, device=device), window)
             self._views[window] = keys, values, mask
 
     def __call__(self, query: torch.Tensor, layer: int, window: int | None) -> torch.Tensor:

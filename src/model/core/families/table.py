@@ -37,7 +37,6 @@ FAMILIES: dict[str, Callable[[Any], Switches]] = {
 }
 
 _DEPENDENT_ROPES = {"dynamic", "longrope"}
-"""Rotary embeddings that turn every token by the length of the sequence."""
 
 
 def switches_of(config: Any) -> Switches | str:
@@ -45,12 +44,17 @@ def switches_of(config: Any) -> Switches | str:
     family = FAMILIES.get(config.model_type)
     if family is None:
         return f"its architecture is {config.model_type}"
-    ropes = getattr(config, "rope_parameters", None) or {}
-    kinds = ropes.values() if all(isinstance(v, dict) for v in ropes.values()) else [ropes]
-    for kind in (rope.get("rope_type") for rope in kinds):
-        if kind in _DEPENDENT_ROPES:
-            return f"its rotary embedding is {kind}"
+    if (rope := dependent_rope(config)) is not None:
+        return f"its rotary embedding is {rope}"
     switches = family(config)
     if switches.activation not in ACTIVATIONS:
         return f"its activation is {switches.activation}"
     return switches
+
+
+def dependent_rope(config: Any) -> str | None:
+    """Return the rotary embedding that turns each token by the length of the sequence, if any."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    parts = [rope for rope in ropes.values() if isinstance(rope, dict)] or [ropes]
+    kinds = (rope.get("rope_type") for rope in parts)
+    return next((kind for kind in kinds if kind in _DEPENDENT_ROPES), None)

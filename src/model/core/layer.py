@@ -1,0 +1,157 @@
+"""A layer: its weights, read from the modules that transformers loaded, and what it computes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.model.core.families.switches import Switches
+from src.model.core.layers import ACTIVATIONS, Norm, Projection, normalize, recomputed, rotate
+from src.model.core.lora import Update, Updates
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights of a layer."""
+
+    number: int
+    window: int | None
+    """How many of the last tokens it sees; None is all."""
+    rope: str | None
+    before_attention: Norm | None
+    after_attention: Norm | None
+    before_mlp: Norm | None
+    after_mlp: Norm | None
+    query_norm: Norm | None
+    key_norm: Norm | None
+    qkv: Projection
+    o: Projection
+    gate_up: Projection
+    down: Projection
+    qkv_sizes: tuple[int, ...]
+    dtype: torch.dtype
+    """Of what the products read."""
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """Return them in the order of `Updates`."""
+        return self.qkv, self.o, self.gate_up, self.down
+
+
+def before_attention(
+    x: Tensor,
+    layer: Layer,
+    switches: Switches,
+    rope: tuple[Tensor, ...] | None,
+    query_growth: Tensor | None,
+    update: Update | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query, key and value (tokens, heads, head size) of a layer."""
+    outputs = project(
+        layer.qkv, update, lambda x: normalize(x, layer.before_attention, layer.dtype), x
+    )
+    if len(outputs) == 1:
+        outputs = outputs[0].split(layer.qkv_sizes, dim=-1)
+    query = _heads(outputs[0], switches.head_size, layer.query_norm)
+    key = _heads(outputs[1], switches.head_size, layer.key_norm)
+    value = _heads(outputs[2], switches.head_size, None)
+    if rope is not None:
+        query, key = (rotate(heads, rope, switches.is_interleaved) for heads in (query, key))
+    return query if query_growth is None else query * query_growth, key, value
+
+
+def after_attention(
+    x: Tensor, mixed: Tensor, layer: Layer, switches: Switches, updates: Updates
+) -> Tensor:
+    """Return the hidden states after a layer whose attention gave `mixed`."""
+    (output,) = project(layer.o, updates.o, None, mixed)
+    output = normalize(output, layer.after_attention, layer.dtype)
+    x = torch.add(x, output, alpha=switches.residual_scale)
+    gate_up = project(
+        layer.gate_up, updates.gate_up, lambda x: normalize(x, layer.before_mlp, layer.dtype), x
+    )
+    if len(gate_up) == 1:
+        gate_up = gate_up[0].chunk(2, dim=-1)
+    act = ACTIVATIONS[switches.activation]
+    (output,) = project(layer.down, updates.down, lambda gate, up: act(gate) * up, *gate_up)
+    output = normalize(output, layer.after_mlp, layer.dtype)
+    return torch.add(x, output, alpha=switches.residual_scale)
+
+
+def project(
+    projection: Projection,
+    update: Update | None,
+    prepare: Callable[..., Tensor] | None,
+    *inputs: Tensor,
+) -> Sequence[Tensor]:
+    """Return the outputs of layers that read prepare(*inputs), or the input; neither is kept."""
+
+    def read(*inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = prepare(*inputs) if prepare else inputs[0]
+        return x, update.low(x) if update else None
+
+    x, low = recomputed(read, *inputs) if prepare or update else (inputs[0], None)
+    outputs = projection(x)
+    if update and low is not None:
+        update.add_(outputs, low)
+    return outputs
+
+
+def _heads(x: Tensor, head_size: int, norm: Norm | None) -> Tensor:
+    """Return the heads (tokens, heads, head size) of a product, normed one by one or whole."""
+    is_whole = norm is not None and len(norm.weight) != head_size
+    if is_whole:
+        x = normalize(x, norm, x.dtype)
+    heads = x.unflatten(-1, (-1, head_size))
+    return heads if is_whole else normalize(heads, norm, x.dtype)
+
+
+def read_layer(
+    number: int,
+    layer: Any,
+    config: Any,
+    switches: Switches,
+    names: dict[Any, str],
+    projection: type[Projection],
+    dtype: torch.dtype,
+) -> Layer:
+    """Return the weights of a layer as transformers loaded it; `names` are those of modules."""
+    attention = layer.self_attn
+
+    def norm(module: Any, name: str | None) -> Norm | None:
+        part = getattr(module, name, None) if name else None
+        return None if part is None else read_norm(part, switches)
+
+    def read(module: Any, *alternatives: tuple[str, ...]) -> Projection:
+        parts = next(parts for parts in alternatives if hasattr(module, parts[0]))
+        layers = [getattr(module, part) for part in parts]
+        return projection([names[layer] for layer in layers], layers)
+
+    rows = [config.num_attention_heads, *[config.num_key_value_heads] * 2]
+    return Layer(
+        number=number,
+        window=switches.windows[number],
+        rope=switches.ropes[number],
+        before_attention=norm(layer, switches.norms.before_attention),
+        after_attention=norm(layer, switches.norms.after_attention),
+        before_mlp=norm(layer, switches.norms.before_mlp),
+        after_mlp=norm(layer, switches.norms.after_mlp),
+        query_norm=norm(attention, "q_norm"),
+        key_norm=norm(attention, "k_norm"),
+        qkv=read(attention, ("q_proj", "k_proj", "v_proj"), ("qkv_proj",)),
+        o=read(attention, ("o_proj",)),
+        gate_up=read(layer.mlp, ("gate_proj", "up_proj"), ("gate_up_proj",)),
+        down=read(layer.mlp, ("down_proj",)),
+        qkv_sizes=tuple(number * switches.head_size for number in rows),
+        dtype=dtype,
+    )
+
+
+def read_norm(module: Any, switches: Switches) -> Norm:
+    """Return the norm of a module."""
+    epsilon = getattr(module, "variance_epsilon", None) or module.eps
+    if switches.adds_one_to_norms:
+        return Norm(1 + module.weight.data.float(), epsilon)
+    return Norm(module.weight.data, epsilon)
