@@ -338,9 +338,8 @@ def test_many_readers_at_once_get_what_each_gets_alone(predictions, predictor, a
 
 
 def test_a_canceled_request_leaves_its_place_to_others(predictions: str):
-    # A cancel that comes when the answer is just complete is a failure to Cog: the next one is in
-    # time.
-    statuses = [cancel_a_long_request(predictions, number) for number in range(5)]
+    # A cancel that comes when the answer is just complete comes too late: the next one is in time.
+    statuses = (cancel_a_long_request(predictions, number) for number in range(20))
     assert "canceled" in statuses
     assert text_of(ask(predictions, "number", max_new_tokens=3)) is not None
 
@@ -352,9 +351,9 @@ def cancel_a_long_request(predictions: str, number: int) -> str:
     with ThreadPoolExecutor(1) as client:
         request = {"input": {"prompt": "number", **inputs}}
         answer = client.submit(requests.put, url, json=request, timeout=60)
-        deadline = time.monotonic() + 30
-        while requests.post(f"{url}/cancel", timeout=30).status_code == 404:
-            assert time.monotonic() < deadline
+        while not answer.done():
+            if requests.post(f"{url}/cancel", timeout=30).status_code != 404:
+                break
     return answer.result().json()["status"]
 
 

@@ -1,8 +1,8 @@
 """Faults of one rank: `FAULT=rank:point:kind python -m tests.training.faults SETTINGS.json`.
 
 Points: `start` (before the loop), `step3` (before that step), `validation3`, `save3` (in the middle
-of the checkpoint after that step). Kinds: `kill`, `stop` (frozen), `exit`, `raise`, and `nan` (the
-loss of that step on that rank).
+of the checkpoint after that step). Kinds: `kill`, `stop` (frozen), `stop-agent` (its agent is
+frozen), `exit`, `raise`, and `nan` (the loss of that step on that rank).
 """
 
 import math
@@ -46,6 +46,8 @@ def install(fault: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            case "stop-agent":
+                os.kill(os.getppid(), signal.SIGSTOP)
             case "exit":
                 os._exit(3)
             case "raise":
@@ -73,8 +75,9 @@ def install(fault: str) -> None:
 def _save_point(_source: Path, target: Path) -> str:
     """Return the point of a copy into an unfinished checkpoint."""
     folder = Path(target).parent
-    is_partial = folder.parent.name.startswith(".partial-")
-    return f"save{int(folder.name.removeprefix('step-'))}" if is_partial else ""
+    if not (folder.parent.name.startswith(".partial-") and folder.name.startswith("step-")):
+        return ""
+    return f"save{int(folder.name.removeprefix('step-'))}"
 
 
 if __name__ == "__main__":

@@ -124,23 +124,18 @@ def test_a_killed_agent_leaves_none(tmp_path: Path, make_settings):
 
 
 def test_a_frozen_agent_keeps_no_run_waiting(tmp_path: Path, make_settings):
-    """It is frozen while the ranks take their last step; what they leave is all there."""
+    """It is frozen while the rank takes its last step; what the rank leaves is all there."""
+    os.environ["FAULT"] = "0:step1:stop-agent"
     (tmp_path / "run").mkdir()
-    frozen: list[float] = []
-
-    def freeze_at_last_step(record: dict[str, object]) -> None:
-        strike = Strike(tmp_path / "run", rank=None, seconds=0, number=signal.SIGSTOP)
-        if record["step"] == 1:
-            strike.run()
-            frozen.append(strike.struck)
-
+    ended: list[float] = []
     output = run_workers(
         on_processes(make_settings(**CURVE, max_steps=1, run_validation=False), 1),
         tmp_path / "run",
-        on_metric=freeze_at_last_step,
+        on_metric=lambda record: ended.append(time.monotonic()),
+        worker=faults.MODULE,
     )
     assert (output / "adapter_model.safetensors").is_file()
-    assert time.monotonic() - frozen[0] < 15
+    assert time.monotonic() - ended[0] < 15
     assert session_processes(str(tmp_path)) == []
 
 
