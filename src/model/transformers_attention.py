@@ -23,23 +23,15 @@ def isolated_attention(
     key: torch.Tensor,  # (1, key/value heads, tokens, head size)
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
     spans: Spans | None = None,
-    **kwargs: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Serve transformers' attention interface; without spans it is transformers' own."""
     if spans is None:
-        if sliding_window is not None:
-            kwargs["sliding_window"] = sliding_window
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-        return output, None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    output = attend(query, key, value, spans, scale=scaling, sliding_window=sliding_window)
-    return output[None], None
+    scale, window = options["scaling"], options.get("sliding_window")
+    return attend(query, key, value, spans, scale=scale, sliding_window=window)[None], None
 
 
 AttentionInterface.register(ISOLATED, isolated_attention)

@@ -19,7 +19,7 @@ from src.model.adapter import (
 )
 from src.model.base_model import keep_dequantized, load_base_model
 from src.model.core.compiled import keep_code_in
-from src.model.core.kernels import prove_kernels
+from src.model.core.decoder import open_decoder
 from src.model.isolation import find_neighbour_effect
 from src.model.loss import SummedLoss
 from src.training.deepspeed_engine import build_deepspeed_config
@@ -100,9 +100,9 @@ def load_lora_model(
     reason = "ZeRO-3 shares out its weights" if sharding else loss.use_decoder()
     if reason:
         log(f"this base model trains in transformers' own layers: {reason}")
-    if reason is None or loss.is_isolated:
-        line = prove_kernels(model.config.get_text_config(), model.dtype, device)
-        if line:
+    if loss.decoder or loss.is_isolated:
+        decoder = loss.decoder.decoder if loss.decoder else open_decoder(model)
+        if not isinstance(decoder, str) and (line := decoder.prove_attention()):
             log(line)
     if plan.base_weights == "float8":
         if loss.decoder is None:

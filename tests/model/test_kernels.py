@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
-from transformers import LlamaConfig
 
 from src.model.core.attention import Spans, attend_by_mask, attend_one_by_one
 from src.model.core.kernels import (
@@ -98,7 +97,11 @@ def test_wrong_output_and_wrong_gradients_are_both_found():
     def not_finite(*inputs, **options):
         return attend_by_mask(*inputs, **options) * torch.nan
 
-    for kernel in (blind, halved, not_finite):
+    def unscaled(*inputs, scale, **options):
+        """Take no scale but the usual one."""
+        return attend_by_mask(*inputs, **options)
+
+    for kernel in (blind, halved, not_finite, unscaled):
         assert find_fault(kernel, HEADS, (31, 17)) == "its results differ from those in float32"
 
 
@@ -134,7 +137,7 @@ def test_why_a_kernel_fails_is_one_line():
 
 
 def test_nothing_is_tried_on_a_cpu():
-    assert prove_kernels(LlamaConfig(), torch.float32, CPU) is None
+    assert prove_kernels(HEADS, None) is None
 
 
 @ON_GPU

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from src.model.core.attention import Spans
 from src.model.core.families.switches import Switches
 from src.model.core.families.table import switches_of
-from src.model.core.kernels import attend
+from src.model.core.kernels import Heads, attend, prove_kernels
 from src.model.core.layer import (
     Layer,
     after_attention,
@@ -48,13 +48,11 @@ class Decoder:
         body, self.switches = model.get_decoder(), switches
         self.num_heads: int = body.config.num_attention_heads
         self.num_key_value_heads: int = body.config.num_key_value_heads
-        self._embed: nn.Module = body.embed_tokens
+        self._embed: Any = body.embed_tokens
         self.norm = read_norm(body.norm, switches)
-        weight = self._embed.weight
-        assert isinstance(weight, Tensor)
-        self.like: Tensor = weight
+        self.like: Tensor = self._embed.weight
         """A tensor of the dtype and on the device of the model."""
-        self.dtype, self.device = weight.dtype, weight.device
+        self.dtype, self.device = self.like.dtype, self.like.device
         names = {module: name for name, module in model.named_modules()}
         head = model.get_output_embeddings()
         self.head = projection([names[head]], [head])
@@ -66,7 +64,7 @@ class Decoder:
             name: RotaryTable(
                 body.rotary_emb,
                 name,
-                weight.new_empty(0),
+                self.like.new_empty(0),
                 is_interleaved=switches.is_interleaved,
             )
             for name in switches.ropes
@@ -151,6 +149,11 @@ class Decoder:
             return attend(query, key, value, spans, **options).flatten(1)
 
         return attend_within
+
+    def prove_attention(self) -> str | None:
+        """Return which kernels of attention a GPU will use, and why no faster ones."""
+        rows = self.num_heads, self.num_key_value_heads, self.switches.head_size
+        return prove_kernels(Heads(self.device, self.dtype, *rows), self.switches.score_cap)
 
     def head_input(self, hidden: Tensor) -> Tensor:
         """Return what the head reads (tokens, hidden size)."""

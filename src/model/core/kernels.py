@@ -144,20 +144,16 @@ def _arguments(function: Any) -> frozenset[str]:
     return frozenset(signature(function).parameters)
 
 
-def prove_kernels(config: Any, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Return which kernels a GPU will use for a model, and why no faster ones, after trying them.
+def prove_kernels(heads: Heads, score_cap: float | None) -> str | None:
+    """Return which kernels a GPU will use, and why no faster ones, after trying them.
 
-    None where it is no GPU, or where the configuration does not name its heads.
+    None where it is no GPU.
     """
-    num_heads = getattr(config, "num_attention_heads", None)
-    if device.type != "cuda" or not isinstance(num_heads, int):
+    if heads.device.type != "cuda":
         return None
     by_span = "attention is a call for each example"
-    if getattr(config, "attn_logit_softcapping", None) is not None:
+    if score_cap is not None:
         return f"{by_span}: no kernel caps scores"
-    num_key_heads = getattr(config, "num_key_value_heads", None) or num_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    heads = Heads(device, dtype, num_heads, num_key_heads, size)
     against_varlen = unsupported_reason(attend_varlen, heads)
     line = f"{by_span}, not varlen: {against_varlen}" if against_varlen else "attention is varlen"
     if reason := unsupported_reason(attend_in_batch, heads):
@@ -196,7 +192,8 @@ def find_fault(
 
     def run(kernel: Kernel, dtype: torch.dtype) -> tuple[Tensor, ...]:
         leaves = [x.to(dtype, copy=True).requires_grad_() for x in (query, key, value)]
-        output = kernel(*leaves, spans, sliding_window=window)
+        # Some families scale their scores otherwise than by size ** -0.5, the kernels' default.
+        output = kernel(*leaves, spans, scale=1.5 * size**-0.5, sliding_window=window)
         return output.detach(), *torch.autograd.grad(output, leaves, gradient.to(dtype))
 
     # In a layer that is recomputed later, nothing kept here counts as kept by the layer.
