@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from src.deterministic import is_nondeterministic
 from src.errors import UserError
 from src.model.base_model import cannot_run
 from src.model.core.attention import Spans
@@ -27,7 +28,7 @@ def find_neighbour_effect(model: Any) -> str | None:
     try:
         return _find_effect(model)
     except Exception as error:  # whatever an architecture raises
-        if isinstance(error, UserError) or is_out_of_memory(error):
+        if isinstance(error, UserError) or is_out_of_memory(error) or is_nondeterministic(error):
             raise
         raise UserError(cannot_run(model.config.model_type, "run", error)) from error
     finally:

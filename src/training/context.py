@@ -63,6 +63,8 @@ class Trainer(Protocol):
     is_sharded: bool
     """Whether a rank alone cannot gather the adapter, because it holds only a share of it."""
     num_steps_done: int
+    scaler: Any
+    """DeepSpeed's loss scale, dynamic in float16, of a sum over target tokens or of a mean."""
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:
         """Take one optimizer step; return loss and weight, summed over target tokens and ranks.

@@ -50,7 +50,7 @@ class ReplicatedTrainer:
         self._run, self.module, self.num_steps_done = run, lora_model.loss, 0
         self._changing = Lock()
         """Held while the weights change: another thread may want to keep them."""
-        self._scaler = build_loss_scaler(plan.resources.dtype)
+        self.scaler = build_loss_scaler(plan.resources.dtype)
         self._accumulator = Accumulator(
             lora_model.loss,
             [matrix for _, matrix in lora_model.adapter],
@@ -72,16 +72,16 @@ class ReplicatedTrainer:
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:
         while True:
-            self._accumulator.loss_scale.fill_(scale := self._scaler.loss_scale)
+            self._accumulator.loss_scale.fill_(scale := self.scaler.loss_scale)
             sums = self._accumulator.sum(micro_batches, self._run.train_data)
             loss, weight, norm = sum_over_ranks(
                 sums.loss, sums.weight, sums.gradient.norm(), device=self.engine.device
             )
             check_finite("loss", loss)
-            self._scaler.update_scale(not math.isfinite(norm))
-            if self._scaler.loss_scale >= scale:
+            self.scaler.update_scale(not math.isfinite(norm))
+            if self.scaler.loss_scale >= scale:
                 break
-            self._run.log_overflow(self.num_steps_done + 1, scale, self._scaler.loss_scale)
+            self._run.log_overflow(self.num_steps_done + 1, scale, self.scaler.loss_scale)
         check_finite("gradient", norm)
         # DeepSpeed takes the mean over ranks; we want the sum by the weight of all of them.
         gradient = sums.gradient.mul_(dist.get_world_size() / (scale * max(weight, 1e-9)))

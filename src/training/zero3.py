@@ -39,16 +39,16 @@ class Zero3Trainer:
         parameters = [matrix for _, matrix in self._adapter]
         self.engine = build_engine(lora_model.loss, parameters, build_deepspeed_config(plan))
         self.module = self.engine
-        self._scaler = self.engine.optimizer.loss_scaler
-        self._scaler.raise_error_at_min_scale = False
+        self.scaler = self.engine.optimizer.loss_scaler
+        self.scaler.raise_error_at_min_scale = False
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:
         while True:
-            scale = self._scaler.loss_scale
+            scale = self.scaler.loss_scale
             loss, weight = self._try_step(micro_batches)
-            if self._scaler.loss_scale >= scale:
+            if self.scaler.loss_scale >= scale:
                 break
-            self._run.log_overflow(self.num_steps_done + 1, scale, self._scaler.loss_scale)
+            self._run.log_overflow(self.num_steps_done + 1, scale, self.scaler.loss_scale)
         # DeepSpeed leaves such a step out, on all ranks together.
         check_finite("gradient", float(self.engine.get_global_grad_norm()))
         self.num_steps_done += 1

@@ -81,6 +81,21 @@ def test_passes_run_plainly_where_a_graph_fails(base_dir: Path, reason: str):
     assert "without CUDA graphs" in line
 
 
+def test_a_gradient_beyond_float16_proves_nothing_of_a_graph(base_dir: Path):
+    """The loss scale is made smaller, and the same batch comes again."""
+    trained = Trained(base_dir, capture := FakeCapture())
+    plain = trained.plain
+    trained.graphs._run = lambda inputs: (  # type: ignore[assignment]
+        (found := plain(inputs))[0],
+        found[1] * torch.inf,
+    )
+    assert not trained.graphs.run(BATCHES[0])[1].isfinite().any()
+    trained.graphs._run = plain
+    for _ in range(2):
+        trained.assert_same(BATCHES[0])
+    assert (capture.num_captures, capture.num_replays, trained.lines) == (1, 2, [])
+
+
 def test_long_passes_run_plainly(base_dir: Path):
     graphs = Trained(base_dir, FakeCapture()).graphs
     assert graphs.can_run(make_batch(MAX_TOKENS))

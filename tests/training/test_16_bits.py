@@ -114,6 +114,20 @@ def test_what_was_learned_in_16_bits_is_recited(train_in, base_dir: Path, dtype:
         predictor.close()
 
 
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_resumed_run_finds_the_loss_scale_that_fits(
+    train_in, tmp_path: Path, zero_stage: int, capfd
+):
+    kept = {"checkpoint_folder": str(tmp_path / "kept"), "checkpoint_seconds": 0}
+    options = {"zero_stage": zero_stage, "prepare": begin_with_too_large_a_scale, **kept}
+    train_in("float16", **options, max_steps=2)
+    assert "overflows float16" in capfd.readouterr().out
+    train_in("float16", **options, resume_from=str(tmp_path / "kept" / "step-00000002"))
+    logged = capfd.readouterr().out
+    assert "resumed after step 2" in logged
+    assert "overflows float16" not in logged
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_resumed_run_in_16_bits_is_the_whole_run(train_in, tmp_path: Path, dtype: str):
     options = {"checkpoint_folder": str(tmp_path / "kept"), "checkpoint_seconds": 0}

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch.distributed as dist
 
 from src.deterministic import compute_in_one_order, is_nondeterministic
 from src.environment import TrainEnvironment, read_train_environment
+from src.model.base_model import load_base_model
+from src.model.isolation import find_neighbour_effect
 from src.training.worker import _explain
 from tests.training.ranks import run_ranks
 
@@ -60,3 +63,16 @@ def test_sums_are_added_up_in_one_order_or_refused():
         "DETERMINISTIC=1: put_ has no deterministic form on this device"
     )
     assert not is_nondeterministic(ValueError("deterministic implementation"))
+
+
+def test_a_step_without_such_a_form_is_not_taken_for_a_model_that_cannot_run(base_dir: Path):
+    model = load_base_model(base_dir, dtype=torch.float32, device=torch.device("cpu"))
+    indices, values = torch.tensor([0, 0]), torch.ones(2)
+    model.lm_head.register_forward_hook(lambda *_: torch.zeros(3).put_(indices, values))
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError) as refused:
+            find_neighbour_effect(model)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert is_nondeterministic(refused.value)

@@ -81,10 +81,19 @@ def machines(tmp_path: Path):
     """
     started: list[Machine] = []
 
-    def start(settings: TrainSettings, *, data: tuple[bool, bool] = (False, True), fault: str = ""):
+    def start(
+        settings: TrainSettings,
+        *,
+        data: tuple[bool, bool] = (False, True),
+        fault: str = "",
+        **others: object,
+    ):
+        """`others` is what the environment says on the machine without the data."""
+        elsewhere = replace(settings, environment=replace(settings.environment, **others))
         for has_data in data:
             folder = tmp_path / f"machine-{len(started)}"
-            started.append(Machine(folder, settings, has_data=has_data, fault=fault))
+            asked = settings if has_data else elsewhere
+            started.append(Machine(folder, asked, has_data=has_data, fault=fault))
             while not session_processes(str(folder / "settings.json")):  # its agent
                 time.sleep(0.05)
         return started[-2:]
@@ -105,6 +114,18 @@ def test_two_machines_have_the_curve_of_one(machines, settings, launch):
     assert not other.folder.output.exists()
     assert [status["rank"] for status in other.folder.statuses().values()] == [0]
     assert losses(owner.folder.output) == pytest.approx(losses(launch(**CURVE)), abs=1e-4)
+
+
+def test_the_machine_with_the_data_says_what_all_compute_in(machines, settings):
+    said = {"dtype": "bfloat16", "in_float8": True, "deterministic": True}
+    environment = replace(settings.environment, **said)
+    asked = replace(settings, environment=environment, max_steps=1)
+    both = machines(asked, dtype="float32", in_float8=False, deterministic=False)
+    for machine in both:
+        code, _, errors = machine.end()
+        assert code == 0, errors
+        found = TrainSettings.load(machine.folder.settings).environment
+        assert {name: getattr(found, name) for name in said} == said
 
 
 def test_a_rank_killed_on_the_other_machine_is_named_on_both(machines, settings, tmp_path: Path):

@@ -15,6 +15,7 @@ from types import MappingProxyType
 import pytest
 from safetensors.torch import load_file, save_file
 
+from src.environment import read_train_environment
 from src.errors import UserError
 from src.files.disk_space import write_error_reason
 from src.training.checkpoint.run_identity import check_same_run, describe_run, run_folder
@@ -177,6 +178,25 @@ def test_a_run_is_its_settings_and_files(make_settings, tmp_path: Path):
     with pytest.raises(UserError, match="train_data is another file"):
         check_same_run(checkpoint, describe_run(other))
     assert run_folder(tmp_path, run) != run_folder(tmp_path, describe_run(other))
+
+
+PRECISIONS = (("DTYPE", "bfloat16"), ("BASE_WEIGHTS", "fp8"), ("DETERMINISTIC", "1"))
+
+
+@pytest.mark.parametrize(("name", "value"), PRECISIONS)
+def test_another_precision_makes_another_run(make_settings, tmp_path: Path, name: str, value: str):
+    """Where none is set, a run is what it was before there were any to set."""
+    plain, other = (
+        describe_run(make_settings(environment=read_train_environment(environ)))
+        for environ in ({}, {name: value})
+    )
+    assert not plain.keys() & dict(PRECISIONS).keys()
+    assert run_folder(tmp_path, plain) != run_folder(tmp_path, other)
+    for kept, run in ((plain, other), (other, plain)):
+        checkpoint = read_checkpoint(save(CheckpointStore(tmp_path / "run", kept), 1))
+        with pytest.raises(UserError, match=f"of another run: {name} was"):
+            check_same_run(checkpoint, run)
+        check_same_run(checkpoint, kept)
 
 
 def change_weights(folder: Path) -> None:

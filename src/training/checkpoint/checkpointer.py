@@ -38,6 +38,8 @@ class Checkpointer:
     def __init__(self, run: Run, folder: RunFolder, trainer: Trainer, writer: OutputWriter) -> None:
         self._run, self._folder, self._trainer, self._writer = run, folder, trainer, writer
         self._is_on = run.settings.checkpoint_folder is not None
+        self._scale_name = f"loss_scale_{'mean' if trainer.is_sharded else 'sum'}"
+        """In a checkpoint's numbers: what is scaled differs by orders of magnitude."""
         self._store: CheckpointStore | None = None
         self._plan_next_save(cost=0.0)
         self._writing = threading.Lock()
@@ -64,6 +66,8 @@ class Checkpointer:
             shutil.copyfile(folder / METRICS, self._folder.metrics)
         self._trainer.restore_state(state, step=step, source=self._run.main_rank)
         progress.resume(numbers)
+        if self._trainer.scaler.dynamic and self._scale_name in numbers:
+            self._trainer.scaler.cur_scale = numbers[self._scale_name]
         self._run.status.note_step(step)
         return step
 
@@ -101,7 +105,8 @@ class Checkpointer:
             shutil.copyfile(self._folder.metrics, folder / METRICS)
 
         try:
-            folder = self._store.save(step, progress.state(), write_files)
+            numbers = progress.state() | {self._scale_name: self._trainer.scaler.cur_scale}
+            folder = self._store.save(step, numbers, write_files)
             print(f"checkpoint: {folder.parent.name}/{folder.name}", flush=True)
         except (OSError, SafetensorError) as error:
             needed = sum(tensor.nbytes for tensor in tensors.values())

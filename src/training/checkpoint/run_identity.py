@@ -26,6 +26,14 @@ _NOT_THE_RUN = frozenset(
 def describe_run(settings: TrainSettings) -> dict[str, Any]:
     """Return what makes a run this run: settings, files and base model."""
     asked = {k: v for k, v in asdict(settings).items() if k not in _NOT_THE_RUN}
+    environment = settings.environment
+    precision = {
+        "DTYPE": environment.dtype,
+        "BASE_WEIGHTS": "fp8" if environment.in_float8 else None,
+        "DETERMINISTIC": environment.deterministic,
+    }
+    # Those that are not set leave no trace: older checkpoints know nothing of them.
+    asked |= {name: value for name, value in precision.items() if value}
     files = {
         "train_data": Path(settings.train_data),
         "validation_data": settings.validation_data and Path(settings.validation_data),
@@ -42,8 +50,8 @@ def run_folder(root: Path, run: Mapping[str, Any]) -> Path:
 
 def check_same_run(checkpoint: Checkpoint, run: Mapping[str, Any]) -> None:
     """Raise UserError that names the first difference to the run of a checkpoint."""
-    for name, value in run.items():
-        found = checkpoint.run.get(name)
+    for name in {**run, **checkpoint.run}:
+        found, value = checkpoint.run.get(name), run.get(name)
         if found != value:
             files = name in ("train_data", "validation_data", "base model")
             raise UserError(

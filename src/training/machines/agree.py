@@ -28,6 +28,8 @@ JOIN_SECONDS = 900
 SHARE_SECONDS = 3.0
 """Time for the other machines to tell what ended them."""
 POLL_SECONDS = 0.2
+COMMON = ("zero_stage", "dtype", "in_float8", "deterministic")
+"""What the environment of the machine with the data says for all of them."""
 
 
 class Machines:
@@ -90,7 +92,8 @@ class Machines:
                 f"train_batch_size: expected a multiple of {num_devices}, the GPUs or processes of "
                 f"all machines; found {asked.train_batch_size}"
             )
-        environment = replace(settings.environment, zero_stage=asked.environment.zero_stage)
+        common = {name: getattr(asked.environment, name) for name in COMMON}
+        environment = replace(settings.environment, **common)
         agreed = replace(
             asked,
             base_model_dir=settings.base_model_dir,
