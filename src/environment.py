@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from src.errors import UserError
 
@@ -33,8 +32,6 @@ class TrainEnvironment:
     """`BASE_WEIGHTS=fp8`: frozen weights in float8."""
     compile: bool | None = None
     """`COMPILE`: whether the layers are compiled; None where it pays."""
-    cache_dir: str = CACHE_DIR
-    """`BASE_MODEL_CACHE`: where base models and compiled code are kept."""
     frozen_seconds: float = FROZEN_SECONDS
     """`FROZEN_SECONDS`: a rank without a heartbeat for so long ends the run."""
     deterministic: bool = False
@@ -47,11 +44,6 @@ class TrainEnvironment:
     """`RENDEZVOUS`: host:port of the machine where they meet."""
     port: int | None = None
     """`PORT`: where Cog's server listens."""
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "TrainEnvironment":
-        """Return what `dataclasses.asdict` and JSON made of an environment."""
-        return cls(**record)
 
 
 def read_train_environment(environ: Mapping[str, str]) -> TrainEnvironment:
@@ -75,7 +67,6 @@ def read_train_environment(environ: Mapping[str, str]) -> TrainEnvironment:
         dtype=_one_of(DTYPES, "DTYPE", environ),
         in_float8=_in_float8(environ),
         compile=read_flag("COMPILE", environ),
-        cache_dir=environ.get("BASE_MODEL_CACHE") or CACHE_DIR,
         frozen_seconds=_number_above_0("FROZEN_SECONDS", environ) or FROZEN_SECONDS,
         deterministic=read_flag("DETERMINISTIC", environ) or False,
         checkpoint_dir=environ.get("CHECKPOINT_DIR", "").strip() or None,

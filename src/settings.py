@@ -118,7 +118,7 @@ class TrainSettings:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "TrainSettings":
         """Return what `dataclasses.asdict` and JSON made of settings."""
-        environment = TrainEnvironment.from_json(record["environment"])
+        environment = TrainEnvironment(**record["environment"])
         return cls(**{**record, "environment": environment})
 
 

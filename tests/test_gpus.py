@@ -19,9 +19,7 @@ from tests.conftest import ROWS
 from tests.training.ranks import RanksFailed, run_ranks
 
 LISTED = "GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-aaaa1111-2222)"
-WITHOUT_CUDA = (
-    "a GPU that torch .* cannot use: it is a build without CUDA; expected the line torch=="
-)
+UNUSABLE = "this machine has a GPU that torch .* cannot use"
 OPEN_DRIVER = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build"
 DRIVER = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024"
 
@@ -40,36 +38,41 @@ def nvidia_smi(tmp_path: Path) -> Callable[[str], None]:
     return install
 
 
-needs_cpu_build = pytest.mark.skipif(
-    torch.version.cuda is not None, reason="this build of torch may use GPUs"
-)
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
 
 
-@needs_cpu_build
+@without_gpu
 def test_serving_does_not_fall_back_to_the_cpu(nvidia_smi, base_dir: Path):
     nvidia_smi(LISTED)
-    with pytest.raises(UserError, match=WITHOUT_CUDA):
+    with pytest.raises(UserError, match=UNUSABLE):
         Engine(base_dir)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     assert find_device() == torch.device("cpu")
 
 
-@needs_cpu_build
+@without_gpu
 def test_training_does_not_fall_back_to_the_cpu(nvidia_smi, base_dir, make_settings, tmp_path):
     nvidia_smi(LISTED)
     settings = make_settings(environment=TrainEnvironment(on_gpus=True))
     with pytest.raises(RanksFailed):
         run_ranks(settings, tmp_path)
     (error,) = RunFolder(tmp_path).errors().values()
-    assert re.search(WITHOUT_CUDA, str(error))
+    assert re.search(UNUSABLE, str(error))
 
 
-@needs_cpu_build
+@without_gpu
 def test_a_plan_is_not_made_for_a_gpu_that_cannot_be_used(nvidia_smi, base_dir, write_rows):
     nvidia_smi(LISTED)
     os.environ["BASE_MODEL"] = str(base_dir)
-    with pytest.raises(UserError, match=WITHOUT_CUDA):
+    with pytest.raises(UserError, match=UNUSABLE):
         plan_training({"train_data": write_rows(ROWS)})
+
+
+def test_a_build_without_cuda_is_named_with_the_line_that_helps():
+    assert unusable_gpu("2.13.0+cpu", None, "580.95.05").startswith(
+        "this machine has a GPU that torch 2.13.0+cpu cannot use: it is a build without CUDA; "
+        "expected the line torch==2.13.0 in requirements.txt"
+    )
 
 
 def test_an_old_driver_is_named_with_the_build_that_it_runs():

@@ -69,7 +69,9 @@ class Training:
             **settings,
         )
         os.environ.update(ONE_RANK)
-        self._device = join_ranks(0) if not torch.distributed.is_initialized() else stage.device
+        self._device = stage.device
+        if not torch.distributed.is_initialized():
+            join_ranks(stage.device)
         self._resources = measure_resources(self._device, self._settings.environment)
         self.plan = self.plan_for(self._settings.lora_dropout)
         if self.plan.work and not keeps_dequantized:

@@ -33,11 +33,6 @@ def matmul_flops(*, on_gpu: bool) -> float:
     return float(measured.stdout)
 
 
-def has_bf16() -> bool:
-    """Return whether the processor multiplies bfloat16 matrices."""
-    return re.search(r"\b(avx512_bf16|amx_bf16)\b", Path("/proc/cpuinfo").read_text()) is not None
-
-
 def peak_memory(pid: int, *, on_gpu: bool) -> int:
     """Return the most bytes that a process has held so far; on a GPU, what is in use now."""
     if on_gpu:

@@ -43,7 +43,7 @@ def run_variant(variant: Variant, work: TrainWork, run_dir: Path) -> Result:
     run_dir.mkdir()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if not work.on_gpu:
-        environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        environment |= {"OMP_NUM_THREADS": "1"}
     command = (_our_command if variant.peer is None else _peer_command)(variant, work, run_dir)
     started = time.monotonic()
     process = subprocess.Popen(

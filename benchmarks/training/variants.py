@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.training.device import has_bf16
+import torch
+
+from src.model.precision import choose_dtype
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ LIGER = (Variant("TRL SFTTrainer with Liger, packed", True, peer="trl_sft.py", l
 
 def choose_variants(*, on_gpu: bool, only: str) -> Iterator[Variant]:
     """Yield the variants that this device runs and whose name holds the text `only`."""
-    more = LIGER if on_gpu else BF16 if has_bf16() else ()
+    has_bf16 = choose_dtype(torch.device("cpu")) == torch.bfloat16
+    more = LIGER if on_gpu else BF16 if has_bf16 else ()
     for variant in (*VARIANTS, *more):
         if only in variant.name:
             yield variant

@@ -1,7 +1,6 @@
 """DeepSpeed: how the ranks meet, how an engine is configured and built, and what its state is."""
 
 import logging
-import os
 from typing import Any
 
 import deepspeed
@@ -19,7 +18,6 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.gpus import find_device
 from src.training.plan.plan import TrainingPlan
 
 MAX_GRADIENT_NORM = 1.0
@@ -32,13 +30,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE_PARTS = ("weight", *_MOMENTS)
 
 
-def join_ranks(local_rank: int) -> torch.device:
-    """Join the other ranks and return this rank's device."""
+def join_ranks(device: torch.device) -> None:
+    """Join the other ranks with this one's device."""
     for name in ("DeepSpeed", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # The supervisor has decided; DeepSpeed's launcher would show hidden GPUs again.
-    is_on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
-    device = torch.device("cpu") if is_on_cpu else find_device(local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
@@ -46,7 +41,6 @@ def join_ranks(local_rank: int) -> torch.device:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    return device
 
 
 def sum_over_ranks(*values: Tensor | float, device: torch.device) -> list[float]:

@@ -1,5 +1,6 @@
 """The base model with a new adapter, made ready to be trained."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+from src.environment import cache_folder
 from src.errors import UserError
 from src.model.adapter import (
     adapter_parameters,
@@ -111,7 +113,7 @@ def load_lora_model(
     loss.recompute(plan.num_recomputed)
     model.train()
     if not reason and compiles(settings, plan.resources, plan.zero_stage):
-        keep_code_in(Path(settings.environment.cache_dir).expanduser() / "compiled")
+        keep_code_in(cache_folder(os.environ) / "compiled")
         if why := loss.compile_layers():
             log(f"the layers are not compiled: {why}")
     if reason and not sharding:

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+import torch
 import torch.distributed as dist
 
 from src.chat.prompt_encoder import open_prompt_encoder
@@ -67,8 +68,9 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
     environment, rank = settings.environment, status.rank
     if environment.deterministic:
         compute_in_one_order()
+    device = torch.device("cpu")
     if environment.on_gpus:
-        find_device(int(os.environ["LOCAL_RANK"]))  # refused now, if ever
+        device = find_device(int(os.environ["LOCAL_RANK"]))  # refused now, if ever
     machines = OtherMachines() if os.environ["GROUP_WORLD_SIZE"] != "1" else None
     main_rank = machines.find_main_rank(settings) if machines else 0
     log: Callable[[str], None] = _log if rank == main_rank else _log_nothing
@@ -78,7 +80,7 @@ def run_rank(settings: TrainSettings, folder: RunFolder, status: RankStatus) -> 
     train_data, validation_data = share_data(
         settings, encoder, folder.data, log, is_main=rank == main_rank, machines=machines
     )
-    device = join_ranks(int(os.environ["LOCAL_RANK"]))
+    join_ranks(device)
 
     # The plan, before the base model is loaded.
     num_devices = dist.get_world_size()

@@ -50,7 +50,7 @@ def test_an_environment_comes_back_from_json():
     environment = read_train_environment(asked)
     assert environment.deterministic
     assert environment.device_memory == 2.5e9
-    assert TrainEnvironment.from_json(json.loads(json.dumps(asdict(environment)))) == environment
+    assert TrainEnvironment(**json.loads(json.dumps(asdict(environment)))) == environment
     assert read_train_environment({}) == TrainEnvironment()
 
 
