@@ -22,7 +22,8 @@ from src.settings import TrainSettings
 from src.training.context import Run
 from src.training.deepspeed_engine import join_ranks
 from src.training.lora_model import load_lora_model
-from src.training.plan.plan import TrainingPlan, make_plan
+from src.training.plan.decide import make_plan
+from src.training.plan.plan import TrainingPlan
 from src.training.plan.resources import measure_resources
 from src.training.replicated import ReplicatedTrainer
 from src.training.supervise.heartbeat import RankStatus

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from src.model.shape import LOGITS_PER_PIECE
+LOGITS_PER_PIECE = 2**25
+"""Scores of the head that are in memory at a time: 128 MiB in float32."""
 
 
 def head_loss(
@@ -76,12 +77,14 @@ def _head_piece(
     scores = (hidden @ weight.T).float()
     if cap is not None:
         scores.div_(cap).tanh_().mul_(cap)
-    bound = 1.0 if cap is None else 1 - (scores / cap).square_()
     log_shares = scores.log_softmax(-1)
     loss = -(log_shares.gather(1, labels) * loss_weights).sum()
     if gradient is not None:
         # d nll / d score = softmax - 1 at the label.
         slope = log_shares.exp_().mul_(loss_weights)
-        slope.scatter_add_(1, labels, -loss_weights).mul_(bound)
+        slope.scatter_add_(1, labels, -loss_weights)
+        if cap is not None:
+            slope.addcmul_(slope, scores.div_(cap).square_(), value=-1)
+        del scores  # the narrower copy takes its place
         torch.mm(slope.to(weight.dtype), weight, out=gradient)
     return loss

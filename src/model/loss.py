@@ -49,8 +49,11 @@ class SummedLoss(nn.Module):
 
     @property
     def can_be_captured(self) -> bool:
-        """Whether a pass is the same steps for all batches of a size."""
-        return self.decoder is not None
+        """Whether a pass is the same steps for all batches of a size.
+
+        No kernel caps scores: that is done span by span.
+        """
+        return self.decoder is not None and self.decoder.decoder.switches.score_cap is None
 
     @property
     def num_layers(self) -> int:

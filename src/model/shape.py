@@ -10,9 +10,6 @@ from typing import Any
 from src.errors import UserError
 from src.files.printable import printable
 
-LOGITS_PER_PIECE = 2**25
-"""Scores of the head that are in memory at a time: 128 MiB in float32."""
-
 PAGE_RANK = 8
 """Adapters that are served lie in pages of this rank."""
 ADAPTER_SHARE = 0.15

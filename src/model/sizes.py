@@ -20,7 +20,7 @@ def read_shape(folder: Path) -> ModelShape | None:
 
 def shape_of(config: Any) -> ModelShape | None:
     """Return the sizes of the model of a configuration; None where our decoder does not run it."""
-    if isinstance(switches_of(config), str):
+    if isinstance(switches_of(config.get_text_config()), str):
         return None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

@@ -25,7 +25,6 @@ from src.model.core.decoder import open_decoder
 from src.model.isolation import find_neighbour_effect
 from src.model.loss import SummedLoss
 from src.training.deepspeed_engine import build_deepspeed_config
-from src.training.plan.compiling import compiles
 from src.training.plan.plan import TrainingPlan
 
 
@@ -112,7 +111,7 @@ def load_lora_model(
         log(loss.decoder.decoder.hold_in_float8(for_training=True))
     loss.recompute(plan.num_recomputed)
     model.train()
-    if not reason and compiles(settings, plan.resources, plan.zero_stage):
+    if reason is None and plan.eager_reason is None:
         keep_code_in(cache_folder(os.environ) / "compiled")
         if why := loss.compile_layers():
             log(f"the layers are not compiled: {why}")

@@ -37,8 +37,8 @@ from src.training.deepspeed_engine import join_ranks
 from src.training.loop import train
 from src.training.lora_model import load_lora_model, try_sharing_rows
 from src.training.machines.share import OtherMachines, share_data
+from src.training.plan.decide import make_plan
 from src.training.plan.disk import check_disks
-from src.training.plan.plan import make_plan
 from src.training.plan.resources import keep_to_limit, measure_resources, peak_line
 from src.training.replicated import ReplicatedTrainer
 from src.training.results.metrics import Progress

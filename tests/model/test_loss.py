@@ -11,6 +11,7 @@ from src.model import head_loss
 from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
 from src.model.base_model import linear_shapes, load_base_model
 from tests.model.batches import CPU, assert_same, build_model, cut, gradients, make_batch, run
+from tests.model.families import make_family
 
 
 @pytest.mark.parametrize("is_ours", [False, True])
@@ -151,3 +152,14 @@ def test_what_comes_after_the_loss_scales_its_gradient(base_dir: Path):
     (run(module, batch) * 2.5).backward()
     for name, parameter in adapter_parameters(module.model):
         torch.testing.assert_close(parameter.grad, plain[name] * 2.5, msg=name)
+
+
+@pytest.mark.parametrize(("family", "expected"), [("llama", True), ("gemma2", False)])
+def test_passes_that_are_done_span_by_span_are_not_captured(
+    tmp_path: Path, family: str, expected: bool
+):
+    make_family(tmp_path, family)
+    module = build_model(tmp_path)
+    assert not module.can_be_captured  # in transformers' layers
+    assert module.use_decoder() is None
+    assert module.can_be_captured == expected

@@ -1,9 +1,10 @@
 """The sizes that a plan reads from a configuration are those of the model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from src.model.base_model import linear_shapes
 from src.model.core.families.table import FAMILIES
@@ -26,6 +27,22 @@ def test_sizes_are_those_of_the_model(tmp_path: Path, model_type: str):
     assert shape.layer_linears == linears
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     assert shape.linear_parameters + shape.other_parameters == num_parameters
+
+
+def test_a_model_that_sees_has_the_sizes_of_its_text_model(tmp_path: Path):
+    make_family(tmp_path / "text", "gemma3_text")
+    config = AutoConfig.from_pretrained(tmp_path / "text")
+    make_architecture(
+        tmp_path / "whole", "gemma3", text_config=config.to_dict(),
+        vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                       "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )  # fmt: skip
+    text, whole = read_shape(tmp_path / "text"), read_shape(tmp_path / "whole")
+    assert text is not None
+    assert whole is not None
+    assert whole.num_biases > text.num_biases  # what sees counts as well
+    assert replace(whole, num_biases=text.num_biases) == text
 
 
 def test_a_model_that_runs_in_transformers_has_none(tmp_path: Path):

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
 from src.errors import UserError
+from src.model.base_model import load_base_model
 from src.model.core.float8 import convert
 from src.serving.engine.engine import Engine
 from src.serving.sampling import SamplingParams
@@ -56,3 +57,17 @@ def test_an_architecture_that_runs_in_transformers_is_refused(
         (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(UserError, match=r"^BASE_WEIGHTS: expected none, found 'fp8': "):
         new_engine(tmp_path, in_float8=True)
+
+
+def test_weights_in_4_bit_stay_as_they_are(
+    new_engine: Callable[..., Engine], base_dir: Path, tmp_path: Path, capsys
+):
+    model = load_base_model(base_dir, dtype=torch.float32, device=torch.device("cpu"), in_4bit=True)
+    model.save_pretrained(tmp_path)
+    for path in base_dir.glob("tok*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    engine = new_engine(tmp_path, in_float8=True)
+    assert "BASE_WEIGHTS=fp8 without effect on 4-bit weights" in capsys.readouterr().out
+    ids = engine.tokenizer.encode("What is it?\n")
+    found = [Client(e, ids, GREEDY).answer() for e in (engine, new_engine(tmp_path))]
+    assert found[0] == found[1]

@@ -9,7 +9,7 @@ import torch
 from src.data.prepare import build_step_plan
 from src.data.token_file import TokenDataset, write_tokens
 from src.data.tokenization import TokenizedExample
-from src.training.plan.plan import make_plan
+from src.training.plan.decide import make_plan
 from src.training.plan.resources import Resources
 
 LLAMA_7B_CONFIG = {
@@ -38,8 +38,9 @@ def warning(make_settings, tmp_path: Path):
         settings = make_settings(base_model_dir=str(tmp_path), **values)
         steps = build_step_plan(data, settings, max_seq_len=4096, num_devices=num_gpus)
         free = gigabytes * 1e9
+        device = torch.device("cuda" if gigabytes else "cpu")
         resources = Resources(
-            on_gpus=gigabytes > 0, available=free, libraries=0.0, alone=free, dtype=torch.bfloat16
+            device=device, available=free, libraries=0.0, alone=free, dtype=torch.bfloat16
         )
         plan = make_plan(settings, data, steps, resources, zero_stage=zero_stage)
         return next((line for line in plan.lines() if line.startswith("warning")), None)
@@ -73,7 +74,12 @@ def test_the_setting_that_helps_is_named(warning, values: dict, expected: str | 
 
 
 @pytest.mark.parametrize(
-    "values", [{"zero_stage": 3, "num_gpus": 2, "train_batch_size": 8}, {"model_type": "gpt_neox"}]
+    "values",
+    [
+        {"zero_stage": 3, "num_gpus": 2, "train_batch_size": 8},
+        {"model_type": "gpt_neox"},
+        {"model_type": "gemma2"},
+    ],
 )
 def test_passes_that_are_not_captured_have_to_be_longer(warning, values: dict):
     assert "up to about 4,096 tokens" in warning(length=300, **values)

@@ -10,6 +10,7 @@ from src.environment import TrainEnvironment, read_train_environment
 from src.errors import UserError
 from src.training.plan.dry_run import plan_training
 from tests.conftest import ROWS
+from tests.model.architectures import make_architecture
 from tests.training.ranks import run_ranks
 
 FLOAT8 = TrainEnvironment(in_float8=True)
@@ -52,6 +53,18 @@ def test_weights_that_ranks_share_out_are_refused(base_dir: Path, write_rows):
     os.environ["ZERO_STAGE"] = "3"
     with pytest.raises(UserError, match=r"^BASE_WEIGHTS: expected none under ZeRO-3, .* 'fp8'$"):
         plan_training({"train_data": write_rows(ROWS)})
+
+
+def test_weights_that_run_in_transformers_are_refused(tmp_path: Path, write_rows, base_dir: Path):
+    """Before the base model is loaded, and not where they are in 4-bit."""
+    make_architecture(tmp_path, "mixtral")
+    for file in base_dir.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    os.environ |= {"BASE_MODEL": str(tmp_path), "BASE_WEIGHTS": "fp8"}
+    with pytest.raises(UserError, match=r"^BASE_WEIGHTS: expected none for .* layers, .* 'fp8'$"):
+        plan_training({"train_data": write_rows(ROWS)})
+    lines = plan_training({"train_data": write_rows(ROWS), "peft_method": "qlora"})
+    assert any("BASE_WEIGHTS=fp8 without effect on 4-bit weights" in line for line in lines)
 
 
 def test_the_switch_is_read():

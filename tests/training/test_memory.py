@@ -1,32 +1,53 @@
 """The memory that a plan estimates is the memory that a pass takes."""
 
+import gc
+import re
 import weakref
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
+from src.model.adapter import (
+    FlatAdapter,
+    adapter_parameters,
+    attach_adapter,
+    resolve_target_modules,
+)
 from src.model.base_model import keep_dequantized, load_base_model
 from src.model.loss import SummedLoss
 from src.model.shape import ModelShape
 from src.model.sizes import read_shape
-from src.training.plan.memory import Workload, attention_bytes, estimate_memory, fit
+from src.training.deepspeed_engine import build_deepspeed_config, build_engine, join_ranks
+from src.training.plan.fit import FILL, fit
+from src.training.plan.memory import Workload, attention_bytes, estimate_memory
 from tests.model.families import make_family
+from tests.training.ranks import call_in_ranks
 
 BASE = {"num_tokens": 1024, "num_target_tokens": 1024, "spans": 4}
+IN_TRANSFORMERS = {"num_recomputed": 6, "shares_weights": True}
+"""As under ZeRO-3."""
+LARGE_HEAD = {"vocab_size": 40_000, "num_target_tokens": 700}
 CASES = {
     "plain": {},
     "few learned": {"num_target_tokens": 30},
     "no dropout": {"dropout": 0.0},
     "some recomputed": {"num_recomputed": 3},
     "all recomputed": {"num_recomputed": 6},
+    "in transformers": IN_TRANSFORMERS,
+    "in transformers, no dropout": {**IN_TRANSFORMERS, "dropout": 0.0},
+    "in transformers, bfloat16": {**IN_TRANSFORMERS, "dtype": torch.bfloat16},
+    "in transformers, large vocabulary": {**IN_TRANSFORMERS, **LARGE_HEAD},
     "one long example": {"num_tokens": 2048, "num_target_tokens": 2048, "spans": 1},
-    "large vocabulary": {"vocab_size": 40_000, "num_target_tokens": 700},
+    "large vocabulary": LARGE_HEAD,
+    "large vocabulary, bfloat16": {**LARGE_HEAD, "dtype": torch.bfloat16},
+    "large vocabulary, capped scores": {**LARGE_HEAD, "model_type": "gemma2", "spans": 8},
     "two layers adapted": {"targets": "q_proj,v_proj"},
     "bfloat16": {"dtype": torch.bfloat16},
     "bfloat16, some recomputed": {"dtype": torch.bfloat16, "num_recomputed": 3},
@@ -108,6 +129,7 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
         on_gpu=False,
         num_recomputed=options.get("num_recomputed", 0),
         keeps_dequantized=options.get("keeps_dequantized", False),
+        shares_weights=options.get("shares_weights", False),
     )
     work = replace(work, attention_bytes=attention_bytes(work, lengths))
     cpu = torch.device("cpu")
@@ -119,7 +141,8 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
         rank=8, alpha=16, dropout=dropout, seed=0,
     )  # fmt: skip
     loss = SummedLoss(model)
-    assert loss.use_decoder() is None
+    if not work.shares_weights:
+        assert loss.use_decoder() is None
     loss.recompute(work.num_recomputed)
     model.train()
     parameters = [parameter for _, parameter in adapter_parameters(model)]
@@ -143,7 +166,40 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
     assert 0.95 * tensors.peak < estimated < 1.15 * tensors.peak
 
 
+def hold_adapter(dtype: torch.dtype, sizes: Path) -> None:
+    """Write what an adapter and its optimizer hold after a step, and how many parameters it has."""
+    join_ranks(0)
+    matrices = [(str(n), torch.nn.Parameter(torch.ones(500, 200).to(dtype))) for n in range(4)]
+    batches = SimpleNamespace(global_batch_size=1, world_size=1, gradient_accumulation_steps=1)
+    plan: Any = SimpleNamespace(
+        steps=SimpleNamespace(batch_sizes=batches),
+        zero_stage=2,
+        resources=SimpleNamespace(dtype=dtype, on_gpus=False),
+    )
+    with LiveTensors([]) as tensors:
+        adapter = FlatAdapter(matrices)
+        engine = build_engine(
+            adapter, [adapter.flat], build_deepspeed_config(plan, bucket_size=400_000)
+        )
+        adapter.tie()
+        engine.backward(engine(torch.ones(400_000)), scale_wrt_gas=False)
+        engine.step()
+        gc.collect()
+        sizes.write_text(f"{tensors.live} 400000")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_adapter_takes_what_the_plan_counts(tmp_path: Path, dtype: torch.dtype):
+    """Beside its gradient, and the sum of it."""
+    call_in_ranks(hold_adapter, dtype, tmp_path / "sizes", log=tmp_path / "log")
+    held, num_parameters = map(int, (tmp_path / "sizes").read_text().split())
+    work = build_workload(LLAMA_7B, element_bytes=dtype.itemsize, in_float16=dtype == torch.float16)
+    adapter = estimate_memory(work).adapter / LLAMA_7B.adapter_parameters("all-linear", 8)
+    assert held / num_parameters == pytest.approx(adapter - dtype.itemsize - 4, rel=0.01)
+
+
 LLAMA_7B = ModelShape(4096, 11008, 32, 32, 32, 128, 32000, is_tied=False)
+LLAMA_13B = ModelShape(5120, 13824, 40, 40, 40, 128, 32000, is_tied=False)
 LLAMA_70B = ModelShape(8192, 28672, 80, 64, 8, 128, 32000, is_tied=False)
 
 
@@ -197,3 +253,23 @@ def test_70b_in_4_bit_fits_on_one_80_gb_gpu_at_2048_tokens():
     fitted = fit(build_workload(LLAMA_70B, in_4bit=True), 84e9)
     assert estimate_memory(fitted).total <= 0.92 * 84e9
     assert fitted.num_recomputed < 40
+
+
+def test_the_page_tells_what_the_plan_plans():
+    """The table of docs/memory.md, number by number."""
+    page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
+    rows = re.findall(r"^\| (\d+B) \| `(q?lora)`(.*?) \| (\d+) GB \| (.*) \|$", page, re.M)
+    assert len(rows) == 6
+    shapes = {"7B": LLAMA_7B, "13B": LLAMA_13B, "70B": LLAMA_70B}
+    for size, method, where, gigabytes, told in rows:
+        work = build_workload(shapes[size], in_4bit=method == "qlora", is_compiled=True)
+        free, num_layers, least = int(gigabytes) * 1e9, work.shape.num_layers, ""
+        if where:
+            work = replace(work, world_size=8, shares_weights=True, num_recomputed=num_layers)
+        else:
+            least = f"{estimate_memory(work).total / 1e9:.1f} GB"
+            work = fit(work, free)
+        peak = estimate_memory(work).total
+        assert peak <= FILL * free
+        expected = f"{peak / 1e9:.1f} GB | {work.num_recomputed} of {num_layers} | {least}"
+        assert told == expected.strip(), (size, method)

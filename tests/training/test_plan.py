@@ -13,10 +13,13 @@ from src.cli.client import main
 from src.data.prepare import build_step_plan
 from src.data.token_file import TokenDataset, write_tokens
 from src.data.tokenization import TokenizedExample
+from src.environment import TrainEnvironment
 from src.errors import UserError
+from src.training.plan import decide, room
+from src.training.plan.decide import make_plan
 from src.training.plan.dry_run import plan_training
-from src.training.plan.memory import FILL
-from src.training.plan.plan import TrainingPlan, make_plan
+from src.training.plan.fit import FILL
+from src.training.plan.plan import TrainingPlan
 from src.training.plan.preview import preview_examples
 from src.training.plan.resources import Resources
 from src.training.run import run_training
@@ -31,6 +34,8 @@ LLAMA_70B_CONFIG = {
     "num_key_value_heads": 8,
     "vocab_size": 32000,
 }
+
+FLOAT8 = TrainEnvironment(in_float8=True)
 
 
 def inputs(write_rows, **values) -> dict[str, object]:
@@ -103,6 +108,26 @@ def test_a_switch_that_cannot_be_meant_is_refused_before_any_work(
         start(inputs(write_rows))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "stage", "told"),
+    [
+        ("llama", None, "compiling the layer"),
+        ("llama", 3, None),
+        ("gpt_neox", None, None),
+    ],
+)
+def test_only_layers_of_ours_are_compiled(
+    plan_on, monkeypatch: pytest.MonkeyPatch, model_type: str, stage: int | None, told: str | None
+):
+    """And nothing is told of others, whether a compiler is there or not."""
+    for reason, sentence in ((None, told), ("no compiler", told and "not compiled: no compiler")):
+        monkeypatch.setattr(decide, "eager_reason", lambda *_, reason=reason, **__: reason)
+        plan = plan_on(num_gpus=8, gigabytes=400, zero_stage=stage, model_type=model_type)
+        assert (plan.eager_reason is None) == (told is not None and reason is None)
+        line = plan.lines()[2]
+        assert sentence in line if sentence else "compil" not in line
+
+
 def test_the_plan_refuses_what_the_run_would_refuse(base_dir: Path, write_rows):
     os.environ["BASE_MODEL"] = str(base_dir)
     with pytest.raises(UserError, match=r"lora_target_modules: .* some of .*q_proj.*; found nope"):
@@ -114,19 +139,27 @@ def test_the_plan_refuses_what_the_run_would_refuse(base_dir: Path, write_rows):
 @pytest.fixture
 def plan_on(make_settings, tmp_path: Path):
     """Return a function that plans a run of Llama 2 70B on GPUs that are not here."""
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B_CONFIG))
     example = TokenizedExample([5] * 2048, [5] * 2048, [True] * 2048)
     write_tokens(enumerate([example] * 16, start=1), tmp_path / "data")
     data = TokenDataset(tmp_path / "data", name="data.jsonl")
 
-    def plan(*, num_gpus: int, gigabytes: float, libraries: float = 0.0, **values) -> TrainingPlan:
+    def plan(
+        *, num_gpus: int, gigabytes: float, libraries: float = 0.0, zero_stage: int | None = None,
+        model_type: str = "llama", **values,
+    ) -> TrainingPlan:  # fmt: skip
+        config = {**LLAMA_70B_CONFIG, "model_type": model_type}
+        (tmp_path / "config.json").write_text(json.dumps(config))
         settings = make_settings(train_batch_size=8, base_model_dir=str(tmp_path), **values)
         steps = build_step_plan(data, settings, max_seq_len=4096, num_devices=num_gpus)
         free = gigabytes * 1e9
         resources = Resources(
-            on_gpus=True, available=free, libraries=libraries, alone=free, dtype=torch.bfloat16
+            device=torch.device("cuda"),
+            available=free,
+            libraries=libraries,
+            alone=free,
+            dtype=torch.bfloat16,
         )
-        return make_plan(settings, data, steps, resources)
+        return make_plan(settings, data, steps, resources, zero_stage=zero_stage)
 
     return plan
 
@@ -138,6 +171,11 @@ def test_70b_on_eight_gpus_shares_the_weights(plan_on):
     assert plan.peak is not None
     assert plan.peak < 80e9
     assert "= 8 GPUs x micro-batch 1 x accumulation 1" in plan.lines()[1]
+
+
+def test_weights_are_shared_where_the_libraries_leave_no_room_for_them(plan_on):
+    assert plan_on(num_gpus=8, gigabytes=150).zero_stage == 2
+    assert plan_on(num_gpus=8, gigabytes=150, libraries=8e9).zero_stage == 3
 
 
 def test_70b_in_4_bit_on_one_gpu(plan_on):
@@ -159,6 +197,19 @@ def test_what_cublas_and_the_allocator_take_of_a_gpu_counts(plan_on):
     (line,) = (line for line in plan.lines() if "plan: memory" in line)
     assert "of 64.0 GB free, 5.1 GB of it for the allocator's gaps (" in line
     assert "libraries 5.0 GB" in line
+
+
+def test_a_gpu_without_float8_is_refused_where_weights_would_be_in_it(
+    plan_on, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(device: torch.device) -> None:
+        raise UserError(f"a {device} of 2020")
+
+    monkeypatch.setattr(room, "check_device", refuse)
+    on_one = partial(plan_on, num_gpus=1, gigabytes=200, environment=FLOAT8)
+    with pytest.raises(UserError, match="a cuda of 2020"):
+        on_one()
+    assert on_one(peft_method="qlora").base_weights == "4-bit"
 
 
 def test_70b_in_16_bit_on_one_gpu_is_refused(plan_on):
@@ -185,7 +236,7 @@ def plan_on_cpus(make_settings, base_dir: Path, tmp_path: Path):
         settings = make_settings(train_batch_size=4, base_model_dir=str(base_dir), **values)
         steps = build_step_plan(data, settings, max_seq_len=512, num_devices=2)
         resources = Resources(
-            on_gpus=False,
+            device=torch.device("cpu"),
             available=available,
             libraries=500e6,
             alone=alone or available,

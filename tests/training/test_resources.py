@@ -92,7 +92,11 @@ def test_without_a_gpu_a_rank_is_refused_what_it_was_not_given():
         try:
             available = process_memory() + 400e6  # less than the parent's: files are not counted
             given = Resources(
-                on_gpus=False, available=available, libraries=0, alone=0, dtype=torch.float32
+                device=torch.device("cpu"),
+                available=available,
+                libraries=0,
+                alone=0,
+                dtype=torch.float32,
             )
             keep_to_limit(torch.device("cpu"), given, None)
             kept = new_memory(100 * 2**20)

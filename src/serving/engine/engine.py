@@ -18,7 +18,7 @@ from src.model.core.float8 import check_device
 from src.model.core.proof import find_difference
 from src.model.isolation import find_neighbour_effect
 from src.model.precision import choose_dtype
-from src.model.shape import check_architecture, max_sequence_length
+from src.model.shape import check_architecture, max_sequence_length, read_config
 from src.serving.engine.batch import Batch
 from src.serving.engine.cuda_graphs import CudaGraphs
 from src.serving.engine.kv_budget import adapter_bytes_that_fit, num_slots_that_fit
@@ -31,6 +31,7 @@ from src.serving.model.fused_projection import FusedProjection
 from src.serving.model.transformers_model import TransformersRunner
 from src.serving.sampling import Sampler
 from src.weights.adapter.adapter import AdapterFile
+from src.weights.base_model.check import is_bitsandbytes_4bit
 
 MAX_SLOTS = 32
 MAX_ADAPTERS = 16
@@ -61,9 +62,12 @@ class Engine:
         # It builds a plan for each new length of a prompt, while all answers wait.
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.dtype = choose_dtype(self.device, dtype)
+        check_architecture(folder)
+        if in_float8 and is_bitsandbytes_4bit(read_config(folder)):
+            print("BASE_WEIGHTS=fp8 without effect on 4-bit weights", flush=True)
+            in_float8 = False
         if in_float8:
             check_device(self.device)
-        check_architecture(folder)
         self.tokenizer = Tokenizer(folder)
         self.max_seq_len = max_sequence_length(folder, known=known_max_seq_len)
         started = time.monotonic()

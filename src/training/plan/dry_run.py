@@ -14,8 +14,8 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
     """Return the lines that tell what `run_training` would do; nothing is trained."""
     from src.chat.prompt_encoder import open_prompt_encoder
     from src.data.prepare import build_step_plan, open_datasets, prepare_data
+    from src.training.plan.decide import make_plan
     from src.training.plan.disk import check_disks
-    from src.training.plan.plan import make_plan
 
     settings = resolve_settings(inputs, with_weights=False)
     environment = settings.environment

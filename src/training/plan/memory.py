@@ -4,18 +4,17 @@ The sums count what our decoder keeps for the backward pass, tensor by tensor, a
 work space on top of it. Bytes throughout.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from src.model.core.attention import SHORT
-from src.model.shape import LOGITS_PER_PIECE, ModelShape
+from src.model.head_loss import piece_rows
+from src.model.shape import ModelShape
 
 PACKED_BYTES = 0.516
 """Of one NF4 weight with doubly quantised scales (Dettmers et al. 2023)."""
 BUSY_TOKENS = 2048
 """In one pass these keep a device busy."""
-FILL = 0.92
-"""Share of the free memory that a plan may use; a GPU's allocator takes the rest for its gaps."""
 GAPS = 0.3
 """The C library's allocator takes so much more for activations of many sizes on a CPU."""
 
@@ -37,8 +36,9 @@ class Workload:
     longest_example: int
     world_size: int
     on_gpu: bool
+    in_float16: bool = False
     shares_weights: bool = False
-    """Under ZeRO-3 every rank holds a share of the base model."""
+    """Under ZeRO-3 every rank holds a share of the base model, which runs in transformers."""
     num_recomputed: int = 0
     keeps_dequantized: bool = False
     """4-bit weights are dequantized once, for speed."""
@@ -109,36 +109,6 @@ def estimate_memory(work: Workload) -> MemoryEstimate:
     return MemoryEstimate(_base_model(work), _adapter(work), activations, space, gaps)
 
 
-def fit(work: Workload, available: float) -> Workload:
-    """Return the workload as the memory holds it, if it does, in the fastest way.
-
-    Fewer tokens in a pass cost least, as long as they keep the device busy; then come recomputed
-    layers, as few as possible, and single examples. Dequantized 4-bit weights are for room that is
-    left.
-    """
-    budget = available * FILL
-    work = replace(work, num_recomputed=0, keeps_dequantized=False)
-    least = replace(work, num_tokens=work.least_tokens)
-    recomputing = [replace(least, num_recomputed=n) for n in range(1, work.shape.num_layers + 1)]
-    choices = [
-        *_halvings(work, work.least_tokens),
-        *recomputing,
-        *_halvings(recomputing[-1], min(work.num_tokens, work.longest_example)),
-    ]
-    found = next((w for w in choices if estimate_memory(w).total <= budget), choices[-1])
-    dequantized = replace(found, keeps_dequantized=True)
-    can_dequantize = work.in_4bit and not work.shares_weights and found.num_recomputed == 0
-    return dequantized if can_dequantize and estimate_memory(dequantized).total <= budget else found
-
-
-def _halvings(work: Workload, least_tokens: int) -> Iterator[Workload]:
-    num_tokens = work.num_tokens
-    while num_tokens > least_tokens:
-        yield replace(work, num_tokens=num_tokens)
-        num_tokens //= 2
-    yield replace(work, num_tokens=least_tokens)
-
-
 def _base_model(work: Workload) -> float:
     is_packed = work.in_4bit and not work.keeps_dequantized
     linear = work.shape.linear_parameters * (PACKED_BYTES if is_packed else work.element_bytes)
@@ -151,10 +121,14 @@ def _base_model(work: Workload) -> float:
 
 
 def _adapter(work: Workload) -> float:
-    """Weights, gradients, their float32 sums, and this rank's share of DeepSpeed's states."""
+    """Weights, gradients, their float32 sums, and this rank's share of DeepSpeed's states.
+
+    Below ZeRO-3 DeepSpeed has the weights twice; in float16 it gets them in float32.
+    """
+    b = work.element_bytes
     parameters = work.shape.adapter_parameters(work.target_modules, work.lora_rank)
-    states = 12 / work.world_size
-    return parameters * (2 * work.element_bytes + 4 + states)
+    weights = b if work.shares_weights else b + 8 if work.in_float16 else 2 * b
+    return parameters * (weights + b + 4 + 12 / work.world_size)
 
 
 def _layer_activations(work: Workload) -> float:
@@ -178,27 +152,47 @@ def _layer_activations(work: Workload) -> float:
     statistics = 4 * shape.num_heads
     normed = shape.num_normed * (4 if shape.norms_in_float32 else b)
     a_token = elements * b + statistics + normed + work.attention_bytes
+    if work.shares_weights:
+        a_token += _more_in_transformers(work)
     return work.num_tokens * a_token + _masks(work)
 
 
+def _more_in_transformers(work: Workload) -> float:
+    """What a layer of transformers and PEFT keeps for a token that ours does not."""
+    shape, b = work.shape, work.element_bytes
+    # Both normed states, before and after their weight; the activation and the gated product.
+    more = (4 * shape.hidden_size + 2 * shape.intermediate_size) * b
+    if b < 4:
+        more += 8 * shape.hidden_size  # what the norms read, in float32
+    if work.has_dropout:
+        # The adapters of an input share neither the mask nor what is left.
+        inputs = sum(inner for _, inner in shape.adapted(work.target_modules).values())
+        more += inputs * (b + (1 if work.on_gpu else b))
+    return more
+
+
 def _masks(work: Workload) -> float:
-    """A byte for each number that an adapter of one layer reads."""
+    """A byte for each number that an adapter of one layer reads; transformers draws it again."""
+    if not work.has_dropout or work.shares_weights:
+        return 0.0
     groups = work.shape.adapted_groups(work.target_modules)
-    inputs = sum(next(iter(group.values()))[1] for group in groups)
-    return work.num_tokens * inputs if work.has_dropout else 0.0
+    return work.num_tokens * sum(next(iter(group.values()))[1] for group in groups)
 
 
 def _head_space(work: Workload) -> float:
     shape = work.shape
     num_target_tokens = min(work.num_target_tokens, work.num_tokens)
-    rows = min(num_target_tokens, max(1, LOGITS_PER_PIECE // shape.vocab_size))
-    # Scores and their log-softmax, in float32, and the slope of a cap.
-    scores = rows * shape.vocab_size * (12 if shape.has_logit_cap else 8)
+    rows = min(num_target_tokens, piece_rows(shape.vocab_size))
+    scores = 8 * rows * shape.vocab_size  # and their log-softmax, in float32
+    if work.shares_weights:
+        scores += 4 * num_target_tokens * shape.vocab_size  # of all pieces
     return scores + 3 * num_target_tokens * shape.hidden_size * work.element_bytes
 
 
 def _backward_space(work: Workload) -> float:
     shape, b = work.shape, work.element_bytes
+    if work.shares_weights:
+        return 0.0  # what transformers has kept goes as fast as gradients come
     inner = 4 * work.num_tokens * shape.intermediate_size * b
     if work.has_dropout:
         inner += work.num_tokens * shape.intermediate_size * b

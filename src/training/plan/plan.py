@@ -1,6 +1,6 @@
 """What a run will do and what it will need, known before the base model is loaded."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +9,12 @@ from src.data.steps import StepPlan
 from src.data.token_file import TokenDataset
 from src.files.printable import show_bytes
 from src.model.precision import dtype_name
-from src.model.shape import ModelShape, read_config
-from src.model.sizes import read_shape
+from src.model.shape import read_config
 from src.settings import TrainSettings
 from src.training.plan.advice import idle_gpu_warning
-from src.training.plan.compiling import compile_sentence, compiles
-from src.training.plan.memory import FILL, Workload, attention_bytes, estimate_memory, fit
+from src.training.plan.fit import FILL
+from src.training.plan.memory import Workload, estimate_memory
 from src.training.plan.resources import Resources
-from src.training.plan.room import check_float8, check_rank, check_room
 from src.weights.base_model.check import is_bitsandbytes_4bit
 
 
@@ -33,6 +31,8 @@ class TrainingPlan:
     """None for an architecture whose memory is not estimated."""
     max_tokens: int | None = None
     """Most tokens in one pass, where a micro-batch is split for memory."""
+    eager_reason: str | None = ""
+    """Why the layers are not compiled, empty where nobody expects it; None where they are."""
 
     @property
     def num_recomputed(self) -> int:
@@ -52,7 +52,7 @@ class TrainingPlan:
         """What the frozen weights are held in."""
         if is_in_4bit(self.settings):
             return "4-bit"
-        return "float8" if self.settings.environment.in_float8 else dtype_name(self.resources.dtype)
+        return "float8" if is_in_float8(self.settings) else dtype_name(self.resources.dtype)
 
     @property
     def peak(self) -> float | None:
@@ -62,7 +62,8 @@ class TrainingPlan:
     @property
     def _can_capture(self) -> bool:
         """Whether short passes run as CUDA graphs."""
-        return self.work is not None and self.zero_stage != 3 and not self.num_recomputed
+        has_few_steps = self.work is not None and not self.work.shape.has_score_cap
+        return has_few_steps and self.zero_stage != 3 and not self.num_recomputed
 
     @property
     def trainable_parameters(self) -> int | None:
@@ -126,8 +127,10 @@ class TrainingPlan:
         parts.append(f"ZeRO-{self.zero_stage}")
         if self.work is not None:
             parts.append(f"{self.num_recomputed} of {self.work.shape.num_layers} layers recomputed")
-        if sentence := compile_sentence(self.settings, self.resources, self.zero_stage):
-            parts.append(sentence)
+        if self.eager_reason is None:
+            parts.append("compiling the layer: about 15 s, kept for later runs")
+        elif self.eager_reason:
+            parts.append(f"layers not compiled: {self.eager_reason}")
         if self.max_tokens is not None:
             parts.append(f"at most {self.max_tokens:,} tokens in a pass")
         if self.keeps_dequantized:
@@ -135,7 +138,7 @@ class TrainingPlan:
         return ", ".join(parts)
 
     def _float8_part(self) -> str:
-        if self.base_weights != "float8":
+        if not is_in_float8(self.settings):
             return "BASE_WEIGHTS=fp8 without effect on 4-bit weights"
         emulated = "" if self.resources.on_gpus else " (emulated: slow, to try what it learns)"
         return f"frozen weights in float8{emulated}"
@@ -166,83 +169,12 @@ class TrainingPlan:
         return {name: size for name, size in parts.items() if size}
 
 
-def make_plan(
-    settings: TrainSettings,
-    data: TokenDataset,
-    steps: StepPlan,
-    resources: Resources,
-    *,
-    zero_stage: int | None = None,
-) -> TrainingPlan:
-    """Decide how a run uses its memory; without a `zero_stage` that is asked for, choose it.
-
-    Raises UserError if a device has no room for it, or if the adapter is too wide to be served.
-    """
-    folder = Path(settings.base_model_dir)
-    shape = read_shape(folder)
-    if shape is None:
-        stage = zero_stage or _stage_by_size(folder, settings, resources)
-        check_float8(settings, stage)
-        return TrainingPlan(settings, data, steps, resources, stage, None)
-    work = _workload(shape, settings, data, steps, resources)
-    stage = zero_stage or _choose_stage(work, resources)
-    check_float8(settings, stage)
-    is_compiled = compiles(settings, resources, stage)
-    work = replace(work, shares_weights=stage == 3, is_compiled=is_compiled)
-    max_tokens = None
-    if work.shares_weights:
-        work = replace(work, num_recomputed=shape.num_layers)
-    else:
-        check_rank(work, resources)
-        all_tokens, work = work.num_tokens, fit(work, resources.available - resources.libraries)
-        max_tokens = work.num_tokens if work.num_tokens < all_tokens else None
-    check_room(work, resources)
-    return TrainingPlan(settings, data, steps, resources, stage, work, max_tokens)
-
-
 def is_in_4bit(settings: TrainSettings) -> bool:
     """Return whether the base model is held in 4-bit, as asked or because its files are."""
     config = read_config(Path(settings.base_model_dir))
     return settings.peft_method == "qlora" or is_bitsandbytes_4bit(config)
 
 
-def _workload(
-    shape: ModelShape,
-    settings: TrainSettings,
-    data: TokenDataset,
-    steps: StepPlan,
-    resources: Resources,
-) -> Workload:
-    spans = [span for sequence in steps.longest_micro_batch() for span in sequence]
-    lengths = [len(span) for span in spans]
-    weighs_prompts = settings.prompt_loss_weight > 0
-    targets = (data.target_mask(span, with_prompts=weighs_prompts) for span in spans)
-    work = Workload(
-        shape=shape,
-        element_bytes=resources.dtype.itemsize,
-        in_4bit=is_in_4bit(settings),
-        target_modules=settings.lora_target_modules,
-        lora_rank=settings.lora_rank,
-        has_dropout=settings.lora_dropout > 0,
-        num_tokens=sum(lengths),
-        num_target_tokens=sum(int(mask.sum()) for mask in targets),
-        longest_example=max(lengths),
-        world_size=steps.batch_sizes.world_size,
-        on_gpu=resources.on_gpus,
-    )
-    return replace(work, attention_bytes=attention_bytes(work, lengths))
-
-
-def _choose_stage(work: Workload, resources: Resources) -> int:
-    """Return 3 where several GPUs can share what one cannot hold, else 2."""
-    if not resources.on_gpus or work.in_4bit or work.world_size == 1:
-        return 2
-    least = replace(work, num_recomputed=work.shape.num_layers)
-    return 3 if estimate_memory(least).total > resources.available else 2
-
-
-def _stage_by_size(folder: Path, settings: TrainSettings, resources: Resources) -> int:
-    if not resources.on_gpus or is_in_4bit(settings):
-        return 2
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return 3 if size > 0.8 * resources.available else 2
+def is_in_float8(settings: TrainSettings) -> bool:
+    """Return whether its linear layers are held in float8; those in 4-bit are left as they are."""
+    return settings.environment.in_float8 and not is_in_4bit(settings)

@@ -36,7 +36,7 @@ BESIDE_RANKS = 300e6
 class Resources:
     """What one rank has to work with; bytes."""
 
-    on_gpus: bool
+    device: "torch.device"
     available: float
     """What a GPU has free, or this machine for one of its processes with all that it holds."""
     libraries: float
@@ -45,6 +45,15 @@ class Resources:
     """What would be available to a single process."""
     dtype: "torch.dtype"
     """The precision of the base model."""
+
+    @property
+    def on_gpus(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def room(self) -> float:
+        """What is left beside the libraries."""
+        return self.available - self.libraries
 
     @property
     def kind(self) -> str:
@@ -88,7 +97,6 @@ def expected_resources(environment: TrainEnvironment) -> Resources:
     """Return what each rank of a run could count on if it began now."""
     import torch
 
-    from src.model.core.float8 import check_device
     from src.model.precision import choose_dtype
 
     num_processes, limit = environment.num_processes or 1, environment.device_memory or math.inf
@@ -97,13 +105,11 @@ def expected_resources(environment: TrainEnvironment) -> Resources:
         device = find_device()
         share = alone = min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
         libraries = _cublas_workspaces(device)
-        if environment.in_float8:
-            check_device(device)
     else:
         alone = max(0.0, free_memory() - BESIDE_RANKS)
         share = alone / num_processes
     return Resources(
-        on_gpus=environment.on_gpus,
+        device=device,
         available=min(share, limit),
         libraries=libraries,
         alone=min(alone, limit),
@@ -119,15 +125,12 @@ def measure_resources(device: "torch.device", environment: TrainEnvironment) -> 
     import torch
     import torch.distributed as dist
 
-    from src.model.core.float8 import check_device
     from src.model.precision import choose_dtype
 
     num_processes, limit = 1, environment.device_memory or math.inf
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         libraries = _cublas_workspaces(device)
-        if environment.in_float8:
-            check_device(device)
     else:
         num_processes = int(os.environ["LOCAL_WORLD_SIZE"])
         libraries = process_memory() + LATER_LIBRARIES
@@ -139,7 +142,7 @@ def measure_resources(device: "torch.device", environment: TrainEnvironment) -> 
     dist.all_reduce(found, dist.ReduceOp.MIN)
     free, libraries, choice = found.tolist()
     return Resources(
-        on_gpus=device.type == "cuda",
+        device=device,
         available=min(free, limit),
         libraries=-libraries,
         alone=min(free * num_processes, limit),

@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
+
 from src.errors import UserError
 from src.files.printable import show_bytes
-from src.model.shape import ADAPTER_SHARE
-from src.settings import TrainSettings
-from src.training.plan.memory import Workload, estimate_memory, fit
+from src.model.core.float8 import check_device
+from src.model.shape import ADAPTER_SHARE, ModelShape
+from src.training.plan.fit import fit
+from src.training.plan.memory import Workload, estimate_memory
 from src.training.plan.resources import Resources
 
 LEAST_TOKENS = 32
@@ -27,7 +30,7 @@ def check_room(work: Workload, resources: Resources) -> None:
 
 def check_rank(work: Workload, resources: Resources) -> None:
     """Refuse an adapter that a device like this one could not serve beside the base model."""
-    room = resources.available - resources.libraries - estimate_memory(work).base_model
+    room = resources.room - estimate_memory(work).base_model
     if room <= 0:
         return  # the base model alone has no room
     room *= ADAPTER_SHARE if resources.on_gpus else ADAPTER_SHARE * work.world_size
@@ -41,13 +44,15 @@ def check_rank(work: Workload, resources: Resources) -> None:
         )
 
 
-def check_float8(settings: TrainSettings, zero_stage: int) -> None:
-    """Refuse float8 for a base model that no rank holds whole."""
-    if zero_stage == 3 and settings.environment.in_float8:
-        raise UserError(
-            "BASE_WEIGHTS: expected none under ZeRO-3, where ranks share out the base model, "
-            "found 'fp8'"
-        )
+def check_float8(shape: ModelShape | None, zero_stage: int, device: torch.device) -> None:
+    """Refuse float8 for weights that our decoder does not multiply with, and on such a GPU."""
+    if zero_stage == 3:
+        where = "under ZeRO-3, where ranks share out the base model"
+    elif shape is None:
+        where = "for a base model that trains in transformers' own layers"
+    else:
+        return check_device(device)
+    raise UserError(f"BASE_WEIGHTS: expected none {where}, found 'fp8'")
 
 
 def _ways_out(work: Workload, resources: Resources) -> list[str]:
