@@ -102,6 +102,8 @@ class ServeEnvironment:
     """`DTYPE`: the precision of the base model; None for the fastest of the device."""
     in_float8: bool = False
     """`BASE_WEIGHTS=fp8`: frozen weights in float8."""
+    compile: bool | None = None
+    """`COMPILE`: whether the layers are compiled; None where it pays."""
     can_speculate: bool | None
     """`LOOK_AHEAD`: verify several speculated tokens in one step; None where it pays."""
     weights_cache: Path
@@ -125,6 +127,7 @@ def read_serve_environment(environ: Mapping[str, str]) -> ServeEnvironment:
         in_4bit=in_4bit,
         dtype=_one_of(DTYPES, "DTYPE", environ),
         in_float8=in_float8,
+        compile=read_flag("COMPILE", environ),
         can_speculate=read_flag("LOOK_AHEAD", environ),
         weights_cache=Path(environ.get("WEIGHTS_CACHE") or own),
         weights_dir=Path(weights_dir) if weights_dir else None,

@@ -16,7 +16,7 @@ from src.base_models import describe_model
 from src.chat.chat_format import ChatFormat, build_chat_format
 from src.chat.conversation import Conversation
 from src.chat.prompt_length import check_prompt_length
-from src.environment import read_serve_environment
+from src.environment import cache_folder, read_serve_environment
 from src.errors import UserError
 from src.model.precision import dtype_name
 from src.out_of_memory import release_memory
@@ -56,6 +56,8 @@ class TextPredictor:
             in_4bit=environment.in_4bit,
             dtype=environment.dtype,
             in_float8=environment.in_float8,
+            compile=environment.compile,
+            code_folder=cache_folder(os.environ) / "compiled",
             can_speculate=environment.can_speculate,
         )
         limit = adapter_bytes_limit(self._engine.linear_shapes)

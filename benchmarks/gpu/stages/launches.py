@@ -1,7 +1,7 @@
 """What a decoding step would launch, counted on the CPU in the code that inductor generates.
 
-A call of a fused loop or of a library stands for a kernel. What the runner does between the
-compiled functions counts by its steps.
+A call of a fused loop or of a library stands for a kernel. What runs outside the compiled function
+counts by its steps.
 """
 
 import re
@@ -9,6 +9,7 @@ import shutil
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,16 +17,18 @@ from benchmarks.gpu.models import RANK, TEXTS, random_adapter
 from benchmarks.gpu.stage import Stage
 from src.cli.tiny_model import make_base_model
 from src.model.base_model import linear_shapes, load_base_model
-from src.model.core.decoder import Decoder, after_attention, before_attention, open_decoder
-from src.model.core.lora import Updates
-from src.serving.lora.slots import LoraSlots
+from src.model.core.decoder import Decoder, open_decoder
+from src.serving.engine.model_runner import ModelRunner
+from src.serving.lora.stacked import LoraBatch
+from src.serving.model.compiled import compile_function
+from src.serving.model.forward import pass_between
 from src.serving.model.fused_projection import FusedProjection
 
 NUM_LAYERS, MOST = 32, 480
 ROWS = 2
 """For a single one a CPU has loops in place of products."""
-ATTENTION = 4
-"""Keys and values are written, and two kernels attend."""
+ATTENTION = 2
+"""The kernels that attend in a layer."""
 CALL = re.compile(
     r"^ {8,}(?:\w+ = )?(?:cpp_fused\w*|extern_kernels\.\w+|torch\.ops\.[\w.]+)\(", re.M
 )
@@ -44,7 +47,7 @@ def count(stage: Stage) -> None:
     folder = stage.work / "model-launches"
     sizes: dict[str, Any] = {
         "hidden_size": 256,
-        "num_layers": 1,
+        "num_layers": 2,
         "num_heads": 2,
         "num_key_value_heads": 2,
     }
@@ -52,44 +55,51 @@ def count(stage: Stage) -> None:
     model = load_base_model(folder, dtype=torch.float32, device=CPU)
     decoder = open_decoder(model, projection=FusedProjection)
     assert isinstance(decoder, Decoder)
-    decoder.grow(ROWS)
-    slots = LoraSlots(
-        decoder.projections,
-        max_slots=1,
-        max_rows=ROWS,
-        like=decoder.like,
-        max_bytes=2**30,
+    runner = ModelRunner(
+        decoder,
+        num_slots=ROWS,
+        max_seq_len=64,
+        num_adapters=1,
+        adapter_bytes=2**30,
         has_fixed_shapes=True,
     )
     adapter = random_adapter(linear_shapes(model), rank=RANK, seed=1, dtype=torch.float32)
-    lora = slots.batch([slots.acquire(adapter)] * ROWS)
-    stage.record("calls of a decoding step, bare", calls(decoder, Updates()))
+    lora = runner.lora.batch([runner.lora.acquire(adapter)] * ROWS)
+    for name, batch in (("bare", None), ("one adapter", lora)):
+        between, around = calls(runner, batch)
+        stage.record(
+            f"calls of a decoding step, {name}",
+            (NUM_LAYERS - 1) * between + around + NUM_LAYERS * ATTENTION,
+            note=f"{NUM_LAYERS} layers, {between} between two attentions and {around} around all, "
+            f"before the token is drawn; at most {MOST} are asked for with an adapter",
+        )
+
+
+def calls(runner: ModelRunner, lora: LoraBatch | None) -> tuple[int, int]:
+    """Return the calls from one attention to the next, and those around all of them."""
+    layers, heads = runner._layers, runner._decoder.num_heads
+    compiled = compile_function(pass_between, "inductor")
+    codes: list[str] = []
+
+    def keep_code(*inputs: Any) -> Any:
+        _, found = run_and_get_code(lambda: compiled(*inputs))
+        codes.extend(found)
+        return pass_between(*inputs)
+
+    def leave_out(x: Tensor, mixed: Tensor, *inputs: Any) -> Any:
+        return x, mixed.unflatten(1, (heads, -1))
+
+    def step() -> Tensor:
+        tokens = torch.arange(ROWS)
+        hidden = layers.hidden(tokens, tokens, tokens, lambda query, *_: query.flatten(1), lora)
+        return runner._scores(hidden, lora)
+
+    layers.pass_between = layers.pass_adapted_between = keep_code
+    step()
+    layers.pass_between = layers.pass_adapted_between = leave_out
     with Steps() as steps:
-        updates = lora.of_layer(0)
-    stage.record(
-        "calls of a decoding step, one adapter",
-        calls(decoder, updates) + NUM_LAYERS * steps.count,
-        note=f"{NUM_LAYERS} layers; at most {MOST} are asked for; "
-        f"{steps.count} a layer bring its pages",
-    )
-
-
-def calls(decoder: Decoder, updates: Updates) -> int:
-    """Return what all layers call, whose functions are compiled one by one."""
-    (layer,), switches = decoder.layers, decoder.switches
-    x = torch.randn(ROWS, layer.o.in_features)
-    where = decoder._positions(torch.arange(ROWS))
-    rope = where.ropes[layer.rope] if layer.rope is not None else None
-    before = x, layer, switches, rope, where.query_growth, updates.qkv
-    after = x, torch.randn_like(x), layer, switches, updates
-    compiled = generated_calls(before_attention, before) + generated_calls(after_attention, after)
-    return NUM_LAYERS * (compiled + ATTENTION)
-
-
-def generated_calls(function: Any, inputs: tuple[Any, ...]) -> int:
-    compiled: Any = torch.compile(function)
-    _, codes = run_and_get_code(lambda: compiled(*inputs))
-    return sum(len(CALL.findall(code)) for code in codes)
+        step()
+    return sum(len(CALL.findall(code)) for code in codes), steps.count
 
 
 class Steps(TorchDispatchMode):

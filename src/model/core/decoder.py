@@ -40,6 +40,10 @@ class Positions(NamedTuple):
     """Cosines and sines (tokens, 1, rotated size) by the name of the rotary embedding."""
     query_growth: Tensor | None  # (tokens, 1, 1)
 
+    def rope(self, layer: Layer) -> tuple[Tensor, ...] | None:
+        """Return those of a layer; None where it turns nothing."""
+        return None if layer.rope is None else self.ropes[layer.rope]
+
 
 class Decoder:
     """Embedding, layers, norm and head; `open_decoder` tells for which models."""
@@ -115,10 +119,7 @@ class Decoder:
         updates: Callable[[int], Updates] | None = None,
     ) -> Tensor:
         """Return the last hidden states (tokens, hidden size), which `scores` takes."""
-        x = self._embed(ids).to(self.sum_dtype)
-        if self.switches.embedding_scale != 1:
-            x = x * self.switches.embedding_scale
-        where = self._positions(positions)
+        x, where = self.embed(ids), self.locate(positions)
         for layer in self.layers:
             inputs = layer, x, where, attend, updates(layer.number) if updates else Updates()
             if layer.number < self.num_recomputed and torch.is_grad_enabled():
@@ -127,13 +128,19 @@ class Decoder:
                 x = self._run(*inputs)
         return x
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the first hidden states (tokens, hidden size)."""
+        x = self._embed(ids).to(self.sum_dtype)
+        scale = self.switches.embedding_scale
+        return x if scale == 1 else x * scale
+
     def run_alone(
         self, states: Sequence[Tensor], spans: Spans, updates: Callable[[int], Updates] | None
     ) -> list[Tensor]:
         """Return what each layer makes of a state (tokens, hidden size) of its own."""
         num_tokens = len(states[0])
         self.grow(num_tokens)
-        where = self._positions(torch.arange(num_tokens, device=self.device))
+        where = self.locate(torch.arange(num_tokens, device=self.device))
         attend = self.attend_within(spans)
         return [
             self._run(layer, x, where, attend, updates(layer.number) if updates else Updates())
@@ -172,7 +179,8 @@ class Decoder:
         cap = self.switches.logit_cap
         return scores if cap is None else cap * torch.tanh(scores / cap)
 
-    def _positions(self, positions: Tensor) -> Positions:
+    def locate(self, positions: Tensor) -> Positions:
+        """Return what the layers need to know of positions (tokens,)."""
         growth = None
         if self.switches.query_growth is not None:
             slope, length = self.switches.query_growth
@@ -184,9 +192,8 @@ class Decoder:
     def _run(
         self, layer: Layer, x: Tensor, where: Positions, attend: Attend, updates: Updates
     ) -> Tensor:
-        rope = None if layer.rope is None else where.ropes[layer.rope]
         query, key, value = self.before_attention(
-            x, layer, self.switches, rope, where.query_growth, updates.qkv
+            x, layer, self.switches, where.rope(layer), where.query_growth, updates.qkv
         )
         mixed = attend(layer, query, key, value)
         return self.after_attention(x, mixed, layer, self.switches, updates)

@@ -13,6 +13,7 @@ from src.errors import UserError
 from src.gpus import find_device
 from src.graphs.capture import Capture, cuda_capture
 from src.model.base_model import linear_shapes, load_base_model
+from src.model.core.compiled import eager_reason, keep_code_in
 from src.model.core.decoder import open_decoder
 from src.model.core.float8 import check_device
 from src.model.core.proof import find_difference
@@ -48,6 +49,8 @@ class Engine:
         in_4bit: bool = False,
         dtype: str | None = None,
         in_float8: bool = False,
+        compile: bool | None = None,
+        code_folder: Path | None = None,
         max_slots: int = MAX_SLOTS,
         max_adapters: int = MAX_ADAPTERS,
         can_speculate: bool | None = None,
@@ -55,8 +58,8 @@ class Engine:
     ) -> None:
         """Load a base model; `capture` records its steps, by default as CUDA graphs on a GPU.
 
-        Without a `dtype`, it computes in what the device is fastest in. Raises UserError where
-        `in_float8` cannot be.
+        Without a `dtype`, it computes in what the device is fastest in. `compile` is `COMPILE`;
+        the compiled code is kept in its folder. Raises UserError where `in_float8` cannot be.
         """
         self.device = find_device()
         # It builds a plan for each new length of a prompt, while all answers wait.
@@ -82,7 +85,11 @@ class Engine:
             capture = cuda_capture()
         with torch.inference_mode():
             self.runner = self._build_runner(
-                max_slots, max_adapters, is_captured=bool(capture), in_float8=in_float8
+                max_slots,
+                max_adapters,
+                is_captured=bool(capture),
+                in_float8=in_float8,
+                is_compiled=self._prepare_compiler(compile, code_folder),
             )
             self.is_captured = capture is not None and self.runner.is_static
             batch = Batch(
@@ -114,8 +121,23 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
+    def _prepare_compiler(self, asked: bool | None, code_folder: Path | None) -> bool:
+        """Return whether layers are to be compiled; say why not where that is a surprise."""
+        reason = eager_reason(asked, on_gpu=self.device.type == "cuda")
+        if reason:
+            print(f"the layers are not compiled: {reason}", flush=True)
+        if reason is None and code_folder is not None:
+            keep_code_in(code_folder)
+        return reason is None
+
     def _build_runner(
-        self, max_slots: int, max_adapters: int, *, is_captured: bool, in_float8: bool
+        self,
+        max_slots: int,
+        max_adapters: int,
+        *,
+        is_captured: bool,
+        in_float8: bool,
+        is_compiled: bool,
     ) -> Runner:
         self.num_slots = max_slots
         decoder = open_decoder(self.model, projection=FusedProjection)
@@ -146,6 +168,7 @@ class Engine:
             num_adapters=max_adapters,
             adapter_bytes=adapter_bytes,
             has_fixed_shapes=is_captured,
+            is_compiled=is_compiled,
         )
 
     def load_adapter(self, file: AdapterFile, *, key: str) -> LoadedAdapter:

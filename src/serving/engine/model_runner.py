@@ -2,8 +2,8 @@
 
 import torch
 
-from src.model.core.decoder import Attend, Decoder
-from src.model.core.layer import Layer
+from src.model.core.decoder import Decoder
+from src.serving.lora.rows import use_kernel
 from src.serving.lora.slots import LoraSlots
 from src.serving.lora.stacked import LoraBatch
 from src.serving.model.attention import (
@@ -13,9 +13,10 @@ from src.serving.model.attention import (
     SplitDecodeAttention,
     split_unsupported_reason,
 )
+from src.serving.model.compiled import compile_between
+from src.serving.model.forward import CachedDecoder
 from src.serving.model.transformers_model import TransformersRunner
 
-Attention = DecodeAttention | SplitDecodeAttention | PrefillAttention
 SMALLEST_BUCKET = 256
 
 
@@ -23,7 +24,7 @@ class ModelRunner:
     """Our own forward pass over a static cache, with the adapters of many rows at once.
 
     With `has_fixed_shapes` a step is the same sequence of kernels on the same memory for every
-    length in a bucket, as a captured step must be.
+    length in a bucket, as a captured step must be; with `is_compiled` the layers are.
     """
 
     is_static = True
@@ -37,6 +38,7 @@ class ModelRunner:
         num_adapters: int,
         adapter_bytes: int,
         has_fixed_shapes: bool,
+        is_compiled: bool = False,
     ) -> None:
         self._decoder, self._max_seq_len = decoder, max_seq_len
         self._device, self._has_fixed_shapes = decoder.device, has_fixed_shapes
@@ -60,13 +62,21 @@ class ModelRunner:
         if has_fixed_shapes and reason:
             print(f"decoding reads the cache in buckets of lengths: {reason}", flush=True)
         decoder.grow(max_seq_len + 1)
+        self._layers = CachedDecoder(decoder, self.kv_cache)
+        if reason := use_kernel(decoder.layers[0].projections, decoder.like):
+            print(f"decoding copies the pages of adapters: {reason}", flush=True)
+        has_kernel = reason is None
+        if is_compiled and (reason := compile_between(self._layers, with_adapters=has_kernel)):
+            print(f"the layers are not compiled: {reason}", flush=True)
+            is_compiled = False
         self.lora = LoraSlots(
             decoder.projections,
             max_slots=num_adapters,
             max_rows=num_slots,
             like=decoder.like,
             max_bytes=adapter_bytes,
-            has_fixed_shapes=has_fixed_shapes,
+            has_fixed_shapes=has_fixed_shapes or is_compiled,
+            has_kernel=has_kernel,
         )
         self._head = len(decoder.projections) - 1
         """The number of the head among the projections."""
@@ -90,12 +100,9 @@ class ModelRunner:
             **self._scoring,
         )
         lora = None if lora_slot is None else self.lora.of_slot(lora_slot)
-        hidden = self._decoder.hidden(
-            torch.tensor(ids, device=self._device),
-            positions,
-            self._attend_to_cache(attention, positions + slot * self.kv_cache.capacity),
-            lora.of_layer if lora else None,
-        )
+        tokens = torch.tensor(ids, device=self._device)
+        places = positions + slot * self.kv_cache.capacity
+        hidden = self._layers.hidden(tokens, positions, places, attention, lora)
         return self._scores(hidden[-num_scores:], lora) if num_scores else None
 
     def decode(
@@ -121,25 +128,12 @@ class ModelRunner:
                 position=positions,
                 **self._scoring,
             )
-        where = self._slot_starts[: len(tokens)] + positions
-        attend = self._attend_to_cache(attention, where)
-        updates = lora.of_layer if lora else None
-        return self._scores(self._decoder.hidden(tokens, positions, attend, updates), lora)
-
-    def _attend_to_cache(self, attention: Attention, where: torch.Tensor) -> Attend:
-        """Return the attention that keeps keys and values (tokens,) at their place first."""
-
-        def attend(
-            layer: Layer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-        ) -> torch.Tensor:
-            self.kv_cache.write(layer.number, where, key, value)
-            return attention(query, layer.number, layer.window)
-
-        return attend
+        places = self._slot_starts[: len(tokens)] + positions
+        hidden = self._layers.hidden(tokens, positions, places, attention, lora)
+        return self._scores(hidden, lora)
 
     def _scores(self, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        update = lora.update(self._head) if lora else None
-        return self._decoder.scores(hidden, update)
+        return self._decoder.scores(hidden, lora.update(self._head) if lora else None)
 
     def length_bucket(self, length: int) -> int:
         """Return how much of the cache a captured step reads, of rows up to this length."""

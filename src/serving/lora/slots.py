@@ -14,7 +14,8 @@ import torch
 from src.errors import UserError
 from src.model.core.layers import Projection
 from src.model.shape import PAGE_RANK, num_pages_of
-from src.serving.lora.stacked import LoraBatch, StackedLora
+from src.serving.lora.rows import MAX_PAGES, RowsUpdate
+from src.serving.lora.stacked import LoraBatch, PagesUpdate, StackedLora
 from src.serving.lora.weights import LoadedAdapter
 from src.settings import MAX_RANK
 from src.transfer import to_device
@@ -50,8 +51,10 @@ class LoraSlots:
         like: torch.Tensor,
         max_bytes: int,
         has_fixed_shapes: bool,
+        has_kernel: bool = True,
     ) -> None:
-        self._projections, self._like = projections, like
+        """With fixed shapes, steps find the pages of each row on the device, by a kernel or not."""
+        self._projections, self._like, self._has_kernel = projections, like, has_kernel
         self._max_slots, self._max_bytes = max_slots, max_bytes
         self._has_fixed_shapes = has_fixed_shapes
         self._page_bytes = [
@@ -64,9 +67,7 @@ class LoraSlots:
         self._stacks: dict[int, StackedLora] = {}
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
         # What a captured step reads: the same memory whatever the rows are.
-        self._pages = torch.zeros(self._num_pages, dtype=torch.long, device=like.device)
-        others = (max_rows, self._num_pages, 1)
-        self._others = torch.ones(others, dtype=torch.bool, device=like.device)
+        self._table = torch.zeros(max_rows * MAX_PAGES, dtype=torch.int32, device=like.device)
         self.use = CacheUse(0, 0, 0, 0)
 
     def acquire(self, adapter: LoadedAdapter) -> int | None:
@@ -99,7 +100,7 @@ class LoraSlots:
         pages: slice | torch.Tensor = slice(first, last + 1)
         if last - first >= len(resident.pages):
             pages = torch.tensor(resident.pages, device=self._like.device)
-        return LoraBatch(self._stacks_of(resident.projections), pages)
+        return self._of_pages(resident.projections, pages)
 
     def batch(self, slots: Sequence[int | None]) -> LoraBatch:
         """Return the adapters of the rows of a step, of which one has an adapter at least.
@@ -107,33 +108,44 @@ class LoraSlots:
         With fixed shapes it lies where that of the batch before lay, which it replaces.
         """
         used = {slot for slot in slots if slot is not None}
-        is_shared = len(set(slots)) == 1
-        if is_shared and not self._has_fixed_shapes:
+        residents = {slot: self._of_slot(slot) for slot in used}
+        if self._has_fixed_shapes:
+            return self._by_table([residents[slot].pages if slot in used else [] for slot in slots])
+        if len(set(slots)) == 1:
             return self.of_slot(*used)
-        residents = [self._of_slot(slot) for slot in used]
-        owners = {page: resident.slot for resident in residents for page in resident.pages}
-        projections = frozenset[int]().union(*(resident.projections for resident in residents))
-        num_gathered, width = len(owners), max(owners) + 1
-        if self._has_fixed_shapes:  # few graphs
-            num_gathered, width = map(self._round_up, (num_gathered, width))
-        is_gathered = is_shared or width > GATHER_COST * num_gathered
-        ids = list(range(width))
-        if is_gathered:
-            ids = [*owners, *[-1] * (num_gathered - len(owners))]
-        has_others = not is_shared or len(ids) > len(owners)
-        others = self._others[: len(slots), : len(ids)]
-        if has_others:
-            others.copy_(others_of(slots, [owners.get(page) for page in ids], others.device))
-        pages: slice | torch.Tensor = slice(0, width)
-        if is_gathered:
-            pages = self._pages[: len(ids)]
-            # The last ones have no owner, and may be any.
-            pages.copy_(to_device(torch.tensor(ids).clamp(min=0), pages.device))
+        owners = {page: slot for slot, resident in residents.items() for page in resident.pages}
+        projections = frozenset[int]().union(*(r.projections for r in residents.values()))
+        device, ids = self._like.device, list(range(max(owners) + 1))
+        pages: slice | torch.Tensor = slice(0, len(ids))
+        if len(ids) > GATHER_COST * len(owners):
+            ids = list(owners)
+            pages = torch.tensor(ids, device=device)
+        is_other = others_of(slots, [owners.get(page) for page in ids], device)
+        return self._of_pages(projections, pages, is_other)
+
+    def _of_pages(
+        self,
+        projections: Collection[int],
+        pages: slice | torch.Tensor,
+        is_other: torch.Tensor | None = None,
+    ) -> LoraBatch:
+        stacks = {number: self._stacks[number] for number in projections}
+        return LoraBatch(stacks, lambda stack: PagesUpdate(*stack.read(pages), is_other))
+
+    def _by_table(self, pages: Sequence[Sequence[int]]) -> LoraBatch:
+        """Return the adapters of rows that have these pages, each in any of the projections."""
+        width = MAX_PAGES
+        if not self._has_kernel:  # plain steps pay for the width
+            width = 1 << (max(map(len, pages)) - 1).bit_length()
+        table = torch.full((len(pages), width), -1, dtype=torch.int32)
+        for row, own in zip(table, pages, strict=True):
+            row[: len(own)] = torch.tensor(own)
+        held = self._table[: table.numel()].view(table.shape)
+        held.copy_(to_device(table, held.device))
         return LoraBatch(
-            self._stacks_of(projections),
-            pages,
-            others if has_others else None,
-            key=(is_gathered, len(ids), has_others, projections),
+            self._stacks,
+            lambda stack: RowsUpdate(stack.a, stack.b, stack.ends, held),
+            key=width,
         )
 
     def _place(self, adapter: LoadedAdapter) -> _Resident | None:
@@ -141,7 +153,7 @@ class LoraSlots:
         projections = frozenset(
             number
             for number, projection in enumerate(self._projections)
-            if any(name in adapter.modules for name in projection.names)
+            if self._has_fixed_shapes or any(name in adapter.modules for name in projection.names)
         )
         num_pages = num_pages_of(adapter.max_rank)
         page_bytes = sum(self._page_bytes[number] for number in projections)
@@ -180,12 +192,6 @@ class LoraSlots:
 
     def _of_slot(self, slot: int) -> _Resident:
         return next(r for r in self._residents.values() if r.slot == slot)
-
-    def _stacks_of(self, projections: Collection[int]) -> dict[int, StackedLora]:
-        return {number: self._stacks[number] for number in projections}
-
-    def _round_up(self, num_pages: int) -> int:
-        return min(1 << (num_pages - 1).bit_length(), self._num_pages)
 
 
 def others_of(

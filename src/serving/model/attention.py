@@ -32,16 +32,14 @@ class KVCache:
         self._heads = num_key_value_heads
         shape = (num_layers, num_slots, capacity, 2 * num_key_value_heads, head_size)
         self._data = lazy_zeros(shape, dtype, device)
-        # Written through the flat view: one index names slot and position.
         self._flat = self._data.flatten(1, 2).unbind(0)  # per layer (slots * capacity, heads, size)
 
-    def write(
-        self, layer: int, where: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> None:
-        """Keep tokens of a layer at places (tokens,) among all slots' positions."""
-        flat = self._flat[layer]
-        flat[:, : self._heads].index_copy_(0, where, key)
-        flat[:, self._heads :].index_copy_(0, where, value)
+    def places(self, layer: int) -> torch.Tensor:
+        """Return the places of tokens in a layer (slots * capacity, keys' then values' heads, ...).
+
+        Written through this view: one index names slot and position.
+        """
+        return self._flat[layer]
 
     def read(self, slots: slice, positions: slice) -> tuple[tuple[torch.Tensor, ...], ...]:
         """Return (keys, values) as one view a layer (slots, heads, positions, head size)."""

@@ -39,7 +39,7 @@ class FusedProjection(Projection):
             return [output if self._bias is None else output + self._bias]
         if self._weight is None:
             return [torch.cat(super().__call__(x), dim=-1)]
-        if self._has_onednn and len(x) >= ONEDNN_ROWS:
+        if self._has_onednn and not torch.compiler.is_compiling() and len(x) >= ONEDNN_ROWS:
             parts = x, self._weight, self._bias
             return [torch.ops.mkldnn._linear_pointwise(*parts, "none", [], "")]
         return [linear(x, self._weight, self._bias)]

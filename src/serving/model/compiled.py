@@ -1,0 +1,123 @@
+"""The function between two attentions compiled by torch.compile, where that works."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise, product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.model.core.layers import Projection
+from src.model.core.lora import Update, Updates
+from src.model.core.proof import tolerance_of
+from src.serving.lora.rows import MAX_PAGES, RowsUpdate
+from src.serving.lora.stacked import PagesUpdate, StackedLora
+from src.serving.model.forward import CachedDecoder, Entry, pass_between
+
+NUM_TOKENS = 3
+"""Of the passes that stand for those of several tokens."""
+RECOMPILE_LIMIT = 64
+"""Variants that torch.compile makes before it gives up; kinds of layers have some each."""
+
+
+def compile_between(
+    layers: CachedDecoder, *, with_adapters: bool, backend: str | Callable = "inductor"
+) -> str | None:
+    """Have a decoder run compiled between attentions; return why not, where it fails or differs.
+
+    One token, several, and each with adapters are variants of their own, which are made here: no
+    request waits for the compiler. All layers share them.
+    """
+    torch._dynamo.config.recompile_limit = max(
+        torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT
+    )
+    compiled = compile_function(pass_between, backend)
+    try:
+        is_right = all(
+            _are_close(_run(compiled, inputs), _run(pass_between, inputs))
+            for inputs in _trials(layers, with_adapters)
+        )
+        reason = None if is_right else "its results differ from those of eager steps"
+    except Exception as error:
+        error = getattr(error, "inner_exception", error)  # without the compiler's own words
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if reason is None:
+        layers.pass_between = compiled
+        if with_adapters:
+            layers.pass_adapted_between = compiled
+    return reason
+
+
+def compile_function(function: Callable[..., Any], backend: str | Callable) -> Callable[..., Any]:
+    """Return a function compiled once for one token, and once for any other number."""
+    compiled = torch.compile(function, backend=backend, fullgraph=True)
+
+    def call(*inputs: Any) -> Any:
+        for tensor in _tensors(inputs):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return compiled(*inputs)
+
+    return call
+
+
+def _tensors(inputs: tuple[Any, ...]) -> Iterator[Tensor]:
+    for value in inputs:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _tensors(value)
+
+
+def _run(function: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Return the hidden states, the query, and what went to the cache."""
+    x, query = function(*inputs)
+    *_, entry, cache = inputs
+    return [x, query, cache[entry.places]]
+
+
+def _are_close(found: list[Tensor], expected: list[Tensor]) -> bool:
+    """Compare by the norm, which a NaN fails."""
+    return all(
+        (one - other).float().norm() <= tolerance_of(other.dtype) * other.float().norm()
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def _trials(layers: CachedDecoder, with_adapters: bool) -> Iterator[tuple[Any, ...]]:
+    """Yield inputs of `pass_between` for each pair of layers and each kind of pass."""
+    decoder = layers.decoder
+    device, dtype, switches = decoder.device, decoder.dtype, decoder.switches
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    def stack(projection: Projection) -> StackedLora:
+        drawn = StackedLora(projection, num_pages=2, like=decoder.like)
+        drawn.a.copy_(draw(*drawn.a.shape) / projection.in_features)
+        drawn.b.copy_(draw(*drawn.b.shape))
+        return drawn
+
+    def in_rows(projection: Projection) -> Update:
+        table = torch.full((NUM_TOKENS, MAX_PAGES), -1, dtype=torch.int32)
+        table[0, 0], table[2, :2] = 1, torch.tensor([0, 1])
+        drawn = stack(projection)
+        return RowsUpdate(drawn.a, drawn.b, drawn.ends, table[:num_tokens].to(device))
+
+    def in_pages(projection: Projection) -> Update:
+        return PagesUpdate(*stack(projection).read(slice(2)), None)
+
+    decoder.grow(NUM_TOKENS)
+    kinds = (None, in_rows, in_pages) if with_adapters else (None,)
+    trials = product(pairwise(decoder.layers), (1, NUM_TOKENS), kinds)
+    for (layer, following), num_tokens, adapted in trials:
+        positions = torch.arange(num_tokens, device=device)
+        where = decoder.locate(positions)
+        mixed = draw(num_tokens, layer.o.in_features).to(dtype)
+        x = draw(num_tokens, decoder.hidden_size).to(decoder.sum_dtype)
+        parts = following.qkv, *layer.projections[1:]
+        updates = Updates(*map(adapted, parts)) if adapted else Updates()
+        entry = Entry(where.rope(following), where.query_growth, positions, updates.qkv)
+        cache = layers.cache.places(following.number)
+        yield x, mixed, layer, updates, following, switches, entry, cache
+        cache[:num_tokens] = 0
