@@ -49,10 +49,13 @@ def compile_between(
 
 
 def compile_function(function: Callable[..., Any], backend: str | Callable) -> Callable[..., Any]:
-    """Return a function compiled once for one token, and once for any other number."""
-    compiled = torch.compile(function, backend=backend, fullgraph=True)
+    """Return `pass_between` compiled once for one token, and once for any other number."""
+    compiled = torch.compile(function, backend=backend)
 
     def call(*inputs: Any) -> Any:
+        x, *_, entry, _ = inputs
+        if len(x) == 1 and isinstance(entry.update, PagesUpdate):  # a prompt that was known but one
+            return function(*inputs)
         for tensor in _tensors(inputs):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return compiled(*inputs)
@@ -99,19 +102,19 @@ def _trials(layers: CachedDecoder, with_adapters: bool) -> Iterator[tuple[Any, .
         return drawn
 
     def in_rows(projection: Projection) -> Update:
-        table = torch.full((NUM_TOKENS, MAX_PAGES), -1, dtype=torch.int32)
-        table[0, 0], table[2, :2] = 1, torch.tensor([0, 1])
         drawn = stack(projection)
-        return RowsUpdate(drawn.a, drawn.b, drawn.ends, table[:num_tokens].to(device))
+        return RowsUpdate(drawn.a, drawn.b, drawn.ends, table)
 
     def in_pages(projection: Projection) -> Update:
         return PagesUpdate(*stack(projection).read(slice(2)), None)
 
+    pages = torch.full((NUM_TOKENS, MAX_PAGES), -1, dtype=torch.int32)
+    pages[0, 0], pages[2, :2] = 1, torch.tensor([0, 1])
     decoder.grow(NUM_TOKENS)
     kinds = (None, in_rows, in_pages) if with_adapters else (None,)
     trials = product(pairwise(decoder.layers), (1, NUM_TOKENS), kinds)
     for (layer, following), num_tokens, adapted in trials:
-        positions = torch.arange(num_tokens, device=device)
+        table, positions = pages[:num_tokens].to(device), torch.arange(num_tokens, device=device)
         where = decoder.locate(positions)
         mixed = draw(num_tokens, layer.o.in_features).to(dtype)
         x = draw(num_tokens, decoder.hidden_size).to(decoder.sum_dtype)
