@@ -11,8 +11,7 @@ from torch.nn.functional import cross_entropy
 from src.model.base_model import decoder_layers, recompute_layers
 from src.model.core.attention import Spans
 from src.model.core.compiled import compile_layers
-from src.model.core.decoder import open_decoder
-from src.model.core.proof import LENGTH, find_difference
+from src.model.core.proof import open_proven
 from src.model.core.trained import TrainedDecoder
 from src.model.head_loss import piece_rows
 from src.model.isolation import takes_positions
@@ -34,13 +33,11 @@ class SummedLoss(nn.Module):
 
     def use_decoder(self) -> str | None:
         """Run our decoder in place of transformers' layers; return why not, where it cannot."""
-        decoder = open_decoder(self.model)
+        decoder = open_proven(self.model, TrainedDecoder)
         if isinstance(decoder, str):
             return decoder
-        trained = TrainedDecoder(self.model, decoder)
-        reason = find_difference(self.model, decoder, trained.updates(LENGTH))
-        self.decoder = None if reason else trained
-        return reason
+        self.decoder = decoder
+        return None
 
     def compile_layers(self) -> str | None:
         """Run our decoder's layers compiled; return why not, where that fails."""
@@ -53,19 +50,19 @@ class SummedLoss(nn.Module):
 
         No kernel caps scores: that is done span by span.
         """
-        return self.decoder is not None and self.decoder.decoder.switches.score_cap is None
+        return self.decoder is not None and self.decoder.switches.score_cap is None
 
     @property
     def num_layers(self) -> int:
         """Return how many layers can be recomputed."""
         if self.decoder is not None:
-            return len(self.decoder.decoder.layers)
+            return len(self.decoder.layers)
         return len(decoder_layers(self.model))
 
     def recompute(self, count: int) -> None:
         """Have the first layers keep only their input for the backward pass, and no others."""
         if self.decoder is not None:
-            self.decoder.decoder.num_recomputed = count
+            self.decoder.num_recomputed = count
         else:
             recompute_layers(self.model, count)
 

@@ -102,13 +102,13 @@ def load_lora_model(
     if reason:
         log(f"this base model trains in transformers' own layers: {reason}")
     if loss.decoder or loss.is_isolated:
-        decoder = loss.decoder.decoder if loss.decoder else open_decoder(model)
+        decoder = loss.decoder or open_decoder(model)
         if not isinstance(decoder, str) and (line := decoder.prove_attention()):
             log(line)
     if plan.base_weights == "float8":
         if loss.decoder is None:
             raise UserError(f"BASE_WEIGHTS: expected none, found 'fp8': {reason}")
-        log(loss.decoder.decoder.hold_in_float8(for_training=True))
+        log(loss.decoder.hold_in_float8(for_training=True))
     loss.recompute(plan.num_recomputed)
     model.train()
     if reason is None and plan.eager_reason is None:

@@ -201,7 +201,7 @@ def test_a_model_learns_beside_float8_as_without(base_dir: Path):
     assert module.decoder is not None
     batch = make_batch(5, 19, 33)
     exact_loss, exact = gradients(module, [batch])
-    line = module.decoder.decoder.hold_in_float8(for_training=True)
+    line = module.decoder.hold_in_float8(for_training=True)
     assert line == "float8: 12 of the 14 frozen products of all layers"
     loss, found = gradients(module, [batch])
     assert 1e-6 < abs(loss / exact_loss - 1) < 0.02

@@ -20,6 +20,7 @@ from src.graphs.passes import PassGraphs
 from src.model.adapter import adapter_parameters, attach_adapter, flatten, resolve_target_modules
 from src.model.core.attention import Spans
 from src.model.core.decoder import Decoder, open_decoder
+from src.model.core.layers import Projection
 from src.model.core.trained import TrainedDecoder
 from src.model.loss import SummedLoss
 from src.model.transformers_attention import ISOLATED, NO_MASK
@@ -83,7 +84,7 @@ def test_no_pass_waits_for_the_device(data: TokenDataset, model_type: str, is_ou
     loss, decoder = SummedLoss(model), open_decoder(model)
     if is_ours:
         assert isinstance(decoder, Decoder)
-        loss.decoder = TrainedDecoder(model, decoder)
+        loss.decoder = TrainedDecoder(model, decoder.switches, Projection)
     accumulator = Accumulator(
         loss,
         [parameter for _, parameter in adapter_parameters(model)],

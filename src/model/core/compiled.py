@@ -44,17 +44,16 @@ def keep_code_in(folder: Path) -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
-def compile_layers(trained: TrainedDecoder, *, backend: str | Callable = "inductor") -> str | None:
+def compile_layers(decoder: TrainedDecoder, *, backend: str | Callable = "inductor") -> str | None:
     """Have a decoder's layers run compiled; return why they do not, where that fails or differs.
 
     All layers share the compiled code, at any number of tokens.
     """
-    decoder = trained.decoder
     eager = decoder.before_attention, decoder.after_attention
-    expected = _run_layers(trained)
+    expected = _run_layers(decoder)
     decoder.before_attention, decoder.after_attention = (_compile(f, backend) for f in eager)
     try:
-        is_right = _are_close(_run_layers(trained), expected)
+        is_right = _are_close(_run_layers(decoder), expected)
         reason = None if is_right else "its results differ from those of eager steps"
     except Exception as error:
         error = getattr(error, "inner_exception", error)  # without the compiler's own words
@@ -91,9 +90,8 @@ def _rows_of_tokens(value: Any) -> Iterator[Tensor]:
             yield from _rows_of_tokens(part)
 
 
-def _run_layers(trained: TrainedDecoder) -> list[Tensor]:
+def _run_layers(decoder: TrainedDecoder) -> list[Tensor]:
     """Return what each layer makes of a random state: with gradients, and in an evaluation."""
-    decoder = trained.decoder
     device = decoder.device
     spans = Spans.between((0, NUM_TOKENS), device)
     shape = NUM_TOKENS, decoder.hidden_size
@@ -102,13 +100,13 @@ def _run_layers(trained: TrainedDecoder) -> list[Tensor]:
         states = [torch.randn(shape, device=device).to(decoder.dtype) for _ in decoder.layers]
         results = []
         for is_training in (True, False):
-            updates = trained.updates(NUM_TOKENS, with_dropout=is_training)
+            updates = decoder.updates(NUM_TOKENS, with_dropout=is_training)
             with torch.set_grad_enabled(is_training):
                 inputs = [x.clone().requires_grad_(is_training) for x in states]
                 outputs = torch.stack(decoder.run_alone(inputs, spans, updates))
                 results.append(outputs.detach())
                 if is_training:
-                    inputs += trained.parameters
+                    inputs += decoder.parameters
                     results += torch.autograd.grad(outputs.float().square().sum(), inputs)
     return results
 

@@ -134,6 +134,10 @@ class Decoder:
         scale = self.switches.embedding_scale
         return x if scale == 1 else x * scale
 
+    def updates(self, num_tokens: int) -> Callable[[int], Updates] | None:
+        """Return what the model's own adapter adds in each layer; None where it has none."""
+        return None
+
     def run_alone(
         self, states: Sequence[Tensor], spans: Spans, updates: Callable[[int], Updates] | None
     ) -> list[Tensor]:

@@ -1,29 +1,36 @@
 """Does our decoder compute what transformers computes? Tried at load, as configurations differ."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from src.model.core.attention import Spans
 from src.model.core.decoder import Decoder
-from src.model.core.lora import Updates
+from src.model.core.families.table import switches_of
+from src.model.core.layers import Projection
 
+D = TypeVar("D", bound=Decoder)
 LENGTH = 8
 """Tokens that are tried."""
 MAX_ID = 1000
 
 
+def open_proven(model: Any, kind: type[D], projection: type[Projection] = Projection) -> D | str:
+    """Return our decoder over a model's weights, or why the model must run in transformers."""
+    switches = switches_of(model.config.get_text_config())
+    if isinstance(switches, str):
+        return switches
+    decoder = kind(model, switches, projection)
+    return find_difference(model, decoder) or decoder
+
+
 @torch.no_grad()
-def find_difference(
-    model: Any, decoder: Decoder, updates: Callable[[int], Updates] | None = None
-) -> str | None:
+def find_difference(model: Any, decoder: Decoder) -> str | None:
     """Return why a model must run in transformers, where a layer of the decoder differs from its.
 
     Each layer reads what transformers' layer before gave, so that rounding does not add up.
-    `updates` are those of each layer, for the tokens that are tried, by the model's own adapter.
     """
     was_training = model.training
     try:
@@ -31,7 +38,7 @@ def find_difference(
     finally:
         model.train(was_training)
     spans = Spans.between((0, LENGTH), decoder.device)
-    layers = decoder.run_alone(states[:-1], spans, updates)
+    layers = decoder.run_alone(states[:-1], spans, decoder.updates(LENGTH))
     tolerance = tolerance_of(decoder.dtype)
     pairs = [*zip(layers, states[1:], strict=True), (decoder.scores(states[-1]), scores)]
     for ours, theirs in pairs:

@@ -7,16 +7,19 @@ from torch import Tensor, nn
 
 from src.model.core.attention import Spans
 from src.model.core.decoder import Decoder
+from src.model.core.families.switches import Switches
+from src.model.core.layers import Projection
 from src.model.core.lora import TrainedLora, Updates
 from src.model.head_loss import head_loss
 
 
-class TrainedDecoder:
+class TrainedDecoder(Decoder):
     """Reads spans that do not see each other; gradients go to the LoRA matrices alone."""
 
-    def __init__(self, model: Any, decoder: Decoder) -> None:
-        self.decoder, self._model = decoder, model
-        self._lora = [[TrainedLora(p) for p in layer.projections] for layer in decoder.layers]
+    def __init__(self, model: Any, switches: Switches, projection: type[Projection]) -> None:
+        super().__init__(model, switches, projection)
+        self._model = model
+        self._lora = [[TrainedLora(p) for p in layer.projections] for layer in self.layers]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -33,20 +36,19 @@ class TrainedDecoder:
         loss_weights: Tensor,  # (target tokens,)
     ) -> Tensor:
         """Return the weighted sum of the negative log likelihoods, in float32."""
-        decoder = self.decoder
-        decoder.grow(spans.longest)
-        hidden = decoder.hidden(
-            *(ids, positions, decoder.attend_within(spans)),
+        self.grow(spans.longest)
+        hidden = self.hidden(
+            *(ids, positions, self.attend_within(spans)),
             self.updates(len(ids), with_dropout=self._model.training),
         )
         # Only target tokens go through the head, the widest layer.
-        hidden = decoder.head_input(hidden.index_select(0, targets))
+        hidden = self.head_input(hidden.index_select(0, targets))
         return head_loss(
             hidden,
-            decoder.head.modules[0].weight,
+            self.head.modules[0].weight,
             labels,
             loss_weights,
-            cap=decoder.switches.logit_cap,
+            cap=self.switches.logit_cap,
         )
 
     def updates(self, num_tokens: int, *, with_dropout: bool = False) -> Callable[[int], Updates]:

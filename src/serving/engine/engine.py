@@ -14,9 +14,9 @@ from src.gpus import find_device
 from src.graphs.capture import Capture, cuda_capture
 from src.model.base_model import linear_shapes, load_base_model
 from src.model.core.compiled import eager_reason, keep_code_in
-from src.model.core.decoder import open_decoder
+from src.model.core.decoder import Decoder
 from src.model.core.float8 import check_device
-from src.model.core.proof import find_difference
+from src.model.core.proof import open_proven
 from src.model.isolation import find_neighbour_effect
 from src.model.precision import choose_dtype
 from src.model.shape import check_architecture, max_sequence_length, read_config
@@ -140,12 +140,11 @@ class Engine:
         is_compiled: bool,
     ) -> Runner:
         self.num_slots = max_slots
-        decoder = open_decoder(self.model, projection=FusedProjection)
-        reason = decoder if isinstance(decoder, str) else find_difference(self.model, decoder)
-        if in_float8 and reason is not None:
-            raise UserError(f"BASE_WEIGHTS: expected none, found 'fp8': {reason}")
-        if isinstance(decoder, str) or reason is not None:
-            print(f"this base model runs in transformers, one row at a time: {reason}", flush=True)
+        decoder = open_proven(self.model, Decoder, FusedProjection)
+        if isinstance(decoder, str):
+            if in_float8:
+                raise UserError(f"BASE_WEIGHTS: expected none, found 'fp8': {decoder}")
+            print(f"this base model runs in transformers, one row at a time: {decoder}", flush=True)
             find_neighbour_effect(self.model)  # refuses a model that is not causal
             return TransformersRunner(self.model)
         if in_float8:
