@@ -168,7 +168,7 @@ def test_the_estimate_is_the_measured_peak(tmp_path: Path, case: str):
 
 def hold_adapter(dtype: torch.dtype, sizes: Path) -> None:
     """Write what an adapter and its optimizer hold after a step, and how many parameters it has."""
-    join_ranks(0)
+    join_ranks(torch.device("cpu"))
     matrices = [(str(n), torch.nn.Parameter(torch.ones(500, 200).to(dtype))) for n in range(4)]
     batches = SimpleNamespace(global_batch_size=1, world_size=1, gradient_accumulation_steps=1)
     plan: Any = SimpleNamespace(

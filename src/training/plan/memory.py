@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.model.core.attention import SHORT
-from src.model.head_loss import piece_rows
+from src.model.head_loss import piece_rows, rows_in_float32
 from src.model.shape import ModelShape
 
 PACKED_BYTES = 0.516
@@ -183,10 +183,15 @@ def _head_space(work: Workload) -> float:
     shape = work.shape
     num_target_tokens = min(work.num_target_tokens, work.num_tokens)
     rows = min(num_target_tokens, piece_rows(shape.vocab_size))
-    scores = 8 * rows * shape.vocab_size  # and their log-softmax, in float32
-    if work.shares_weights:
-        scores += 4 * num_target_tokens * shape.vocab_size  # of all pieces
-    return scores + 3 * num_target_tokens * shape.hidden_size * work.element_bytes
+    if work.shares_weights:  # transformers' head, which keeps the scores of all pieces
+        scores = 8 * rows + 4 * num_target_tokens
+    else:
+        wide = rows_in_float32(shape.vocab_size, "cuda" if work.on_gpu else "cpu")
+        # As the product gives them, and in float32 with their log-softmax.
+        scores = work.element_bytes * rows + 8 * min(rows, wide)
+    return (
+        scores * shape.vocab_size + 3 * num_target_tokens * shape.hidden_size * work.element_bytes
+    )
 
 
 def _backward_space(work: Workload) -> float:
