@@ -262,7 +262,7 @@ def test_the_page_tells_what_the_plan_plans():
     assert len(rows) == 6
     shapes = {"7B": LLAMA_7B, "13B": LLAMA_13B, "70B": LLAMA_70B}
     for size, method, where, gigabytes, told in rows:
-        work = build_workload(shapes[size], in_4bit=method == "qlora", is_compiled=not where)
+        work = build_workload(shapes[size], in_4bit=method == "qlora")
         free, num_layers, least = int(gigabytes) * 1e9, work.shape.num_layers, ""
         if where:
             work = replace(work, world_size=8, shares_weights=True, num_recomputed=num_layers)

@@ -232,7 +232,13 @@ def plan_on_cpus(make_settings, base_dir: Path, tmp_path: Path):
     write_tokens(enumerate([example] * 8, start=1), tmp_path / "data")
     data = TokenDataset(tmp_path / "data", name="data.jsonl")
 
-    def plan(available: float, *, alone: float | None = None, **values) -> TrainingPlan:
+    def plan(
+        available: float,
+        *,
+        alone: float | None = None,
+        dtype: torch.dtype = torch.float32,
+        **values,
+    ) -> TrainingPlan:
         settings = make_settings(train_batch_size=4, base_model_dir=str(base_dir), **values)
         steps = build_step_plan(data, settings, max_seq_len=512, num_devices=2)
         resources = Resources(
@@ -240,7 +246,7 @@ def plan_on_cpus(make_settings, base_dir: Path, tmp_path: Path):
             available=available,
             libraries=500e6,
             alone=alone or available,
-            dtype=torch.float32,
+            dtype=dtype,
         )
         return make_plan(settings, data, steps, resources)
 
@@ -264,6 +270,15 @@ def test_a_plan_that_does_not_fit_does_not_start(plan_on_cpus):
         "memory"
     )
     assert found[-1] is True
+
+
+def test_products_that_are_compiled_in_16_bits_count(plan_on_cpus):
+    """As many as a run has steps, up to what is kept of them."""
+    peaks = [
+        plan_on_cpus(10e9, dtype=torch.bfloat16, num_train_epochs=n, max_steps=n).peak
+        for n in (1, 5, 20, 40)
+    ]
+    assert [peak - peaks[0] for peak in peaks[1:]] == pytest.approx([4 * 17e6, *[19 * 17e6] * 2])
 
 
 def test_one_process_is_proposed_where_it_has_the_room(plan_on_cpus):

@@ -85,9 +85,9 @@ class RotaryTable:
 def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
     """Call a function of few steps, which are run again for the backward pass.
 
-    Memory is dearer than they are (Chen et al. 2016). A compiler sees to that by itself.
+    Memory is dearer than they are (Chen et al. 2016), in compiled layers too.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled():
         return function(*inputs)
     return checkpoint(
         function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none"

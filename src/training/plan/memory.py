@@ -42,7 +42,6 @@ class Workload:
     num_recomputed: int = 0
     keeps_dequantized: bool = False
     """4-bit weights are dequantized once, for speed."""
-    is_compiled: bool = False
     attention_bytes: float = 0.0
     """What a layer's attention keeps for a token beside its inputs and its output."""
 
@@ -141,8 +140,6 @@ def _layer_activations(work: Workload) -> float:
     )
     # The residual, twice; query, key, value, what attention gives; gate and up.
     elements = 2 * h + 2 * q + 2 * kv + 2 * f
-    if work.is_compiled:
-        elements += 2 * h + f  # both normed states, and the gated product
     adapted = shape.adapted(work.target_modules)
     if not work.on_gpu and "o_proj" in adapted:
         elements += q  # outputs of the spans are joined by a copy

@@ -36,5 +36,7 @@ def begin_rank(settings_path: Path, parent: int | None = None) -> RankStatus:
     if not TrainSettings.load(settings_path).environment.on_gpus:
         num_cpus, num_ranks = len(os.sched_getaffinity(0)), int(os.environ["LOCAL_WORLD_SIZE"])
         os.environ["DS_ACCELERATOR"] = "cpu"
+        # Of the products that oneDNN compiles, one for each shape, it would keep 1,024.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cpus // num_ranks)))
     return status
