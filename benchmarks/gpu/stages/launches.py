@@ -20,7 +20,7 @@ from src.model.base_model import linear_shapes, load_base_model
 from src.model.core.decoder import Decoder, open_decoder
 from src.serving.engine.model_runner import ModelRunner
 from src.serving.lora.stacked import LoraBatch
-from src.serving.model.compiled import compile_function
+from src.serving.model.compiled import compile_with
 from src.serving.model.forward import pass_between
 from src.serving.model.fused_projection import FusedProjection
 
@@ -78,7 +78,7 @@ def count(stage: Stage) -> None:
 def calls(runner: ModelRunner, lora: LoraBatch | None) -> tuple[int, int]:
     """Return the calls from one attention to the next, and those around all of them."""
     layers, heads = runner._layers, runner._decoder.num_heads
-    compiled = compile_function(pass_between, "inductor")
+    compiled = compile_with()
     codes: list[str] = []
 
     def keep_code(*inputs: Any) -> Any:

@@ -68,7 +68,7 @@ def after_attention(
     """Return the hidden states after a layer whose attention gave `mixed`."""
     (output,) = project(layer.o, updates.o, None, mixed)
     output = normalize(output, layer.after_attention, layer.dtype)
-    x = torch.add(x, output, alpha=switches.residual_scale)
+    x = _add(x, output, switches.residual_scale)
     gate_up = project(
         layer.gate_up, updates.gate_up, lambda x: normalize(x, layer.before_mlp, layer.dtype), x
     )
@@ -77,7 +77,15 @@ def after_attention(
     act = ACTIVATIONS[switches.activation]
     (output,) = project(layer.down, updates.down, lambda gate, up: act(gate) * up, *gate_up)
     output = normalize(output, layer.after_mlp, layer.dtype)
-    return torch.add(x, output, alpha=switches.residual_scale)
+    return _add(x, output, switches.residual_scale)
+
+
+def _add(x: Tensor, output: Tensor, scale: float) -> Tensor:
+    """Return x + scale * output."""
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        # In float32 the compiler joins it to the norm behind; else to the product, on a copy of x.
+        return torch.add(x.float(), output, alpha=scale).to(x.dtype)
+    return torch.add(x, output, alpha=scale)
 
 
 def project(

@@ -12,8 +12,9 @@ from src.model.core.lora import Update, Updates
 from src.model.core.proof import tolerance_of
 from src.serving.lora.rows import MAX_PAGES, RowsUpdate
 from src.serving.lora.stacked import PagesUpdate, StackedLora
-from src.serving.model.forward import CachedDecoder, Entry, pass_between
+from src.serving.model.forward import CachedDecoder, Entry, PassBetween, pass_between
 
+Options = dict[str, Any] | None
 NUM_TOKENS = 3
 """Of the passes that stand for those of several tokens."""
 RECOMPILE_LIMIT = 64
@@ -31,31 +32,41 @@ def compile_between(
     torch._dynamo.config.recompile_limit = max(
         torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT
     )
-    compiled = compile_function(pass_between, backend)
+    # On a GPU loops over different sizes share a launch, where the compiler can do that.
+    on_gpu = layers.decoder.device.type == "cuda"
+    attempts: list[Options] = [{"combo_kernels": True}, None] if on_gpu else [None]
+    reason = None
+    for options in attempts:
+        compiled = compile_with(backend, options)
+        reason = _find_fault(layers, compiled, with_adapters)
+        if reason is None:
+            layers.pass_between = compiled
+            if with_adapters:
+                layers.pass_adapted_between = compiled
+            return None
+    return reason
+
+
+def _find_fault(layers: CachedDecoder, compiled: PassBetween, with_adapters: bool) -> str | None:
     try:
         is_right = all(
             _are_close(_run(compiled, inputs), _run(pass_between, inputs))
             for inputs in _trials(layers, with_adapters)
         )
-        reason = None if is_right else "its results differ from those of eager steps"
     except Exception as error:
         error = getattr(error, "inner_exception", error)  # without the compiler's own words
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    if reason is None:
-        layers.pass_between = compiled
-        if with_adapters:
-            layers.pass_adapted_between = compiled
-    return reason
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None if is_right else "its results differ from those of eager steps"
 
 
-def compile_function(function: Callable[..., Any], backend: str | Callable) -> Callable[..., Any]:
+def compile_with(backend: str | Callable = "inductor", options: Options = None) -> PassBetween:
     """Return `pass_between` compiled once for one token, and once for any other number."""
-    compiled = torch.compile(function, backend=backend)
+    compiled = torch.compile(pass_between, backend=backend, options=options)
 
     def call(*inputs: Any) -> Any:
         x, *_, entry, _ = inputs
         if len(x) == 1 and isinstance(entry.update, PagesUpdate):  # a prompt that was known but one
-            return function(*inputs)
+            return pass_between(*inputs)
         for tensor in _tensors(inputs):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return compiled(*inputs)
