@@ -50,8 +50,13 @@ def has_stacked_experts(model: nn.Module) -> bool:
 
 def _layer_names(model: nn.Module) -> set[str]:
     head = model.get_output_embeddings()  # type: ignore[operator]
-    modules = linear_modules(model)
+    modules = linear_modules(_text_layers(model))
     return {name.rpartition(".")[2] for name, module in modules.items() if module is not head}
+
+
+def _text_layers(model: nn.Module) -> nn.Module:
+    """Return what text goes through: what reads pictures would never learn from it."""
+    return model.get_decoder()  # type: ignore[operator]
 
 
 def attach_adapter(
@@ -62,7 +67,7 @@ def attach_adapter(
 
     torch.manual_seed(seed)
     config = _lora_config(target_modules, rank, alpha, dropout)
-    inject_adapter_in_model(config, model, adapter_name=_PEFT_NAME)
+    inject_adapter_in_model(config, _text_layers(model), adapter_name=_PEFT_NAME)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:

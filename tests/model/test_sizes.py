@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from src.model.adapter import adapter_parameters, attach_adapter, resolve_target_modules
 from src.model.base_model import linear_shapes
 from src.model.core.families.table import FAMILIES
 from src.model.sizes import read_shape
@@ -43,6 +44,13 @@ def test_a_model_that_sees_has_the_sizes_of_its_text_model(tmp_path: Path):
     assert whole is not None
     assert whole.num_biases > text.num_biases  # what sees counts as well
     assert replace(whole, num_biases=text.num_biases) == text
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    targets = resolve_target_modules(model, "all-linear")
+    attach_adapter(model, target_modules=targets, rank=2, alpha=4, dropout=0.0, seed=0)
+    adapted = dict(adapter_parameters(model))
+    assert all("language_model.layers" in name for name in adapted)
+    assert sum(p.numel() for p in adapted.values()) == text.adapter_parameters("all-linear", 2)
 
 
 def test_a_model_that_runs_in_transformers_has_none(tmp_path: Path):
