@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 from src.model.core.layers import Projection
 from src.serving.lora.kernel import add_lora
-from src.serving.lora.rows import add_lora as add_plainly
+from src.serving.lora.rows import add_plainly, find_fault
 from src.serving.lora.stacked import StackedLora
 from src.serving.lora.weights import LoadedModule
 
@@ -60,3 +60,18 @@ def test_each_row_gets_its_own_adapter(out_features: list[int], dtype: torch.dty
     tolerance = 1e-5 if dtype == torch.float32 else 0.01
     assert (found - expected).norm() < tolerance * (expected - before).norm()
     assert found[1].equal(before[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_kernel_that_errs_is_noticed(dtype: torch.dtype):
+    projections = [
+        Projection(["q", "k"], [torch.nn.Linear(96, 64), torch.nn.Linear(96, 16)]),
+        Projection(["o"], [torch.nn.Linear(64, 96)]),
+    ]
+    like = torch.zeros(0, dtype=dtype)
+
+    def errs(output: torch.Tensor, x: torch.Tensor, *pages: torch.Tensor) -> None:
+        add_lora(output, 1.2 * x, *pages)
+
+    assert find_fault(add_lora, projections, like) is None
+    assert find_fault(errs, projections, like) == "its results differ from those of plain steps"

@@ -1,6 +1,6 @@
 """What adapters add to the rows of a decoding step, whose pages a table on the device names."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,8 +35,9 @@ class RowsUpdate(NamedTuple):
         torch.ops.serving.add_lora(output, low, *self)
 
 
-@torch.library.custom_op("serving::add_lora", mutates_args=("output",))
-def add_lora(output: Tensor, x: Tensor, a: Tensor, b: Tensor, ends: Tensor, table: Tensor) -> None:
+def add_plainly(
+    output: Tensor, x: Tensor, a: Tensor, b: Tensor, ends: Tensor, table: Tensor
+) -> None:
     """Do what `RowsUpdate` does by plain steps, which copy the pages of each row."""
     if table.device.type == "cpu":  # whose numbers the host may read
         table = table[:, : int((table >= 0).sum(1).max())]
@@ -46,47 +47,57 @@ def add_lora(output: Tensor, x: Tensor, a: Tensor, b: Tensor, ends: Tensor, tabl
     output += torch.einsum("tpr,tpro->to", low, b[pages])
 
 
+add_lora = torch.library.custom_op("serving::add_lora", add_plainly, mutates_args=("output",))
+
+
 @add_lora.register_fake
 def _(output: Tensor, x: Tensor, a: Tensor, b: Tensor, ends: Tensor, table: Tensor) -> None:
     """Return nothing new."""
 
 
-@torch.no_grad()
 def use_kernel(projections: Iterable[Projection], like: Tensor) -> str | None:
     """Have a GPU add what adapters do by one kernel; return why not, after trying it."""
     if like.device.type != "cuda":
         return None
+    try:
+        from src.serving.lora.kernel import add_lora as kernel
+
+        reason = find_fault(kernel, projections, like)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    if reason is None:
+        add_lora.register_kernel("cuda")(kernel)
+    return reason
+
+
+@torch.no_grad()
+def find_fault(
+    kernel: Callable[..., None], projections: Iterable[Projection], like: Tensor
+) -> str | None:
+    """Return how a kernel differs from plain steps with an adapter, with another, and without."""
     generator = torch.Generator(like.device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        kind = {"dtype": like.dtype, "device": like.device}
-        return torch.randn(shape, generator=generator, **kind)
+        drawn = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        return drawn / shape[-1] ** 0.5
 
     table = torch.full((3, MAX_PAGES), -1, dtype=torch.int32)
     table[0, :2], table[2, 0] = torch.tensor([2, 0]), 1
     table = table.to(like.device)
-    try:
-        from src.serving.lora.kernel import add_lora as kernel
-
-        for projection in projections:
-            stack = StackedLora(projection, num_pages=3, like=like)
-            sizes = zip(projection.names, projection.out_features, strict=True)
-            modules = {
-                name: LoadedModule(draw(3 * PAGE_RANK, stack.a.shape[2]), draw(out, 3 * PAGE_RANK))
-                for name, out in sizes
-            }
-            stack.write(range(3), modules)
-            x, plain = draw(3, projection.in_features), draw(3, sum(projection.out_features))
-            found = plain.clone()
-            # The plain steps need no width beyond the pages that are there.
-            add_lora(plain, x, stack.a, stack.b, stack.ends, table[:, :2])
-            kernel(found, x, stack.a, stack.b, stack.ends, table)
-            if (
-                not (found - plain).float().norm()
-                <= tolerance_of(like.dtype) * plain.float().norm()
-            ):
-                return "its results differ from those of plain steps"
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    add_lora.register_kernel("cuda")(kernel)
+    for projection in projections:
+        stack = StackedLora(projection, num_pages=3, like=like)
+        sizes = zip(projection.names, projection.out_features, strict=True)
+        rank = 3 * PAGE_RANK
+        modules = {
+            name: LoadedModule(draw(rank, projection.in_features), draw(out, rank))
+            for name, out in sizes
+        }
+        stack.write(range(3), modules)
+        x, plain = draw(3, projection.in_features), draw(3, sum(projection.out_features))
+        found = plain.clone()
+        # The plain steps need no width beyond the pages that are there.
+        add_plainly(plain, x, stack.a, stack.b, stack.ends, table[:, :2])
+        kernel(found, x, stack.a, stack.b, stack.ends, table)
+        if not (found - plain).float().norm() <= tolerance_of(like.dtype) * plain.float().norm():
+            return "its results differ from those of plain steps"
     return None
