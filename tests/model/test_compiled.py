@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from src.graphs.passes import PassGraphs
 from src.model.adapter import FlatAdapter, adapter_parameters, flatten
@@ -152,11 +153,11 @@ def test_what_the_compiler_needs_is_named(monkeypatch: pytest.MonkeyPatch):
 def test_compiled_code_is_kept_where_the_operator_can_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    environ: dict[str, str] = {}
+    environ: dict[str, str] = {"TORCHINDUCTOR_CACHE_DIR": default_cache_dir()}
     monkeypatch.setattr(compiled.os, "environ", environ)
     (tmp_path / "file").write_text("")
     keep_code_in(tmp_path / "file" / "no")
-    assert environ == {}
+    assert environ == {"TORCHINDUCTOR_CACHE_DIR": default_cache_dir()}
     keep_code_in(tmp_path / "a" / "b")
     keep_code_in(tmp_path / "another")
     assert environ == {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "a" / "b")}

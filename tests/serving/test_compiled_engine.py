@@ -122,3 +122,13 @@ def test_a_compiler_that_fails_or_errs_leaves_eager_layers(
     assert f"the layers are not compiled: {reason}\n" in capsys.readouterr().out
     prompt = random_prompts(1, engine.vocab_size, seed=6)[0]
     assert Client(eager, prompt).answer() == Client(engine, prompt).answer()
+
+
+def test_16_bits_under_sums_in_float32_are_compiled(
+    new_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    use_backend(BACKEND, monkeypatch)
+    new_engine(compile=True, dtype="bfloat16")
+    assert "not compiled" not in capsys.readouterr().out

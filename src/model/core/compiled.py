@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from src.model.core.attention import Spans
 from src.model.core.lora import TrainedUpdate
@@ -40,8 +41,10 @@ def keep_code_in(folder: Path) -> None:
     """Have the compiler use a folder, unless the operator named another or it is read-only."""
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    if os.access(folder, os.W_OK):
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    # The compiler names its own default where it was imported before.
+    named = os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
+    if os.access(folder, os.W_OK) and named == default_cache_dir():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def compile_layers(decoder: TrainedDecoder, *, backend: str | Callable = "inductor") -> str | None:

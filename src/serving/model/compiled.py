@@ -48,9 +48,10 @@ def compile_between(
 
 
 def _find_fault(layers: CachedDecoder, compiled: PassBetween, with_adapters: bool) -> str | None:
+    tolerance = tolerance_of(layers.decoder.dtype)  # whatever the sum of the layers has
     try:
         is_right = all(
-            _are_close(_run(compiled, inputs), _run(pass_between, inputs))
+            _are_close(_run(compiled, inputs), _run(pass_between, inputs), tolerance)
             for inputs in _trials(layers, with_adapters)
         )
     except Exception as error:
@@ -89,10 +90,10 @@ def _run(function: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:
     return [x, query, cache[entry.places]]
 
 
-def _are_close(found: list[Tensor], expected: list[Tensor]) -> bool:
+def _are_close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> bool:
     """Compare by the norm, which a NaN fails."""
     return all(
-        (one - other).float().norm() <= tolerance_of(other.dtype) * other.float().norm()
+        (one - other).float().norm() <= tolerance * other.float().norm()
         for one, other in zip(found, expected, strict=True)
     )
 
