@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 LOGITS_PER_PIECE = 2**25
 """Scores of the head that are in memory at a time: 128 MiB in float32."""
-IN_CACHE = {"cpu": 2**19, "cuda": 2**23}
+IN_CACHE_OF_CPU, IN_CACHE_OF_GPU = 2**19, 2**23
 """Scores in float32 that a cache holds: on a CPU, steps over them take a third of the time."""
 
 
@@ -34,9 +34,9 @@ def piece_rows(vocabulary: int) -> int:
     return max(1, LOGITS_PER_PIECE // vocabulary)
 
 
-def rows_in_float32(vocabulary: int, device_type: str) -> int:
+def rows_in_float32(vocabulary: int, *, on_gpu: bool) -> int:
     """Return of how many of a piece's tokens the scores are in float32 at a time."""
-    return max(1, IN_CACHE[device_type] // vocabulary)
+    return max(1, (IN_CACHE_OF_GPU if on_gpu else IN_CACHE_OF_CPU) // vocabulary)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -83,7 +83,7 @@ def _head_piece(
     """Return the loss of some tokens and fill in its gradient of their hidden states."""
     scores = hidden @ weight.T
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    size = rows_in_float32(scores.shape[1], scores.device.type)
+    size = rows_in_float32(scores.shape[1], on_gpu=scores.device.type != "cpu")
     parts = (x.split(size) for x in (scores, labels, loss_weights))
     for part, label, loss_weight in zip(*parts, strict=True):
         wide = part.float() if cap is None else cap * torch.tanh(part.float() / cap)

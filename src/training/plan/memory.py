@@ -183,7 +183,7 @@ def _head_space(work: Workload) -> float:
     if work.shares_weights:  # transformers' head, which keeps the scores of all pieces
         scores = 8 * rows + 4 * num_target_tokens
     else:
-        wide = rows_in_float32(shape.vocab_size, "cuda" if work.on_gpu else "cpu")
+        wide = rows_in_float32(shape.vocab_size, on_gpu=work.on_gpu)
         # As the product gives them, and in float32 with their log-softmax.
         scores = work.element_bytes * rows + 8 * min(rows, wide)
     return (
