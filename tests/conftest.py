@@ -68,6 +68,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return ByFile(config, log)
 
 
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Start and end a test with nothing compiled, and nothing counted."""
+    import torch
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
 @pytest.fixture(scope="session")
 def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama small enough to train on a CPU in seconds, in Hugging Face layout."""

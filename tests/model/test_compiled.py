@@ -1,12 +1,10 @@
 """Compiled layers learn what eager ones learn, and few variants serve a run."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.utils import counters
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from src.graphs.passes import PassGraphs
@@ -15,24 +13,11 @@ from src.model.core import compiled
 from src.model.core.compiled import compile_layers, eager_reason, keep_code_in
 from src.model.loss import SummedLoss
 from tests.model.batches import assert_same, build_model, bytes_kept, gradients, make_batch, run
+from tests.model.compiler import BACKEND, num_variants
 from tests.model.families import make_family
 from tests.serving.fake_graph import FakeCapture
 
-BACKEND = "aot_eager_decomp_partition"
-"""All of the compiler but the code that it writes, which takes a minute to build."""
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    counters.clear()
-    yield
-    torch.compiler.reset()
-
-
-def num_variants() -> int:
-    assert not counters["graph_break"]
-    return counters["stats"]["unique_graphs"]
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def build(folder: Path, *, dropout: float = 0.3, in_4bit: bool = False) -> SummedLoss:

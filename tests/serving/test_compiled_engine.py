@@ -1,44 +1,30 @@
 """A compiled engine answers what an eager one answers, and compiles nothing while it does."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from torch._dynamo.utils import counters
 
 from src.serving.engine import model_runner
 from src.serving.engine.engine import Engine
 from src.serving.lora.weights import LoadedAdapter
 from src.serving.model.compiled import compile_between
+from tests.model.compiler import BACKEND, num_variants
 from tests.model.families import make_family
 from tests.serving.clients import GREEDY, Client, random_prompts
 from tests.serving.fake_graph import FakeCapture
 
-BACKEND = "aot_eager_decomp_partition"
-"""All of the compiler but the code that it writes, which takes a minute to build."""
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 NUM_VARIANTS = 5
 """One token or more: without adapters, and with those of rows; and a prompt with its adapter."""
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    counters.clear()
-    yield
-    torch.compiler.reset()
 
 
 def use_backend(backend: str | Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_with = partial(compile_between, backend=backend)
     monkeypatch.setattr(model_runner, "compile_between", compile_with)
-
-
-def num_variants() -> int:
-    assert not counters["graph_break"]
-    return counters["stats"]["unique_graphs"]
 
 
 def ask_all(engine: Engine, loaded: dict[str, LoadedAdapter]) -> list[list[int]]:

@@ -14,7 +14,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from src.model.core.attention import Spans
 from src.model.core.lora import TrainedUpdate
-from src.model.core.proof import tolerance_of
+from src.model.core.proof import are_close
 from src.model.core.trained import TrainedDecoder
 
 NUM_TOKENS = 48
@@ -55,15 +55,19 @@ def compile_layers(decoder: TrainedDecoder, *, backend: str | Callable = "induct
     eager = decoder.before_attention, decoder.after_attention
     expected = _run_layers(decoder)
     decoder.before_attention, decoder.after_attention = (_compile(f, backend) for f in eager)
-    try:
-        is_right = _are_close(_run_layers(decoder), expected)
-        reason = None if is_right else "its results differ from those of eager steps"
-    except Exception as error:
-        error = getattr(error, "inner_exception", error)  # without the compiler's own words
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    reason = find_fault(lambda: are_close(_run_layers(decoder), expected, decoder.dtype))
     if reason:
         decoder.before_attention, decoder.after_attention = eager
     return reason
+
+
+def find_fault(is_right: Callable[[], bool]) -> str | None:
+    """Return why compiled code is not used: its trial fails, or tells that it is not right."""
+    try:
+        return None if is_right() else "its results differ from those of eager steps"
+    except Exception as error:
+        error = getattr(error, "inner_exception", error)  # without the compiler's own words
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _compile(function: Callable[..., Any], backend: str | Callable) -> Callable[..., Any]:
@@ -112,11 +116,3 @@ def _run_layers(decoder: TrainedDecoder) -> list[Tensor]:
                     inputs += decoder.parameters
                     results += torch.autograd.grad(outputs.float().square().sum(), inputs)
     return results
-
-
-def _are_close(found: list[Tensor], expected: list[Tensor]) -> bool:
-    """Compare by the norm, which a NaN fails."""
-    return all(
-        (one - other).float().norm() <= tolerance_of(other.dtype) * other.float().norm()
-        for one, other in zip(found, expected, strict=True)
-    )

@@ -1,5 +1,6 @@
 """Does our decoder compute what transformers computes? Tried at load, as configurations differ."""
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
@@ -52,6 +53,15 @@ def find_difference(model: Any, decoder: Decoder) -> str | None:
 def tolerance_of(dtype: torch.dtype) -> float:
     """Return the relative difference, by the norm, of two right ways to compute a layer."""
     return 1e-4 if dtype.itemsize >= 4 else 0.03
+
+
+def are_close(found: Iterable[Tensor], expected: Iterable[Tensor], dtype: torch.dtype) -> bool:
+    """Return whether two ways to compute in a dtype agree by the norm, which a NaN does not."""
+    tolerance = tolerance_of(dtype)
+    return all(
+        (one - other).float().norm() <= tolerance * other.float().norm()
+        for one, other in zip(found, expected, strict=True)
+    )
 
 
 def draw_ids(model: Any, device: torch.device) -> Tensor:

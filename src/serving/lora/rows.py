@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from src.model.core.layers import Projection
-from src.model.core.proof import tolerance_of
+from src.model.core.proof import are_close
 from src.model.shape import PAGE_RANK, num_pages_of
 from src.serving.lora.stacked import StackedLora
 from src.serving.lora.weights import LoadedModule
@@ -98,6 +98,6 @@ def find_fault(
         # The plain steps need no width beyond the pages that are there.
         add_plainly(plain, x, stack.a, stack.b, stack.ends, table[:, :2])
         kernel(found, x, stack.a, stack.b, stack.ends, table)
-        if not (found - plain).float().norm() <= tolerance_of(like.dtype) * plain.float().norm():
+        if not are_close([found], [plain], like.dtype):
             return "its results differ from those of plain steps"
     return None

@@ -1,15 +1,17 @@
 """The function between two attentions compiled by torch.compile, where that works."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from src.model.core.compiled import find_fault
 from src.model.core.layers import Projection
 from src.model.core.lora import Update, Updates
-from src.model.core.proof import tolerance_of
+from src.model.core.proof import are_close
 from src.serving.lora.rows import MAX_PAGES, RowsUpdate
 from src.serving.lora.stacked import PagesUpdate, StackedLora
 from src.serving.model.forward import CachedDecoder, Entry, PassBetween, pass_between
@@ -38,7 +40,7 @@ def compile_between(
     reason = None
     for options in attempts:
         compiled = compile_with(backend, options)
-        reason = _find_fault(layers, compiled, with_adapters)
+        reason = find_fault(partial(_is_right, layers, compiled, with_adapters))
         if reason is None:
             layers.pass_between = compiled
             if with_adapters:
@@ -47,17 +49,12 @@ def compile_between(
     return reason
 
 
-def _find_fault(layers: CachedDecoder, compiled: PassBetween, with_adapters: bool) -> str | None:
-    tolerance = tolerance_of(layers.decoder.dtype)  # whatever the sum of the layers has
-    try:
-        is_right = all(
-            _are_close(_run(compiled, inputs), _run(pass_between, inputs), tolerance)
-            for inputs in _trials(layers, with_adapters)
-        )
-    except Exception as error:
-        error = getattr(error, "inner_exception", error)  # without the compiler's own words
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return None if is_right else "its results differ from those of eager steps"
+def _is_right(layers: CachedDecoder, compiled: PassBetween, with_adapters: bool) -> bool:
+    dtype = layers.decoder.dtype  # whatever the sum of the layers has
+    return all(
+        are_close(_run(compiled, inputs), _run(pass_between, inputs), dtype)
+        for inputs in _trials(layers, with_adapters)
+    )
 
 
 def compile_with(backend: str | Callable = "inductor", options: Options = None) -> PassBetween:
@@ -88,14 +85,6 @@ def _run(function: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:
     x, query = function(*inputs)
     *_, entry, cache = inputs
     return [x, query, cache[entry.places]]
-
-
-def _are_close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> bool:
-    """Compare by the norm, which a NaN fails."""
-    return all(
-        (one - other).float().norm() <= tolerance * other.float().norm()
-        for one, other in zip(found, expected, strict=True)
-    )
 
 
 def _trials(layers: CachedDecoder, with_adapters: bool) -> Iterator[tuple[Any, ...]]:
