@@ -29,7 +29,8 @@ FLOORS = [
     {"data"},
     {"graphs"},
     {"training", "serving"},
-    {"cli"},
+    {"cli", "jobs"},
+    {"service"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ONE_DOOR = {

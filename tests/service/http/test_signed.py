@@ -1,0 +1,70 @@
+"""What the service signs opens exactly what it was signed for, until then, and nothing else."""
+
+import base64
+import hashlib
+import hmac
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.service.http.signed import Signer
+
+signer = Signer(b"k" * 32)
+
+
+def test_the_secret_of_an_owner_is_one_that_every_client_takes():
+    for number in range(300):
+        secret = signer.owner_secret(f"owner{number}")
+        prefix, key = secret.split("_")  # replicate.Webhooks.validate does this
+        assert prefix == "whsec"
+        assert len(base64.b64decode(key, validate=True)) == 32
+    assert signer.owner_secret("ann") == signer.owner_secret("ann")
+    assert len({signer.owner_secret("ann"), signer.owner_secret("bob")}) == 2
+    assert Signer(b"x" * 32).owner_secret("ann") != signer.owner_secret("ann")
+
+
+def test_an_owner_can_sign_a_download_as_the_api_describes_it():
+    key = base64.b64decode(signer.owner_secret("ann").removeprefix("whsec_"))
+    digest = hmac.new(key, b"ann abc 2000", hashlib.sha256).digest()
+    assert signer.sign_download("ann", "abc", 2000) == base64.b64encode(digest).decode()
+
+
+def test_a_download_is_open_until_its_expiry():
+    signature = signer.sign_download("ann", "abc", 2000)
+    assert signer.is_download("ann", "abc", "2000", signature, now=1999)
+    assert signer.is_download("ann", "abc", "2000", signature.replace("+", " "), now=1999)
+    assert not signer.is_download("ann", "abc", "2000", signature, now=2000)
+
+
+@pytest.mark.parametrize(
+    ("owner", "id", "expiry"),
+    [
+        ("bob", "abc", "2000"),
+        ("ann", "abd", "2000"),
+        ("ann", "abc", "2001"),
+        ("ann", "abc", "02000"),
+        ("ann", "abc", ""),
+        ("ann", "abc", "２０００"),
+        ("ann", "abc", "9" * 5000),
+    ],
+)
+def test_a_signature_opens_nothing_else(owner: str, id: str, expiry: str):
+    signature = signer.sign_download("ann", "abc", 2000)
+    assert not signer.is_download(owner, id, expiry, signature, now=0)
+
+
+@given(st.text(), st.text())
+def test_no_text_opens_a_download_or_a_stream(signature: str, token: str):
+    assert not signer.is_download("ann", "abc", "2000", signature, now=0)
+    assert not signer.is_token(token, "stream", "abc")
+
+
+def test_a_token_is_good_for_one_purpose_and_one_id():
+    token = signer.token("stream", "abc")
+    assert signer.is_token(token, "stream", "abc")
+    assert not signer.is_token(token, "upload", "abc")
+    assert not signer.is_token(token, "stream", "abd")
+    assert not Signer(b"x" * 32).is_token(token, "stream", "abc")
+    assert len(token) == 43
+    assert token.replace("-", "").replace("_", "").isalnum()
