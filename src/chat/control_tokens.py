@@ -15,6 +15,13 @@ _HTML = re.compile(
     "blockquote|caption|code|em|h[1-6]|strong|sub|sup|table|tbody|td|tfoot|th|thead|tr|[bisu]"
 )
 """Words of some vocabularies, as Gemma's, that people write too."""
+CALL_MARKS = (
+    *("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "<|python_tag|>", "<|tool_call|>", "<|/tool_call|>"),
+    *("<|tool_call_start|>", "<|tool_call_end|>"),
+    *("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>"),
+    *("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
+)
+"""Around calls of tools: flagged as special in many tokenizers, but a caller must see them."""
 _ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -160,9 +160,9 @@ class Tokenizer:
         ]
         return re.compile(rf"(?={'|'.join(names)})" if names else r"(?!)")
 
-    def decode(self, ids: list[int]) -> str:
-        """Return the text of token ids; control tokens have none."""
-        read = [token for token in ids if token not in self.silent_ids]
+    def decode(self, ids: list[int], *, shown: Set[int] = frozenset()) -> str:
+        """Return the text of token ids; control tokens other than those `shown` have none."""
+        read = [token for token in ids if token not in self.silent_ids or token in shown]
         return self._backend.decode(read, skip_special_tokens=False)
 
     def show(self, ids: list[int]) -> str:

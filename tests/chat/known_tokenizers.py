@@ -14,7 +14,7 @@ from tests.conftest import SHARED_DATA
 TOKENIZER_MODEL = SHARED_DATA / "llama-2-tokenizer" / "tokenizer.model"
 CHAT_TEMPLATES = SHARED_DATA / "chat-templates"
 CONTROL_TOKEN = re.compile(
-    r"<[|｜][\w▁/]+[|｜]>|<\w+_of_\w+>|\[/?[A-Za-z]+MASK\]|</?think>|<s>|</s>"
+    r"<[|｜][\w▁/]+[|｜]>|<\w+_of_\w+>|\[/?[A-Za-z]+MASK\]|\[TOOL_CALLS\]|</?think>|<s>|</s>"
 )
 
 needs_llama = pytest.mark.skipif(

@@ -127,9 +127,9 @@ class Counted:
         self._tokenizer, self.num_decoded = tokenizer, 0
         self.silent_ids = tokenizer.silent_ids
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], **options) -> str:
         self.num_decoded += len(ids)
-        return self._tokenizer.decode(ids)
+        return self._tokenizer.decode(ids, **options)
 
 
 @needs_llama

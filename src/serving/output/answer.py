@@ -20,9 +20,10 @@ class Answer:
         stop_sequences: tuple[str, ...],
         prefix: str,
         min_new_tokens: int,
+        shows_calls: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids, shows_calls=shows_calls)
         self._stop = StopBuffer(stop_sequences) if stop_sequences else None
         self._prefix, self._begun, self._min_new_tokens = prefix, "", min_new_tokens
         self.num_tokens = 0

@@ -38,6 +38,7 @@ class RequestState:
                 stop_sequences=inputs.stop_sequences,
                 prefix=prefix,
                 min_new_tokens=inputs.sampling.min_new_tokens,
+                shows_calls=bool(inputs.tools),
             )
             for _ in range(inputs.num_outputs)
         ]
