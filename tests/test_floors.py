@@ -80,7 +80,8 @@ def test_a_package_has_one_door(package: str):
 
 
 @pytest.mark.parametrize(
-    "module", ["src.training.run", "src.cli.client", "src.weights.cache.cache"]
+    "module",
+    ["src.training.run", "src.jobs.training", "src.cli.client", "src.weights.cache.cache"],
 )
 def test_the_supervisor_leaves_torch_unloaded(module: str):
     check = f"import sys, {module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"

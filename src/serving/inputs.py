@@ -2,15 +2,16 @@
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from src.chat.chat_format import ChatFormat
 from src.chat.conversation import Conversation
-from src.chat.prompt_length import MAX_CHARACTERS_PER_TOKEN
+from src.chat.prompt_length import MAX_CHARACTERS_PER_TOKEN, check_prompt_length
 from src.chat.template import check_template, warn_of_escapes
-from src.chat.tokenizer import check_unicode
+from src.chat.tokenizer import Tokenizer, check_unicode
 from src.errors import UserError
-from src.serving.messages import parse_messages, parse_tools
+from src.serving.messages import MAX_MESSAGES, parse_messages, parse_tools
 from src.serving.output.stopping import parse_stop_sequences
 from src.serving.sampling import SamplingParams
 
@@ -90,6 +91,32 @@ def parse_inputs(request: Mapping[str, Any], *, max_seq_len: int) -> RequestInpu
         num_outputs=_number(request, "num_outputs", 1, MAX_OUTPUTS, default=1),
         debug=request["debug"],
     )
+
+
+def build_conversation(
+    inputs: RequestInputs, chat_format: ChatFormat, tokenizer: Tokenizer, *, max_seq_len: int
+) -> Conversation:
+    """Return the conversation to go on with; raises UserError for one that is too long."""
+    if inputs.conversation is None:
+        if chat_format.begins_with_bos(inputs.prompt):
+            print(
+                "warning: the leading <s> of the prompt is left out: every prompt has one",
+                flush=True,
+            )
+        conversation = chat_format.of_prompt(inputs.prompt, inputs.system_prompt)
+        num_turns = sum(message["role"] == "user" for message in conversation.messages)
+        if num_turns > MAX_MESSAGES:
+            raise UserError(
+                f"prompt: expected at most {MAX_MESSAGES:,} turns in [INST] tags, "
+                f"found {num_turns:,}"
+            )
+    else:
+        asked = inputs.system_prompt
+        system = chat_format.system_prompt if asked is None else asked
+        conversation = inputs.conversation.with_system(system)
+    conversation = replace(conversation, tools=inputs.tools)
+    check_prompt_length(conversation, tokenizer, max_seq_len=max_seq_len)
+    return conversation
 
 
 def _check_text(name: str, text: str, limit: int) -> None:

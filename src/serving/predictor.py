@@ -9,13 +9,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from src.base_models import describe_model
 from src.chat.chat_format import ChatFormat, build_chat_format
-from src.chat.conversation import Conversation
-from src.chat.prompt_length import check_prompt_length
 from src.environment import cache_folder, read_serve_environment
 from src.errors import UserError
 from src.model.precision import dtype_name
@@ -23,10 +22,9 @@ from src.out_of_memory import release_memory
 from src.serving.engine.engine import Engine
 from src.serving.engine.request import Event, Grammar
 from src.serving.grammar.json_grammar import JsonGrammars
-from src.serving.inputs import RequestInputs, parse_inputs
+from src.serving.inputs import RequestInputs, build_conversation, parse_inputs
 from src.serving.lora.host_cache import BARE, Adapter, AdapterStore
 from src.serving.lora.weights import adapter_bytes_limit
-from src.serving.messages import MAX_MESSAGES
 from src.serving.metrics import ProcessMetrics
 from src.serving.output.request_state import RequestState
 from src.serving.warm_up import warm_up
@@ -49,7 +47,7 @@ class TextPredictor:
         started = time.monotonic()
         environment = read_serve_environment(os.environ)
         base_model = find_base_model(os.environ)
-        self._base_model = ServedModel.of(base_model)
+        self._base_model, self._revision = ServedModel.of(base_model), base_model.revision
         self._engine = Engine(
             base_model.folder,
             known_max_seq_len=describe_model(base_model.name).max_seq_len,
@@ -101,15 +99,23 @@ class TextPredictor:
                     yield text
 
     async def stream_async(
-        self, request: Mapping[str, Any], *, record_metric: RecordMetric
+        self,
+        request: Mapping[str, Any],
+        *,
+        record_metric: RecordMetric,
+        on_submitted: Callable[[], object] = lambda: None,
     ) -> AsyncIterator[str]:
-        """Like `stream`, with others answered at the same time."""
+        """Like `stream`, with others answered at the same time.
+
+        `on_submitted` is called when the request is prepared and the engine has it.
+        """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         with ExitStack() as cleanup, self._process.request():
             state = await self._prepare_aside(request)
             cleanup.callback(self._end, state, record_metric)
             state.submit(lambda *event: loop.call_soon_threadsafe(events.put_nowait, event))
+            on_submitted()
             while not state.is_over:
                 try:
                     event = await asyncio.wait_for(events.get(), WAIT_SECONDS)
@@ -118,6 +124,19 @@ class TextPredictor:
                     continue
                 if text := state.push(*event):
                     yield text
+
+    def describe(self) -> dict[str, Any]:
+        """Return which base model answers, and how much at once."""
+        return {
+            "name": self._base_model.short_name,
+            "revision": self._revision,
+            "max_seq_len": self._engine.max_seq_len,
+            "num_slots": self._engine.num_slots,
+        }
+
+    def process_metrics(self) -> dict[str, Any]:
+        """Return what each request records as `process`."""
+        return self._process.now()
 
     def close(self) -> None:
         """End all requests, and the threads that serve them."""
@@ -129,7 +148,9 @@ class TextPredictor:
     async def _prepare_aside(self, request: Mapping[str, Any]) -> RequestState:
         canceled = threading.Event()
         pool = self._fetching if request["replicate_weights"] else self._preparing
-        preparing = pool.submit(self._prepare, request, canceled.is_set)
+        # In the context of the caller, who may tell by it whose log a printed line belongs to.
+        prepare = partial(copy_context().run, self._prepare)
+        preparing = pool.submit(prepare, request, canceled.is_set)
         try:
             return await asyncio.wrap_future(preparing)
         except asyncio.CancelledError:
@@ -142,7 +163,7 @@ class TextPredictor:
         self._release(state.adapter)
         for name, value in state.metrics().items():
             record_metric(name, value)
-        record_metric("process", self._process.now())
+        record_metric("process", self.process_metrics())
         if state.inputs.debug:
             state.log_costs()
 
@@ -164,7 +185,12 @@ class TextPredictor:
             if adapter.warning:
                 print(adapter.warning, flush=True)
             chat_format = self._chat_format(inputs, adapter)
-            conversation = self._conversation(inputs, chat_format)
+            conversation = build_conversation(
+                inputs,
+                chat_format,
+                self._engine.tokenizer,
+                max_seq_len=self._engine.max_seq_len,
+            )
             prompt_ids = chat_format.prompt_ids(conversation)
             if inputs.debug:
                 text = self._engine.tokenizer.show(prompt_ids)
@@ -213,26 +239,3 @@ class TextPredictor:
             template=template,
             system_prompt=adapter.manifest.system_prompt,
         )
-
-    def _conversation(self, inputs: RequestInputs, chat_format: ChatFormat) -> Conversation:
-        if inputs.conversation is None:
-            if chat_format.begins_with_bos(inputs.prompt):
-                print(
-                    "warning: the leading <s> of the prompt is left out: every prompt has one",
-                    flush=True,
-                )
-            conversation = chat_format.of_prompt(inputs.prompt, inputs.system_prompt)
-            num_turns = sum(message["role"] == "user" for message in conversation.messages)
-            if num_turns > MAX_MESSAGES:
-                raise UserError(
-                    f"prompt: expected at most {MAX_MESSAGES:,} turns in [INST] tags, "
-                    f"found {num_turns:,}"
-                )
-        else:
-            asked = inputs.system_prompt
-            system = chat_format.system_prompt if asked is None else asked
-            conversation = inputs.conversation.with_system(system)
-        conversation = replace(conversation, tools=inputs.tools)
-        engine = self._engine
-        check_prompt_length(conversation, engine.tokenizer, max_seq_len=engine.max_seq_len)
-        return conversation

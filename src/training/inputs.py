@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from src.data.reading.example_file import ExampleFile
@@ -20,10 +21,16 @@ from src.weights.base_model.base_model import find_base_model
 FILES = ("train_data", "validation_data")
 
 
-def resolve_settings(inputs: Mapping[str, Any], *, with_weights: bool = True) -> TrainSettings:
+def resolve_settings(
+    inputs: Mapping[str, Any],
+    *,
+    with_weights: bool = True,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> TrainSettings:
     """Return what is to be done; the base model is fetched once all else has been checked.
 
-    Of several machines those without the data have no `train_data`. Raises UserError.
+    `names` has what the user calls a file, where its path does not say. Of several machines those
+    without the data have no `train_data`. Raises UserError.
     """
     environment = read_train_environment(os.environ)
     files = {name: _local_file(inputs.get(name), name, environment) for name in FILES}
@@ -32,13 +39,13 @@ def resolve_settings(inputs: Mapping[str, Any], *, with_weights: bool = True) ->
         base_model="",
         base_model_dir="",
         environment=environment,
-        **_describe(files),
+        **_describe(files, names),
         **_as_declared(options),
     )
     if settings.train_data:
         for name, path in files.items():
             if path is not None:
-                ExampleFile(path, _shown_name(path, name)).check()
+                ExampleFile(path, getattr(settings, f"{name}_name")).check()
         check_checkpoints(settings)
     base_model = find_base_model(os.environ, with_weights=with_weights)
     settings = replace(
@@ -88,11 +95,12 @@ def _local_file(value: Any, name: str, environment: TrainEnvironment) -> Path | 
     raise UserError(f"{name}: there is no file {Path(value).name}")
 
 
-def _describe(files: Mapping[str, Path | None]) -> dict[str, str | None]:
+def _describe(files: Mapping[str, Path | None], names: Mapping[str, str]) -> dict[str, str | None]:
     described: dict[str, str | None] = {"train_data": "", "train_data_name": ""}
     for name, path in files.items():
         if path is not None:
-            described |= {name: str(path), f"{name}_name": _shown_name(path, name)}
+            shown = printable(names[name]) if name in names else _shown_name(path, name)
+            described |= {name: str(path), f"{name}_name": shown}
     return described
 
 

@@ -3,10 +3,19 @@
 import socket
 import time
 from contextlib import suppress
+from typing import Protocol
 
 import psutil
 
 GLANCE_SECONDS = 1.0
+
+
+class Server(Protocol):
+    """Whoever a training is for: when they end, it ends too, and keeps what it can."""
+
+    def is_gone(self, *, now: bool = False) -> bool:
+        """Whether they have ended or are about to; `now` asks for a look at this moment."""
+        ...
 
 
 class ServerWatch:

@@ -20,7 +20,7 @@ from src.settings import TrainSettings
 from src.training.supervise.failure import Failure, TrainingError, failure_without_agent
 from src.training.supervise.heartbeat import HeartbeatWatch
 from src.training.supervise.run_folder import MetricsTail, RunFolder
-from src.training.supervise.server_watch import ServerWatch
+from src.training.supervise.server_watch import Server, ServerWatch
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKER = "src.training.worker"
@@ -39,20 +39,22 @@ def run_workers(
     *,
     on_metric: Callable[[dict[str, Any]], None],
     worker: str = WORKER,
+    server: Server | None = None,
 ) -> Path | None:
     """Train with one rank per device and return the folder of the finished adapter.
 
-    `worker` is the module that each rank runs. Of several machines only the one with the data gets
-    the adapter, the others None. Raises UserError for what the user can change, TrainingError for
-    every other failure; whatever happens, no process of the run is left on this machine when this
-    returns.
+    `worker` is the module that each rank runs; the end of `server` ends the run, by default that of
+    Cog's. Of several machines only the one with the data gets the adapter, the others None. Raises
+    UserError for what the user can change, TrainingError for every other failure; whatever happens,
+    no process of the run is left on this machine when this returns.
     """
     folder, environment = RunFolder(run_dir), settings.environment
     keeps_adapter = settings.checkpoint_folder is not None
     settings.save(folder.settings)
     agent = Agent(folder, worker, environment.num_processes or 1)
     heartbeats = HeartbeatWatch(environment.frozen_seconds)
-    server, metrics = ServerWatch(environment.port, os.getppid()), MetricsTail(folder, on_metric)
+    server = server or ServerWatch(environment.port, os.getppid())
+    metrics = MetricsTail(folder, on_metric)
     last_alive = time.monotonic()
     try:
         while agent.is_running() and time.monotonic() - last_alive < GONE_SECONDS:

@@ -23,6 +23,11 @@ class ServedModel:
         """Return what is compared of a base model."""
         return cls(base_model.name, fingerprint_weights(base_model.folder))
 
+    @property
+    def short_name(self) -> str:
+        """The name, of a folder without its place."""
+        return printable(Path(self.name).name) if Path(self.name).is_dir() else self.name
+
     def check(self, manifest: Manifest) -> str | None:
         """Return a warning for weights that name another base model.
 
