@@ -1,0 +1,49 @@
+"""The web application: routes, errors, and the life of the service behind them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from src.service.http.problem import Problem, answer_fault, answer_http_error, answer_problem
+from src.service.replicate.routes import replicate_routes
+from src.service.service import Service
+
+
+def make_app(service: Service) -> Starlette:
+    """Return the application; the service begins and ends with it."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    app = Starlette(
+        routes=[Route("/health", health), *replicate_routes()],
+        exception_handlers={
+            Problem: answer_problem,
+            HTTPException: answer_http_error,
+            Exception: answer_fault,
+        },
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.state.settings = service.settings
+    return app
+
+
+async def health(request: Request) -> Response:
+    """GET /health: whether the service takes requests, and how the engine is."""
+    service: Service = request.app.state.service
+    engine = (
+        "ready" if service.engine.is_ready else "failed" if service.engine.error else "starting"
+    )
+    state = {"status": "ready", "engine": engine}
+    if service.engine.error:
+        state["error"] = service.engine.error
+    return JSONResponse(state)

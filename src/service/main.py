@@ -1,0 +1,93 @@
+"""The service on one machine.
+
+`python -m src.service.main [--host H] [--port N]`
+`python -m src.service.main token add NAME | list | remove NAME`
+"""
+
+import argparse
+import os
+import sys
+
+import uvicorn
+from filelock import FileLock, Timeout
+
+from src.errors import UserError
+from src.service.app import make_app
+from src.service.service import Service
+from src.service.settings import ServiceSettings, is_loopback, read_service_settings
+from src.service.store.database import Database
+from src.service.store.tokens import FIRST_OWNER, add_token, list_tokens, remove_tokens
+
+DRAIN_SECONDS = 30
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    options = _parse(arguments)
+    try:
+        settings = read_service_settings(os.environ)
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        database = Database(settings.database_url)
+        if options.command == "token":
+            _change_tokens(database, options)
+            return 0
+        return _serve(settings, database, options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _serve(settings: ServiceSettings, database: Database, options: argparse.Namespace) -> int:
+    lock = FileLock(settings.data_dir / "service.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"DATA_DIR: another service runs in {settings.data_dir}") from None
+    if not database.read_now(list_tokens):
+        token = database.write_now(add_token, FIRST_OWNER)
+        print(f"the token of {FIRST_OWNER}, shown only now: {token}", flush=True)
+    if not is_loopback(options.host):
+        print(f"listening on {options.host}: whoever reaches it needs a token", flush=True)
+    app = make_app(Service(settings, database))
+    uvicorn.run(
+        app,
+        host=options.host,
+        port=options.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    return 0
+
+
+def _change_tokens(database: Database, options: argparse.Namespace) -> None:
+    match options.action:
+        case "add":
+            print(database.write_now(add_token, options.name))
+        case "list":
+            for row in database.read_now(list_tokens):
+                print(f"{row.shown}... {row.owner} {row.created_at}")
+        case "remove":
+            if not database.write_now(remove_tokens, options.name):
+                raise UserError(f"token remove: there is no token of {options.name!r}")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/service", description="Serve over HTTP")
+    parser.add_argument("--host", default=os.environ.get("HOST", "127.0.0.1"))
+    parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "8000")))
+    commands = parser.add_subparsers(dest="command")
+    token = commands.add_parser("token", help="who may use the service")
+    actions = token.add_subparsers(dest="action", required=True)
+    for action, text in (("add", "make a token"), ("remove", "remove an owner's tokens")):
+        actions.add_parser(action, help=text).add_argument("name")
+    actions.add_parser("list", help="list the tokens")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

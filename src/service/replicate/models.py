@@ -1,0 +1,225 @@
+"""Models and versions over HTTP."""
+
+import json
+import re
+from typing import Any
+
+from sqlalchemy import Connection
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from src.service.http.addresses import base_url
+from src.service.http.body import read_body, read_object, text_field
+from src.service.http.paging import PAGE_SIZE, page, read_cursor
+from src.service.http.problem import Problem, invalid, not_found
+from src.service.replicate.find_version import find_version
+from src.service.replicate.objects import render_model, render_version
+from src.service.service import Service
+from src.service.store.models import (
+    Model,
+    change_model,
+    create_model,
+    delete_model,
+    delete_version,
+    find_model,
+    is_used,
+    latest_version,
+    list_models,
+    list_versions,
+    visible_model,
+)
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,98}[a-z0-9])?")
+URLS = ("github_url", "paper_url", "license_url", "cover_image_url")
+CREATE = frozenset(("owner", "name", "visibility", "hardware", "description", *URLS))
+CHANGE = frozenset(("description", "readme", "weights_url", *URLS))
+MAX_SEARCH = 10_000
+
+
+async def list_all(request: Request, owner: str) -> Response:
+    """GET /models."""
+    return await _answer_list(request, owner, None)
+
+
+async def search(request: Request, owner: str) -> Response:
+    """QUERY /models: the body is the text, which two clients quote as JSON."""
+    text = (await read_body(request, MAX_SEARCH)).decode(errors="replace").strip()
+    if text.startswith('"'):
+        try:
+            text = str(json.loads(text))
+        except ValueError:
+            text = text.strip('"')
+    return await _answer_list(request, owner, text)
+
+
+async def find(request: Request, owner: str) -> Response:
+    """GET /search."""
+    service: Service = request.app.state.service
+    text = request.query_params.get("query", "")
+    listed = await service.database.read(_listed, owner, None, text, PAGE_SIZE)
+    rendered = [
+        {"model": _render(request, pair), "metadata": {"tags": [], "score": 1.0}} for pair in listed
+    ]
+    return JSONResponse({"query": text, "models": rendered, "collections": [], "pages": []})
+
+
+async def create(request: Request, owner: str) -> Response:
+    """POST /models."""
+    service: Service = request.app.state.service
+    body = await read_object(request, CREATE)
+    values = {name: text_field(body, name) for name in CREATE}
+    for field in ("owner", "name", "visibility", "hardware"):
+        text_field(body, field, required=True)
+    if values["owner"] != owner:
+        raise Problem(403, f"expected the owner {owner}, found {values['owner']!r}")
+    if not NAME.fullmatch(values["name"] or ""):
+        raise invalid("name", "expected lowercase letters, digits, dashes, dots or underscores")
+    if values["visibility"] not in ("public", "private"):
+        raise invalid("visibility", "expected public or private", "enum")
+
+    def insert(connection: Connection) -> Model:
+        if find_model(connection, owner, str(values["name"])) is not None:
+            raise Problem(
+                409, f"A model named {owner}/{values['name']} exists already", title="Conflict"
+            )
+        return create_model(connection, values)
+
+    model = await service.database.write(insert)
+    return JSONResponse(_render(request, (model, None)), 201)
+
+
+async def get(request: Request, owner: str) -> Response:
+    """GET /models/{owner}/{name}."""
+    model = await _visible(request, owner)
+    return JSONResponse(await _with_latest(request, model))
+
+
+async def change(request: Request, owner: str) -> Response:
+    """PATCH /models/{owner}/{name}."""
+    service: Service = request.app.state.service
+    body = await read_object(request, CHANGE)
+    model = await _own(request, owner)
+    values = {name: text_field(body, name) for name in body}
+    if values:
+        model = await service.database.write(change_model, model.owner, model.name, values)
+    return JSONResponse(await _with_latest(request, model))
+
+
+async def delete(request: Request, owner: str) -> Response:
+    """DELETE /models/{owner}/{name}: of a private model without versions."""
+    service: Service = request.app.state.service
+    model = await _own(request, owner)
+
+    def remove(connection: Connection) -> None:
+        if list_versions(connection, model.owner, model.name):
+            raise Problem(409, "A model with versions cannot be deleted: delete them first")
+        delete_model(connection, model.owner, model.name)
+
+    await service.database.write(remove)
+    return Response(status_code=204)
+
+
+async def readme(request: Request, owner: str) -> Response:
+    """GET /models/{owner}/{name}/readme."""
+    model = await _visible(request, owner)
+    if not model.readme:
+        raise not_found("The README")
+    return PlainTextResponse(model.readme)
+
+
+async def examples(request: Request, owner: str) -> Response:
+    """GET /models/{owner}/{name}/examples: there are none."""
+    await _visible(request, owner)
+    return JSONResponse({"previous": None, "next": None, "results": []})
+
+
+async def versions(request: Request, owner: str) -> Response:
+    """GET /models/{owner}/{name}/versions."""
+    service: Service = request.app.state.service
+    model = await _visible(request, owner)
+    rows = await service.database.read(list_versions, model.owner, model.name)
+    rendered = [render_version(row, service.schema) for row in rows]
+    return JSONResponse({"previous": None, "next": None, "results": rendered})
+
+
+async def get_version(request: Request, owner: str) -> Response:
+    """GET /models/{owner}/{name}/versions/{version}."""
+    service: Service = request.app.state.service
+    model = await _visible(request, owner)
+    asked = f"{model.owner}/{model.name}:{request.path_params['version']}"
+    try:
+        found = await service.database.read(find_version, asked, owner)
+    except Problem:
+        raise not_found("The version") from None
+    return JSONResponse(render_version(found.version, service.schema))
+
+
+async def remove_version(request: Request, owner: str) -> Response:
+    """DELETE /models/{owner}/{name}/versions/{version}, with its weights."""
+    service: Service = request.app.state.service
+    model = await _own(request, owner)
+    version_id = request.path_params["version"]
+
+    def remove(connection: Connection) -> Any:
+        rows = list_versions(connection, model.owner, model.name)
+        version = next((row for row in rows if row.id == version_id), None)
+        if version is None:
+            raise not_found("The version")
+        if is_used(connection, version_id):
+            raise Problem(409, "A version with running predictions cannot be deleted")
+        delete_version(connection, version_id)
+        return version
+
+    version = await service.database.write(remove)
+    if version.weights is not None:
+        await service.blobs.delete(version.weights)
+    return Response(status_code=204)
+
+
+async def _answer_list(request: Request, owner: str, text: str | None) -> Response:
+    service: Service = request.app.state.service
+    cursor = read_cursor(request)
+    listed = await service.database.read(_listed, owner, cursor, text, PAGE_SIZE + 1)
+
+    def position(pair: Any) -> tuple[str, str]:
+        return pair[0].created_at, f"{pair[0].owner}/{pair[0].name}"
+
+    return JSONResponse(page(request, listed, lambda pair: _render(request, pair), position))
+
+
+def _listed(
+    connection: Connection, owner: str, before: Any, text: str | None, limit: int
+) -> list[Any]:
+    rows = list_models(connection, owner, limit=limit, before=before, search=text)
+    return [(row, latest_version(connection, row.owner, row.name)) for row in rows]
+
+
+def _render(request: Request, pair: Any) -> dict[str, Any]:
+    service: Service = request.app.state.service
+    model, latest = pair
+    return render_model(model, latest, base_url(request), service.schema)
+
+
+async def _with_latest(request: Request, model: Model) -> dict[str, Any]:
+    service: Service = request.app.state.service
+    latest = await service.database.read(latest_version, model.owner, model.name)
+    return _render(request, (model, latest))
+
+
+async def _visible(request: Request, owner: str) -> Model:
+    service: Service = request.app.state.service
+    path = request.path_params
+    asked = path["owner"].lower(), path["name"].lower()
+    model = await service.database.read(visible_model, *asked, owner)
+    if model is None:
+        raise not_found("The model")
+    return model
+
+
+async def _own(request: Request, owner: str) -> Model:
+    model = await _visible(request, owner)
+    if model.owner != owner:
+        if model.visibility == "public":
+            raise Problem(403, "You do not have permission to change this model")
+        raise not_found("The model")
+    return model

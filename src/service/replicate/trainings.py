@@ -1,0 +1,60 @@
+"""Trainings over HTTP; their get and cancel are those of predictions."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from src.service.http.addresses import base_url
+from src.service.http.body import read_object, text_field
+from src.service.http.problem import Problem, invalid
+from src.service.replicate.find_version import find_version
+from src.service.replicate.input_check import check_inputs
+from src.service.replicate.objects import render_run
+from src.service.replicate.predictions import list_kind
+from src.service.replicate.webhook_fields import read_webhook
+from src.service.service import Service
+from src.service.store.models import find_model
+from src.service.work.training_files import bring_files, check_files
+
+KNOWN = frozenset(("destination", "input", "webhook", "webhook_completed", "webhook_events_filter"))
+
+
+async def create(request: Request, owner: str) -> Response:
+    """POST /models/{owner}/{name}/versions/{id}/trainings."""
+    service: Service = request.app.state.service
+    body = await read_object(request, KNOWN)
+    path = request.path_params
+    asked = f"{path['owner']}/{path['name']}:{path['version']}"
+    found = await service.database.read(find_version, asked, owner)
+    if found.version.weights is not None:
+        raise invalid("version", "expected a version of a base model, found a fine-tuned one")
+    destination = await _destination(service, body, owner)
+    base = base_url(request)
+    inputs = body.get("input", {})
+    if isinstance(inputs, dict):
+        inputs = await bring_files(service, inputs, owner, base)
+    inputs = check_inputs(inputs, service.schema, "TrainingInput", only_known=True)
+    await check_files(service, inputs, owner, base)
+    values: dict[str, Any] = {
+        "owner": owner, "model": found.model, "version": found.version.id, "input": inputs,
+        "logs": found.log, "destination": destination, "base_url": base, **read_webhook(body),
+    }  # fmt: skip
+    await service.check_room(owner, len(str(inputs)))
+    row = await service.trainings.create(values)
+    return JSONResponse(render_run(row, base), 201)
+
+
+async def list_trainings(request: Request, owner: str) -> Response:
+    """GET /trainings."""
+    return await list_kind(request, owner, "training")
+
+
+async def _destination(service: Service, body: dict[str, Any], owner: str) -> str:
+    destination = text_field(body, "destination", required=True)
+    assert destination is not None
+    model_owner, _, name = destination.partition("/")
+    model = await service.database.read(find_model, model_owner, name)
+    if model is None or model.owner != owner:
+        raise Problem(404, "The specified training destination does not exist")
+    return destination

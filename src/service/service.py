@@ -1,0 +1,94 @@
+"""The parts of the service, put together, and their beginning and end."""
+
+import asyncio
+import secrets
+from contextlib import suppress
+from typing import Any
+
+from src.cli.schema import build_schema
+from src.service.http.limits import RateLimits
+from src.service.http.problem import Problem, not_found
+from src.service.http.signed import Signer
+from src.service.settings import ServiceSettings, worker_environment
+from src.service.store.blobs import Blobs
+from src.service.store.database import Database
+from src.service.store.file_rows import stored_bytes
+from src.service.store.models import add_base_models, visible_model
+from src.service.store.runs import count_unfinished
+from src.service.store.tokens import keep_secret
+from src.service.work.engine_client import EngineClient
+from src.service.work.finish import RunEnds
+from src.service.work.inputs import WorkInputs
+from src.service.work.live import LiveRuns
+from src.service.work.predictions import Predictions
+from src.service.work.trainings import Trainings
+from src.service.work.webhooks import WebhookSender
+from src.service.work.workers import make_executor
+
+USE_SECONDS = 5.0
+"""An owner's use is counted anew after so long."""
+
+
+class Service:
+    """All that request handlers need."""
+
+    def __init__(self, settings: ServiceSettings, database: Database) -> None:
+        self.settings, self.database = settings, database
+        self.schema: dict[str, Any] = build_schema()
+        key = database.write_now(keep_secret, "key", secrets.token_hex(32))
+        self.signer = Signer(bytes.fromhex(key))
+        self.blobs = Blobs(settings.data_dir / "files", settings.files_url or "")
+        self.rate_limits = RateLimits(settings.creates_per_minute, settings.requests_per_minute)
+        self.live_runs = LiveRuns()
+        ends = RunEnds(database, self.live_runs)
+        executor = make_executor(settings)
+        inputs = WorkInputs(settings, database, self.blobs, self.schema)
+        self.engine = EngineClient(executor, worker_environment(settings))
+        self.predictions = Predictions(
+            database, self.live_runs, ends, self.engine, inputs,
+            limit_seconds=settings.prediction_seconds,
+        )  # fmt: skip
+        self.trainings = Trainings(
+            settings, database, self.blobs, self.live_runs, ends, self.engine, executor, inputs
+        )
+        self.webhooks = WebhookSender(database, self.signer, any_address=settings.any_address)
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def start(self) -> None:
+        """Take up what was left, and begin to work."""
+        await self.database.write(add_base_models, self.settings.base_model)
+        await self.predictions.recover()
+        await self.trainings.recover()
+        for part in (self.engine, self.predictions, self.trainings, self.webhooks):
+            self._tasks.append(asyncio.create_task(part.run()))
+
+    async def stop(self) -> None:
+        """End the work: trainings can go on from their checkpoints."""
+        for task in reversed(self._tasks):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        self.database.close()
+
+    async def check_model(self, owner: str, name: str, asker: str) -> None:
+        """Raise Problem for a model that the asker does not see."""
+        if await self.database.read(visible_model, owner.lower(), name.lower(), asker) is None:
+            raise not_found("The model")
+
+    async def check_room(self, owner: str, num_bytes: int) -> None:
+        """Raise Problem where an owner has too much stored or unfinished for more."""
+        stored = await self.database.read(stored_bytes, owner)
+        if stored + num_bytes > self.settings.stored_bytes:
+            raise Problem(
+                429,
+                f"You store {stored:,} bytes of {self.settings.stored_bytes:,}; delete files, "
+                "versions or predictions first",
+                headers={"Retry-After": "60"},
+            )
+        if await self.database.read(count_unfinished, owner) >= self.settings.unfinished_limit:
+            raise Problem(
+                429,
+                f"You have {self.settings.unfinished_limit:,} predictions and trainings that have "
+                "not ended; wait for some of them",
+                headers={"Retry-After": "10"},
+            )

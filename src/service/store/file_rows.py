@@ -1,0 +1,75 @@
+"""Files that were uploaded: their rows; the bytes lie in `Blobs` under the same id."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
+
+from src.service.store.ids import new_capability, new_id
+from src.service.store.schema import files, runs, versions
+from src.service.store.times import now_text
+
+File = Row[Any]
+
+
+def add_file(connection: Connection, values: dict[str, Any]) -> File:
+    """Insert a file; return its row."""
+    row = {
+        "id": new_id(), "created_at": now_text(), "metadata": {},
+        "capability": new_capability(), **values,
+    }  # fmt: skip
+    return connection.execute(insert(files).values(row).returning(files)).one()
+
+
+def find_file(connection: Connection, file_id: str, owner: str | None = None) -> File | None:
+    """Return a file, of this owner where one is given."""
+    query = select(files).where(files.c.id == file_id)
+    if owner is not None:
+        query = query.where(files.c.owner == owner)
+    return connection.execute(query).one_or_none()
+
+
+def fill_file(connection: Connection, file_id: str, values: dict[str, Any]) -> None:
+    """Note what bytes an upload brought."""
+    connection.execute(update(files).where(files.c.id == file_id).values(values))
+
+
+def list_files(
+    connection: Connection,
+    owner: str,
+    api: str,
+    *,
+    limit: int,
+    before: tuple[str, str] | None = None,
+    purpose: str | None = None,
+) -> Sequence[File]:
+    """Return an owner's files of one API, the newest first."""
+    query = select(files).where(files.c.owner == owner, files.c.api == api)
+    if before is not None:
+        created_at, file_id = before
+        is_later = and_(files.c.created_at == created_at, files.c.id < file_id)
+        query = query.where(or_(files.c.created_at < created_at, is_later))
+    if purpose is not None:
+        query = query.where(files.c.purpose == purpose)
+    query = query.order_by(files.c.created_at.desc(), files.c.id.desc()).limit(limit)
+    return connection.execute(query).all()
+
+
+def delete_file(connection: Connection, file_id: str) -> None:
+    """Delete a file's row; its bytes are the caller's to delete."""
+    connection.execute(delete(files).where(files.c.id == file_id))
+
+
+def expired_files(connection: Connection) -> Sequence[File]:
+    """Return the files whose time is over."""
+    return connection.execute(select(files).where(files.c.expires_at < now_text())).all()
+
+
+def stored_bytes(connection: Connection, owner: str) -> int:
+    """Return how much an owner stores: files, weights, answers and logs."""
+    sums = (
+        select(func.coalesce(func.sum(files.c.size), 0)).where(files.c.owner == owner),
+        select(func.coalesce(func.sum(versions.c.size), 0)).where(versions.c.model_owner == owner),
+        select(func.coalesce(func.sum(runs.c.bytes), 0)).where(runs.c.owner == owner),
+    )
+    return sum(int(connection.execute(query).scalar_one()) for query in sums)

@@ -1,0 +1,133 @@
+"""Predictions and trainings: their rows, whose states only move forward."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
+
+from src.service.store.ids import new_capability, new_id
+from src.service.store.schema import models, points, runs
+from src.service.store.times import now_text, seconds_between
+
+UNFINISHED = ("starting", "processing")
+Run = Row[Any]
+
+
+def create_run(connection: Connection, values: dict[str, Any]) -> Run:
+    """Insert a run as starting; return its row."""
+    owner, _, name = values["model"].partition("/")
+    connection.execute(
+        update(models)
+        .where(models.c.owner == owner, models.c.name == name)
+        .values(run_count=models.c.run_count + 1)
+    )
+    row = {
+        "id": new_id(), "status": "starting", "created_at": now_text(),
+        "capability": new_capability(), **values,
+    }  # fmt: skip
+    return connection.execute(insert(runs).values(row).returning(runs)).one()
+
+
+def find_run(connection: Connection, run_id: str, owner: str | None = None) -> Run | None:
+    """Return a run, of this owner where one is given."""
+    query = select(runs).where(runs.c.id == run_id)
+    if owner is not None:
+        query = query.where(runs.c.owner == owner)
+    return connection.execute(query).one_or_none()
+
+
+def list_runs(
+    connection: Connection,
+    owner: str,
+    kind: str,
+    *,
+    limit: int,
+    before: tuple[str, str] | None = None,
+    created_after: str | None = None,
+    created_before: str | None = None,
+    source: str | None = None,
+    only_jobs: bool = False,
+) -> Sequence[Run]:
+    """Return runs of an owner, the newest first; `before` is the (created_at, id) to go on from."""
+    query = select(runs).where(runs.c.owner == owner, runs.c.kind == kind)
+    if before is not None:
+        created_at, run_id = before
+        query = query.where(
+            or_(
+                runs.c.created_at < created_at,
+                and_(runs.c.created_at == created_at, runs.c.id < run_id),
+            )
+        )
+    if created_after is not None:
+        query = query.where(runs.c.created_at > created_after)
+    if created_before is not None:
+        query = query.where(runs.c.created_at < created_before)
+    if source is not None:
+        query = query.where(runs.c.source == source)
+    if only_jobs:
+        query = query.where(runs.c.job.is_not(None))
+    query = query.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(limit)
+    return connection.execute(query).all()
+
+
+def unfinished_runs(connection: Connection, kind: str) -> Sequence[Run]:
+    """Return the runs that wait or run, the oldest first."""
+    query = select(runs).where(runs.c.kind == kind, runs.c.status.in_(UNFINISHED))
+    return connection.execute(query.order_by(runs.c.created_at, runs.c.id)).all()
+
+
+def count_unfinished(connection: Connection, owner: str) -> int:
+    """Return how many runs of an owner wait or run."""
+    query = select(func.count()).where(runs.c.owner == owner, runs.c.status.in_(UNFINISHED))
+    return connection.execute(query).scalar_one()
+
+
+def start_run(connection: Connection, run_id: str) -> Run | None:
+    """Move a run from starting to processing; None where it is not starting any more."""
+    query = update(runs).where(runs.c.id == run_id, runs.c.status == "starting")
+    values = {"status": "processing", "started_at": now_text()}
+    return connection.execute(query.values(values).returning(runs)).one_or_none()
+
+
+def save_progress(
+    connection: Connection, run_id: str, logs: str, records: Sequence[tuple[int, float, Any]] = ()
+) -> None:
+    """Keep what a running training has logged, and its new (number, time, record)s."""
+    query = update(runs).where(runs.c.id == run_id, runs.c.status.in_(UNFINISHED))
+    connection.execute(query.values(logs=logs))
+    for number, created_at, record in records:
+        row = {"run": run_id, "number": number, "created_at": created_at, "record": record}
+        connection.execute(insert(points).values(row))
+
+
+def end_run(connection: Connection, run_id: str, status: str, **values: Any) -> Run | None:
+    """Give a run its final state; None where it has one already."""
+    query = select(runs.c.created_at, runs.c.started_at, runs.c.metrics, runs.c.input).where(
+        runs.c.id == run_id, runs.c.status.in_(UNFINISHED)
+    )
+    run = connection.execute(query.with_for_update()).one_or_none()
+    if run is None:
+        return None
+    now = now_text()
+    started_at = run.started_at or now
+    metrics = {**(run.metrics or {}), **values.pop("metrics", {})}
+    metrics["predict_time"] = max(seconds_between(started_at, now), 0.0)
+    metrics["total_time"] = max(seconds_between(run.created_at, now), 0.0)
+    values |= {"status": status, "started_at": started_at, "completed_at": now, "metrics": metrics}
+    ended = update(runs).where(runs.c.id == run_id).values(values).returning(runs)
+    row = connection.execute(ended).one()
+    size = len(row.logs) + len(str(row.output or "")) + len(str(run.input or ""))
+    connection.execute(update(runs).where(runs.c.id == run_id).values(bytes=size))
+    return row
+
+
+def list_points(connection: Connection, run_id: str) -> Sequence[Row[Any]]:
+    """Return what a training reported, in order."""
+    query = select(points).where(points.c.run == run_id).order_by(points.c.number)
+    return connection.execute(query).all()
+
+
+def remove_data(connection: Connection, run_id: str) -> None:
+    """Forget the input, output and logs of an ended run."""
+    query = update(runs).where(runs.c.id == run_id, runs.c.status.not_in(UNFINISHED))
+    connection.execute(query.values(input={}, output=None, logs="", data_removed=True, bytes=0))

@@ -1,0 +1,177 @@
+"""Predictions: from the queue through the engine to their end."""
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from src.errors import UserError
+from src.service.replicate.objects import render_run
+from src.service.store.database import Database
+from src.service.store.runs import Run, create_run, find_run, unfinished_runs
+from src.service.store.times import parse_time
+from src.service.work.engine_client import EngineClient, EngineError
+from src.service.work.fair_queue import FairQueue
+from src.service.work.finish import RunEnds
+from src.service.work.inputs import WorkInputs
+from src.service.work.live import LiveRun, LiveRuns
+from src.service.work.notify import notify, wants
+
+log = logging.getLogger("service.predictions")
+CUT_OFF = "the service ended while this prediction ran; create it again"
+WEBHOOK_SECONDS = 0.5
+MORE_THAN_SLOTS = 4
+"""So many more requests than it answers at once wait in the engine, which is then never idle."""
+
+
+class Predictions:
+    """Hands predictions to the engine, as many as it answers at once, fair to their owners."""
+
+    def __init__(
+        self,
+        database: Database,
+        live_runs: LiveRuns,
+        ends: RunEnds,
+        engine: EngineClient,
+        inputs: WorkInputs,
+        *,
+        limit_seconds: float,
+    ) -> None:
+        self._database, self._live_runs, self._ends = database, live_runs, ends
+        self._engine, self._inputs, self._limit_seconds = engine, inputs, limit_seconds
+        self._queue, self._wake = FairQueue(), asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        engine.on_change = self._wake.set
+
+    @property
+    def num_waiting(self) -> int:
+        """How many are in the queue."""
+        return len(self._queue)
+
+    @property
+    def num_running(self) -> int:
+        """How many the engine has."""
+        return self._queue.num_taken
+
+    async def recover(self) -> None:
+        """Queue again what waited when the service ended, and fail what ran."""
+        for row in await self._database.read(unfinished_runs, "prediction"):
+            if row.status == "processing":
+                await self._ends.end(row.id, "failed", error=CUT_OFF)
+            else:
+                self._add(row)
+
+    async def create(self, values: dict[str, Any]) -> tuple[Run, LiveRun]:
+        """Accept a prediction; return its row, and itself as it runs."""
+        row = await self._database.write(create_run, {**values, "kind": "prediction"})
+        return row, self._add(row)
+
+    async def cancel(self, run_id: str, status: str = "canceled", error: str | None = None) -> Run:
+        """End a prediction now; one that has ended stays as it is."""
+        row = await self._ends.end(run_id, status, error=error)
+        await self._engine.cancel(run_id)
+        return row
+
+    async def run(self) -> None:
+        """Hand out predictions until this is canceled."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                if self._engine.error:
+                    await self._fail_all(self._engine.error)
+                most = self._engine.num_slots + MORE_THAN_SLOTS
+                while self._engine.is_ready and self._queue.num_taken < most:
+                    if (run_id := self._queue.take()) is None:
+                        break
+                    self._start_task(self._predict(run_id))
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _add(self, row: Run) -> LiveRun:
+        live = self._live_runs.add(row.id, row.owner)
+        self._queue.put(row.owner, row.id)
+        self._wake.set()
+        if row.deadline is not None:
+            left = (parse_time(row.deadline) - datetime.now(UTC)).total_seconds()
+            self._start_task(self._end_at_deadline(live, max(left, 0.0)))
+        return live
+
+    def _start_task(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _end_at_deadline(self, live: LiveRun, seconds: float) -> None:
+        if not await live.wait(seconds):
+            has_started = live.status != "starting"
+            live.log("the deadline passed\n")
+            await self.cancel(live.id, "canceled" if has_started else "aborted")
+
+    async def _fail_all(self, error: str) -> None:
+        while (run_id := self._queue.take()) is not None:
+            self._queue.give_back(run_id)
+            await self._ends.end(run_id, "failed", error=error)
+
+    async def _predict(self, run_id: str) -> None:
+        try:
+            live = self._live_runs.get(run_id)
+            row = await self._database.read(find_run, run_id)
+            if live is None or row is None or row.status != "starting":
+                return  # canceled while it waited
+            try:
+                async with asyncio.timeout(self._limit_seconds):
+                    await self._follow(row, live)
+            except TimeoutError:
+                await self.cancel(run_id, "failed", "Prediction timed out")
+            except (UserError, EngineError) as error:
+                await self._ends.end(run_id, "failed", error=str(error))
+            except Exception:
+                log.exception("prediction %s", run_id)
+                await self._ends.end(run_id, "failed", error="the service failed; see its log")
+        finally:
+            self._queue.give_back(run_id)
+            self._wake.set()
+
+    async def _follow(self, row: Run, live: LiveRun) -> None:
+        async with self._inputs.of_prediction(row, live) as inputs:
+            last_told = 0.0
+            async for message in self._engine.stream(row.id, inputs):
+                match message["event"]:
+                    case "started":
+                        if not await self._ends.start(row.id):
+                            return
+                    case "output":
+                        live.push(message["text"])
+                        if row.webhook and time.monotonic() > last_told + WEBHOOK_SECONDS:
+                            last_told = time.monotonic()
+                            await self._tell(row, live, "output")
+                    case "log":
+                        live.log(message["text"])
+                    case "end":
+                        live.metrics |= _of_run(message["metrics"])
+                        status, error = message["status"], message["error"]
+                        await self._ends.end(row.id, status, error=error)
+
+    async def _tell(self, row: Run, live: LiveRun, event: str) -> None:
+        if wants(row, event):
+            shown = {"status": live.status, "output": list(live.chunks), "logs": live.logs}
+            await self._database.write(lambda connection: notify(connection, row, event, **shown))
+
+
+def show_live(row: Run, live: LiveRun | None, base_url: str) -> dict[str, Any]:
+    """Return a run as its row says, or as far as it has got."""
+    if live is None or row.completed_at is not None:
+        return render_run(row, base_url)
+    shown: dict[str, Any] = {"status": live.status, "logs": live.logs}
+    if live.chunks:
+        shown["output"] = list(live.chunks)
+    return render_run(row, base_url, **shown)
+
+
+def _of_run(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is reported of the whole process, which is the operator's."""
+    return {name: value for name, value in metrics.items() if name != "process"}

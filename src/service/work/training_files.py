@@ -1,0 +1,108 @@
+"""The files of a training as its request brings them, checked before anything runs."""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from src.data.reading.example_file import ExampleFile
+from src.errors import UserError
+from src.service.http.addresses import own_address
+from src.service.http.problem import Problem, invalid
+from src.service.service import Service
+from src.service.store.blobs import TooLarge
+from src.service.store.file_rows import add_file
+from src.service.store.ids import new_id
+from src.service.work.inputs import DATA_FILES
+from src.service.work.own_files import find_own_file
+from src.weights.download.data_url import decode_data_url
+
+
+async def bring_files(
+    service: Service, inputs: dict[str, Any], owner: str, base: str
+) -> dict[str, Any]:
+    """Return the inputs with the files that came inside of them stored, and named by their URLs.
+
+    Clients send them as data URLs, as bare base64, or as the JSON of a JavaScript Buffer.
+    Raises Problem.
+    """
+    brought = dict(inputs)
+    for name in DATA_FILES:
+        content = _content(name, inputs.get(name), service.settings.file_bytes)
+        if content is None:
+            continue
+        await service.check_room(owner, len(content))
+        file_id = new_id()
+        await store_file(service, file_id, owner, f"{name}.jsonl", content)
+        brought[name] = f"{base}/v1/files/{file_id}"
+    return brought
+
+
+async def check_files(service: Service, inputs: dict[str, Any], owner: str, base: str) -> None:
+    """Raise Problem for a file of the service that holds no examples.
+
+    What lies elsewhere is fetched and checked when the training begins.
+    """
+    for name in DATA_FILES:
+        own = own_address(inputs.get(name), base)
+        url = inputs.get(name)
+        if own is None:
+            if url is not None and not url.lower().startswith(("http://", "https://")):
+                raise invalid(
+                    f"input.{name}", f"expected an http(s) or data: URL, found {url[:80]!r}"
+                )
+            continue
+        file = await service.database.read(find_own_file, own, owner)
+        if file is None:
+            raise invalid(f"input.{name}", f"there is no file {own.id}")
+        async with service.blobs.local_path(file.key) as path:
+            try:
+                await asyncio.to_thread(_check, path, file.name)
+            except UserError as error:
+                raise invalid(f"input.{name}", str(error), "invalid_file") from None
+
+
+async def store_file(service: Service, file_id: str, owner: str, name: str, content: bytes) -> None:
+    """Store a file that came inside of a request; nobody lists it."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield content
+
+    try:
+        stored = await service.blobs.put(file_id, chunks(), max_bytes=service.settings.file_bytes)
+    except TooLarge as error:
+        raise Problem(413, str(error)) from None
+    values = {
+        "id": file_id, "owner": owner, "name": name, "api": "input",
+        "content_type": "application/jsonl",
+        "size": stored.size, "sha256": stored.sha256, "md5": stored.md5,
+    }  # fmt: skip
+    await service.database.write(add_file, values)
+
+
+def _content(name: str, value: Any, max_bytes: int) -> bytes | None:
+    """Return the bytes that an input holds itself; None for a URL."""
+    if isinstance(value, dict) and value.get("type") == "Buffer":
+        try:
+            return bytes(value["data"])
+        except (KeyError, TypeError, ValueError):
+            raise invalid(f"input.{name}", "expected the JSON of a Buffer with its data") from None
+    if not isinstance(value, str):
+        return None
+    if value[:5].lower() == "data:":
+        try:
+            return decode_data_url(value, max_bytes)
+        except UserError as error:
+            raise invalid(f"input.{name}", str(error)) from None
+    if "://" in value[:12] or len(value) < 8:
+        return None
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _check(path: Path, name: str) -> None:
+    ExampleFile(path, name).check()
