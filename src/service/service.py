@@ -6,20 +6,20 @@ from contextlib import suppress
 from typing import Any
 
 from src.cli.schema import build_schema
+from src.service.files.blobs import Blobs
 from src.service.http.limits import RateLimits
 from src.service.http.problem import Problem, not_found
 from src.service.http.signed import Signer
+from src.service.runs.finish import RunEnds
+from src.service.runs.inputs import WorkInputs
+from src.service.runs.live import LiveRuns
 from src.service.settings import ServiceSettings, worker_environment
-from src.service.store.blobs import Blobs
 from src.service.store.database import Database
 from src.service.store.file_rows import stored_bytes
 from src.service.store.models import add_base_models, visible_model
 from src.service.store.runs import count_unfinished
 from src.service.store.tokens import keep_secret
 from src.service.work.engine_client import EngineClient
-from src.service.work.finish import RunEnds
-from src.service.work.inputs import WorkInputs
-from src.service.work.live import LiveRuns
 from src.service.work.predictions import Predictions
 from src.service.work.trainings import Trainings
 from src.service.work.webhooks import WebhookSender

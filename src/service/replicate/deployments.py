@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from src.service.http.body import read_object, text_field
 from src.service.http.problem import Problem, invalid, not_found
-from src.service.replicate.find_version import find_version
+from src.service.replicate.checks.find_version import find_version
 from src.service.replicate.models import NAME
 from src.service.replicate.objects import render_deployment
 from src.service.service import Service

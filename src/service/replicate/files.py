@@ -10,12 +10,12 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from src.service.files.blobs import TooLarge
 from src.service.http.addresses import base_url
 from src.service.http.paging import PAGE_SIZE, page, read_cursor
 from src.service.http.problem import Problem, invalid, not_found
 from src.service.replicate.objects import render_file
 from src.service.service import Service
-from src.service.store.blobs import TooLarge
 from src.service.store.file_rows import (
     File,
     add_file,

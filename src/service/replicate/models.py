@@ -12,7 +12,7 @@ from src.service.http.addresses import base_url
 from src.service.http.body import read_body, read_object, text_field
 from src.service.http.paging import PAGE_SIZE, page, read_cursor
 from src.service.http.problem import Problem, invalid, not_found
-from src.service.replicate.find_version import find_version
+from src.service.replicate.checks.find_version import find_version
 from src.service.replicate.objects import render_model, render_version
 from src.service.service import Service
 from src.service.store.models import (

@@ -9,20 +9,20 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from src.service.files.own_files import find_own_file
 from src.service.http.addresses import base_url, own_address
 from src.service.http.body import read_object, text_field
 from src.service.http.paging import PAGE_SIZE, page, read_cursor
 from src.service.http.problem import invalid, not_found
 from src.service.http.sse import Event, stream
-from src.service.replicate.find_version import Found, find_version
-from src.service.replicate.input_check import check_inputs
+from src.service.replicate.checks.find_version import Found, find_version
+from src.service.replicate.checks.input_check import check_inputs
+from src.service.replicate.checks.webhook_fields import read_webhook
 from src.service.replicate.objects import render_run
-from src.service.replicate.webhook_fields import read_webhook
 from src.service.service import Service
 from src.service.store.deployments import find_deployment
 from src.service.store.runs import Run, find_run, list_runs
 from src.service.store.times import now_text, parse_time, unix_time
-from src.service.work.own_files import find_own_file
 from src.service.work.predictions import show_live
 
 KNOWN = frozenset(

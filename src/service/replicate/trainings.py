@@ -5,17 +5,17 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from src.service.files.training_files import bring_files, check_files
 from src.service.http.addresses import base_url
 from src.service.http.body import read_object, text_field
 from src.service.http.problem import Problem, invalid
-from src.service.replicate.find_version import find_version
-from src.service.replicate.input_check import check_inputs
+from src.service.replicate.checks.find_version import find_version
+from src.service.replicate.checks.input_check import check_inputs
+from src.service.replicate.checks.webhook_fields import read_webhook
 from src.service.replicate.objects import render_run
 from src.service.replicate.predictions import list_kind
-from src.service.replicate.webhook_fields import read_webhook
 from src.service.service import Service
 from src.service.store.models import find_model
-from src.service.work.training_files import bring_files, check_files
 
 KNOWN = frozenset(("destination", "input", "webhook", "webhook_completed", "webhook_events_filter"))
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from src.errors import UserError
 from src.service.replicate.objects import render_run
+from src.service.runs.fair_queue import FairQueue
+from src.service.runs.finish import RunEnds
+from src.service.runs.inputs import WorkInputs
+from src.service.runs.live import LiveRun, LiveRuns
+from src.service.runs.notify import notify, wants
 from src.service.store.database import Database
 from src.service.store.runs import Run, create_run, find_run, unfinished_runs
 from src.service.store.times import parse_time
 from src.service.work.engine_client import EngineClient, EngineError
-from src.service.work.fair_queue import FairQueue
-from src.service.work.finish import RunEnds
-from src.service.work.inputs import WorkInputs
-from src.service.work.live import LiveRun, LiveRuns
-from src.service.work.notify import notify, wants
 
 log = logging.getLogger("service.predictions")
 CUT_OFF = "the service ended while this prediction ran; create it again"

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import UserError
+from src.service.files.blobs import Blobs
 from src.service.replicate.objects import weights_url
+from src.service.runs.fair_queue import FairQueue
+from src.service.runs.finish import RunEnds
+from src.service.runs.inputs import WorkInputs
+from src.service.runs.live import LiveRun, LiveRuns
 from src.service.settings import ServiceSettings, worker_environment
-from src.service.store.blobs import Blobs
 from src.service.store.database import Database
 from src.service.store.ids import new_capability
 from src.service.store.runs import (
@@ -25,10 +29,6 @@ from src.service.store.runs import (
     unfinished_runs,
 )
 from src.service.work.engine_client import EngineClient
-from src.service.work.fair_queue import FairQueue
-from src.service.work.finish import RunEnds
-from src.service.work.inputs import WorkInputs
-from src.service.work.live import LiveRun, LiveRuns
 from src.service.work.workers import Executor, Worker
 
 log = logging.getLogger("service.trainings")

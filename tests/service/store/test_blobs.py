@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.service.store.blobs import BLOCK, BlobInfo, Blobs, TooLarge
+from src.service.files.blobs import BLOCK, BlobInfo, Blobs, TooLarge
 
 MOTO = shutil.which("moto_server")
 
@@ -164,7 +164,7 @@ def test_a_killed_process_leaves_nothing_after_the_next_start(tmp_path: Path):
     code = """
 import asyncio, sys
 from pathlib import Path
-from src.service.store.blobs import BLOCK, Blobs
+from src.service.files.blobs import BLOCK, Blobs
 
 async def chunks():
     yield bytes(5 * BLOCK)

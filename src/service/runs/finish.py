@@ -4,11 +4,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from src.service.runs.live import LiveRuns
+from src.service.runs.notify import notify
 from src.service.store.database import Database
 from src.service.store.models import add_version
 from src.service.store.runs import Run, end_run, find_run, start_run
-from src.service.work.live import LiveRuns
-from src.service.work.notify import notify
 
 
 class RunEnds:

@@ -9,14 +9,14 @@ from typing import Any
 
 from src.data.reading.example_file import ExampleFile
 from src.errors import UserError
+from src.service.files.blobs import TooLarge
+from src.service.files.own_files import find_own_file
 from src.service.http.addresses import own_address
 from src.service.http.problem import Problem, invalid
+from src.service.runs.inputs import DATA_FILES
 from src.service.service import Service
-from src.service.store.blobs import TooLarge
 from src.service.store.file_rows import add_file
 from src.service.store.ids import new_id
-from src.service.work.inputs import DATA_FILES
-from src.service.work.own_files import find_own_file
 from src.weights.download.data_url import decode_data_url
 
 

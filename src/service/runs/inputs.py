@@ -8,14 +8,14 @@ from typing import Any
 
 from src.base_models import KNOWN_MODELS
 from src.errors import UserError
+from src.service.files.blobs import Blobs
+from src.service.files.own_files import find_own_file
 from src.service.http.addresses import own_address
+from src.service.runs.live import LiveRun
 from src.service.settings import ServiceSettings
-from src.service.store.blobs import Blobs
 from src.service.store.database import Database
 from src.service.store.models import base_model_name, find_version
 from src.service.store.runs import Run
-from src.service.work.live import LiveRun
-from src.service.work.own_files import find_own_file
 from src.weights.download.download import fetch
 
 DATA_FILES = ("train_data", "validation_data")

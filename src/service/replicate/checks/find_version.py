@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from src.service.http.problem import Problem
-from src.service.replicate.old_versions import OLD_VERSIONS
+from src.service.replicate.checks.old_versions import OLD_VERSIONS
 from src.service.store.models import (
     Version,
     base_model_name,
