@@ -196,4 +196,21 @@ def build_chat_format(
     return ChatFormat(tokenizer, prompt_format, template, system_prompt, name)
 
 
+def describe_answers(base_model: str, tokenizer: Tokenizer) -> dict[str, str | None]:
+    """Return the text of the base model's chat template and what stands before an answer.
+
+    There is no template where the format is another, or none of several is the default.
+    """
+    try:
+        prompt_format = build_chat_format(base_model, tokenizer).prompt_format
+        generation_prompt = prompt_format.generation_prompt
+    except UserError:
+        return {"chat_template": None, "generation_prompt": ""}
+    templates = None
+    if isinstance(prompt_format, ChatTemplateFormat):
+        templates = tokenizer.tokenizer.chat_template
+    text = "\n".join(templates.values()) if isinstance(templates, dict) else templates
+    return {"chat_template": text, "generation_prompt": generation_prompt}
+
+
 build_train_format = partial(build_chat_format, for_training=True)

@@ -2,12 +2,14 @@
 
 In:  {"do": "predict", "id", "input": {any of predict.py's inputs}}, {"do": "cancel", "id"},
      {"do": "report"}
-Out: {"event": "ready", "model": {"name", "revision", "max_seq_len", "num_slots"}}, or
+Out: {"event": "ready", "model": {"name", "revision", "max_seq_len", "num_slots", "chat_template",
+     "generation_prompt"}}, or
      {"event": "failed", "error"} where there is nothing to serve, with exit code 1
      {"event": "started", "id"} when the request is prepared and handed to the engine
      {"event": "output", "id", "text"} for each piece of the answer
      {"event": "log", "id", "text"} for whole lines that are printed for the request
-     {"event": "end", "id", "status": "succeeded" | "failed" | "canceled", "error", "metrics"}
+     {"event": "end", "id", "status": "succeeded" | "failed" | "canceled", "error", "metrics",
+     "refused"}; a request is refused where it cannot be answered as it is
      {"event": "report", "metrics"} with what is reported of the process
 
 The end of stdin ends it at once.
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import predict
+from src.errors import UserError
 from src.jobs.channel import Channel, Message
 from src.jobs.failure import describe_failure
 from src.jobs.inputs import complete_inputs
@@ -59,6 +62,7 @@ class Requests:
         )
         status, error = "succeeded", None
         metrics: dict[str, Any] = {}
+        refused = False
         try:
             async for text in self._predictor.stream_async(
                 complete_inputs(predict.Predictor.run, asked),
@@ -70,8 +74,10 @@ class Requests:
             status = "canceled"
         except Exception as failure:
             status, error = "failed", describe_failure(failure)
+            refused = isinstance(failure, UserError)
         del self._tasks[id]
-        self._send({"event": "end", "id": id, "status": status, "error": error, "metrics": metrics})
+        end = {"status": status, "error": error, "metrics": metrics, "refused": refused}
+        self._send({"event": "end", "id": id, **end})
 
 
 def load_predictor() -> "TextPredictor":

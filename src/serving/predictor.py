@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from src.base_models import describe_model
-from src.chat.chat_format import ChatFormat, build_chat_format
+from src.chat.chat_format import ChatFormat, build_chat_format, describe_answers
 from src.environment import cache_folder, read_serve_environment
 from src.errors import UserError
 from src.model.precision import dtype_name
@@ -126,8 +126,9 @@ class TextPredictor:
                     yield text
 
     def describe(self) -> dict[str, Any]:
-        """Return which base model answers, and how much at once."""
+        """Return which base model answers, in what form, and how much at once."""
         return {
+            **describe_answers(self._base_model.name, self._engine.tokenizer),
             "name": self._base_model.short_name,
             "revision": self._revision,
             "max_seq_len": self._engine.max_seq_len,

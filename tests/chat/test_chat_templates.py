@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from src.chat.chat_format import ChatFormat, build_chat_format, build_train_format
+from src.chat.chat_format import (
+    ChatFormat,
+    build_chat_format,
+    build_train_format,
+    describe_answers,
+)
 from src.chat.conversation import Conversation
 from src.chat.tokenizer import Tokenizer
 from src.data.odd_rows import OddRows
@@ -319,3 +324,14 @@ def test_what_stands_beside_a_tokenizer_model_counts(tmp_path: Path):
     assert (tokenizer.eos_id, tokenizer.bos_id) == (first + 1, bare.bos_id)
     assert tokenizer.encode("It is <|end|>.") == bare.encode("It is <|end|>.")
     check(tokenizer, system="Be kind.")
+
+
+def test_how_answers_are_written_is_told(tmp_path: Path):
+    name = "opens its reasons in the prompt and strips those of earlier answers"
+    tokenizer = make_tokenizer(tmp_path / "one", TEMPLATES[name])
+    told = describe_answers("a/b", tokenizer)
+    assert told["chat_template"] == TEMPLATES[name]
+    assert (told["generation_prompt"] or "").endswith("<think>\n")
+    several = make_tokenizer(tmp_path / "two", {"default": TEMPLATES["plain"], "tool_use": OTHER})
+    assert "OTHER" in (describe_answers("a/b", several)["chat_template"] or "")
+    assert describe_answers("llama-2-7b", tokenizer)["chat_template"] is None

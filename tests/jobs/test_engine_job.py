@@ -27,6 +27,7 @@ def engine(base_dir: Path, weights_dir: Path) -> Iterator[Job]:
     ready = job.event("ready")
     assert ready["model"] == {
         "name": "tiny-llama", "revision": None, "max_seq_len": 256, "num_slots": 32,
+        "chat_template": None, "generation_prompt": "",
     }  # fmt: skip
     yield job
     job.kill()
@@ -125,7 +126,7 @@ def test_a_canceled_request_ends_and_the_others_go_on(engine: Job):
 def test_bad_input_is_one_sentence(engine: Job, inputs: dict[str, Any], sentence: str):
     ask(engine, sentence, **inputs)
     end = engine.event("end", id=sentence)
-    assert end["status"] == "failed"
+    assert (end["status"], end["refused"]) == ("failed", True)
     assert end["error"].startswith(sentence) or inputs.get("replicate_weights")
     assert "\n" not in end["error"]
     assert engine.of(sentence, "started") == []
