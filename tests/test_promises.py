@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 CHECKS = re.compile(r"raises|fail|assert\w*")
 """Calls that end a test which does not hold."""
 
@@ -22,7 +23,7 @@ def fault_of(file: str, name: str) -> str | None:
     if not re.fullmatch(r"test_\w+\.py", path.name):
         return "pytest does not collect the file"
     tree = ast.parse(path.read_text())
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    functions = {node.name: node for node in tree.body if isinstance(node, Function)}
     if name not in functions:
         return "the file has no such function"
     if any("skip" in ast.unparse(decorator) for decorator in functions[name].decorator_list):
@@ -30,7 +31,7 @@ def fault_of(file: str, name: str) -> str | None:
     return None if can_fail(name, functions, set()) else "the test asserts nothing"
 
 
-def can_fail(name: str, functions: dict[str, ast.FunctionDef], seen: set[str]) -> bool:
+def can_fail(name: str, functions: dict[str, Function], seen: set[str]) -> bool:
     """Return whether a function, or one of its file that it calls, holds an assertion."""
     seen.add(name)
     nodes = list(ast.walk(functions[name]))
