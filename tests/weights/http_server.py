@@ -27,7 +27,7 @@ def serving(routes: dict, encryption: ssl.SSLContext | None = None) -> Iterator[
             else:
                 self.reply(200, route)
 
-        do_HEAD = do_CONNECT = do_GET
+        do_HEAD = do_CONNECT = do_POST = do_GET
 
         def reply(self, status: int, body: bytes, **headers: str):
             self.send_response(status)

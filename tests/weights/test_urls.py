@@ -19,9 +19,11 @@ import pytest
 
 from src.errors import UserError
 from src.weights.cache.cache import WeightsCache
+from src.weights.download.deadline import Deadline, never
 from src.weights.download.download import fetch
 from src.weights.download.public_address import is_public
-from src.weights.download.transfer import MAX_ADDRESSES
+from src.weights.download.transfer import MAX_ADDRESSES, TransferError, post
+from src.weights.download.url import in_ascii
 from tests.weights.archives import make_tar
 from tests.weights.cached import get
 from tests.weights.http_server import cut_off, drip, serving
@@ -214,6 +216,19 @@ def test_hostile_urls_are_refused_without_a_packet(tmp_path: Path, dialled: list
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 400
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", PRIVATE_HOSTS)
+def test_nothing_is_sent_to_a_private_address(dialled: list[str], name: str):
+    with pytest.raises((UserError, TransferError)):
+        post(
+            in_ascii(f"http://{PRIVATE_HOSTS[name]}/"),
+            b"secret",
+            headers={},
+            deadline=Deadline(5, never),
+            any_address=False,
+        )
+    assert set(dialled) <= ({PUBLIC} if "mixed" in name and "." in name else set())
 
 
 def test_the_forms_are_many():

@@ -16,7 +16,6 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from src.errors import UserError
 from src.files.atomic import sync
-from src.files.printable import show_bytes
 
 BLOCK = 1 << 20
 COPIES_BYTES = 20 << 30
@@ -36,7 +35,7 @@ class TooLarge(UserError):
     """More bytes came than may."""
 
     def __init__(self, max_bytes: int) -> None:
-        super().__init__(f"expected at most {show_bytes(max_bytes)}, found more")
+        super().__init__(f"expected at most {max_bytes:,} bytes, found more")
 
 
 class Blobs:
@@ -69,6 +68,11 @@ class Blobs:
             await asyncio.to_thread(_move, partial, self._folder / key)
         await self._trim_copies()
         return info
+
+    async def put_file(self, key: str, path: Path) -> BlobInfo:
+        """Store what a file holds."""
+        size = path.stat().st_size
+        return await self.put(key, _read(path), max_bytes=size)
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Yield the bytes, or those from `start` to before `end`."""
@@ -140,6 +144,12 @@ def _open_remote(url: str) -> ObjectStore:
         raise UserError(
             f"FILES_URL: expected s3://BUCKET or s3://BUCKET/FOLDER: {reason}"
         ) from None
+
+
+async def _read(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while block := await asyncio.to_thread(file.read, BLOCK):
+            yield block
 
 
 async def _write(path: Path, chunks: AsyncIterator[bytes], max_bytes: int) -> BlobInfo:

@@ -9,7 +9,6 @@ from typing import BinaryIO
 from urllib.parse import quote, urljoin, urlsplit
 
 import pycurl
-import requests
 
 from src.environment import read_flag
 from src.errors import UserError
@@ -18,7 +17,7 @@ from src.files.printable import printable
 from src.weights.download.data_url import decode_data_url
 from src.weights.download.deadline import CancelToken, Deadline, never
 from src.weights.download.transfer import TOO_LARGE, Response, TransferError, get
-from src.weights.download.url import check_url, not_valid, printable_url
+from src.weights.download.url import check_url, in_ascii, not_valid, printable_url
 
 MAX_REDIRECTS = 10
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -114,7 +113,7 @@ def _fetch_http(
         own = headers if urlsplit(url)[:2] == origin else {}
         try:
             response = get(
-                _in_ascii(url),
+                in_ascii(url),
                 file,
                 headers={**own, "Accept-Encoding": "identity"},
                 max_bytes=max_bytes,
@@ -134,14 +133,6 @@ def _fetch_http(
         file.seek(0)
         file.truncate()
     raise UserError(f"could not download {name}: more than {MAX_REDIRECTS} redirects")
-
-
-def _in_ascii(url: str) -> str:
-    """Return the URL as it is sent: its host in IDNA, bytes that no URL has escaped."""
-    try:
-        return requests.Request("GET", url).prepare().url or url
-    except requests.exceptions.InvalidURL:
-        raise not_valid(url) from None
 
 
 def _redirect_target(url: str, location: str, name: str) -> str:

@@ -23,6 +23,8 @@ MAX_ADDRESSES = 8
 """A name's addresses that are tried."""
 MAX_HEADER_LINES = 20_000
 """libcurl bounds the headers, but not the trailers behind the body."""
+MAX_ANSWER_BYTES = 1 << 20
+"""Of what answers a body that is sent."""
 TOO_LARGE = 100
 """libcurl's code for too many headers, which pycurl does not name."""
 
@@ -58,27 +60,65 @@ def get(
     Raises UserError for an address that is not public, unless any is allowed, and TransferError
     for an answer that does not arrive complete.
     """
-    proxy = select_proxy(url, get_environ_proxies(url)) or ""
-    if proxy and not any_address:
-        _check_name(url, deadline)
-    dialler = _Dialler(any_address or bool(proxy), MAX_ADDRESSES)
-    lines: list[bytes] = []
     response = None
-    with _transfer(url, proxy, dialler, deadline) as (handle, steps):
-        handle.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in headers.items()])
+    with _request(url, headers, deadline, any_address) as (handle, lines, steps):
         handle.setopt(pycurl.MAXFILESIZE_LARGE, max_bytes)
-        # Both are written in C: an exception in a callback, such as Cog's cancel, would be lost.
-        handle.setopt(pycurl.HEADERFUNCTION, lines.append)
+        # Written in C: an exception in a callback, such as Cog's cancel, would be lost.
         handle.setopt(pycurl.WRITEDATA, body)
         for _ in steps:
             if response is None:
                 response = _read_head(handle.getinfo(pycurl.RESPONSE_CODE), lines)
                 if response is not None and not wants_body(response):
                     break
-            if len(lines) > MAX_HEADER_LINES:
-                raise TransferError(TOO_LARGE)
     assert response is not None
     return response
+
+
+def post(
+    url: str, body: bytes, *, headers: Mapping[str, str], deadline: Deadline, any_address: bool
+) -> int:
+    """Send a body, and return the status of the answer; what else is in it is not read.
+
+    Raises UserError for an address that is not public, unless any is allowed, and TransferError
+    where no answer arrives.
+    """
+    # Without Expect: a server that does not know it would be waited for.
+    with _request(url, {**headers, "Expect": ""}, deadline, any_address) as (handle, lines, steps):
+        handle.setopt(pycurl.POSTFIELDS, body)
+        handle.setopt(pycurl.MAXFILESIZE_LARGE, MAX_ANSWER_BYTES)
+        handle.setopt(pycurl.WRITEFUNCTION, len)
+        response = None
+        for _ in steps:
+            response = _read_head(handle.getinfo(pycurl.RESPONSE_CODE), lines)
+            # A server may answer before it has read all, and then goes on reading.
+            if response is not None and handle.getinfo(pycurl.SIZE_UPLOAD_T) >= len(body):
+                break
+    assert response is not None
+    return response.status
+
+
+@contextmanager
+def _request(
+    url: str, headers: Mapping[str, str], deadline: Deadline, any_address: bool
+) -> Iterator[tuple[pycurl.Curl, list[bytes], Iterator[None]]]:
+    """Context of a handle, of the answer's header lines, and of the steps that run it."""
+    proxy = select_proxy(url, get_environ_proxies(url)) or ""
+    if proxy and not any_address:
+        _check_name(url, deadline)
+    dialler = _Dialler(any_address or bool(proxy), MAX_ADDRESSES)
+    lines: list[bytes] = []
+    with _transfer(url, proxy, dialler, deadline) as (handle, steps):
+        handle.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in headers.items()])
+        handle.setopt(pycurl.HEADERFUNCTION, lines.append)
+        yield handle, lines, _few_lines(steps, lines)
+
+
+def _few_lines(steps: Iterator[None], lines: list[bytes]) -> Iterator[None]:
+    """Yield each step while the header lines are not too many; else raise TransferError."""
+    for _ in steps:
+        yield
+        if len(lines) > MAX_HEADER_LINES:
+            raise TransferError(TOO_LARGE)
 
 
 def _check_name(url: str, deadline: Deadline) -> None:

@@ -3,6 +3,8 @@
 import re
 from urllib.parse import urlsplit
 
+import requests
+
 from src.errors import UserError
 from src.files.printable import printable
 
@@ -39,6 +41,14 @@ def check_url(url: str) -> None:
         raise not_valid(url)
     if "@" in parts.netloc:
         raise UserError(f"cannot download {name}: a URL with a user name or password is not taken")
+
+
+def in_ascii(url: str) -> str:
+    """Return the URL as it is sent: its host in IDNA, bytes that no URL has escaped."""
+    try:
+        return requests.Request("GET", url).prepare().url or url
+    except requests.exceptions.InvalidURL:
+        raise not_valid(url) from None
 
 
 def not_valid(url: str) -> UserError:

@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -100,6 +99,17 @@ def test_what_was_put_is_what_comes_back(blobs: Blobs, size: int):
     asyncio.run(run())
 
 
+def test_a_file_is_stored_as_it_is(blobs: Blobs, tmp_path: Path):
+    async def run() -> None:
+        data = os.urandom(3 * BLOCK + 1)
+        (tmp_path / "file").write_bytes(data)
+        info = await blobs.put_file("weights", tmp_path / "file")
+        assert (info.size, info.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert await read(blobs, "weights") == data
+
+    asyncio.run(run())
+
+
 def test_what_is_not_there_is_an_error(blobs: Blobs):
     async def run() -> None:
         await put(blobs, "files/one", b"data")
@@ -126,7 +136,7 @@ def test_too_many_bytes_leave_none(blobs: Blobs, tmp_path: Path):
                 asked.append(1)
                 yield bytes(BLOCK)
 
-        with pytest.raises(TooLarge, match=r"^expected at most 3\.1 MB, found more$"):
+        with pytest.raises(TooLarge, match=r"^expected at most 3,145,728 bytes, found more$"):
             await blobs.put("files/one", endless(), max_bytes=3 * BLOCK)
         assert len(asked) == 4
         with pytest.raises(FileNotFoundError):
@@ -178,8 +188,9 @@ asyncio.run(Blobs(Path(sys.argv[1])).put("files/one", chunks(), max_bytes=10 * B
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "written\n"
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
+    process.stdout.close()
     assert len(files_in(tmp_path)) == 1
     blobs = Blobs(tmp_path)
     assert files_in(tmp_path) == []
