@@ -7,8 +7,8 @@ from typing import Any
 
 from src.cli.schema import build_schema
 from src.service.files.blobs import Blobs
-from src.service.http.limits import RateLimits
-from src.service.http.problem import Problem, not_found
+from src.service.http.limits import RateLimits, check_stored, check_unfinished
+from src.service.http.problem import not_found
 from src.service.http.signed import Signer
 from src.service.runs.finish import RunEnds
 from src.service.runs.inputs import WorkInputs
@@ -78,17 +78,6 @@ class Service:
     async def check_room(self, owner: str, num_bytes: int) -> None:
         """Raise Problem where an owner has too much stored or unfinished for more."""
         stored = await self.database.read(stored_bytes, owner)
-        if stored + num_bytes > self.settings.stored_bytes:
-            raise Problem(
-                429,
-                f"You store {stored:,} bytes of {self.settings.stored_bytes:,}; delete files, "
-                "versions or predictions first",
-                headers={"Retry-After": "60"},
-            )
-        if await self.database.read(count_unfinished, owner) >= self.settings.unfinished_limit:
-            raise Problem(
-                429,
-                f"You have {self.settings.unfinished_limit:,} predictions and trainings that have "
-                "not ended; wait for some of them",
-                headers={"Retry-After": "10"},
-            )
+        check_stored(stored, num_bytes, self.settings.stored_bytes)
+        unfinished = await self.database.read(count_unfinished, owner)
+        check_unfinished(unfinished, self.settings.unfinished_limit)

@@ -21,4 +21,4 @@ def notify(connection: Connection, run: Run, event: str, **shown: Any) -> None:
     """Queue a message to a run's webhook, if it asked for it; `shown` is what its row lacks."""
     if wants(run, event):
         body = json.dumps(render_run(run, **shown)).encode()
-        enqueue(connection, run.id, event, run.webhook, body)
+        enqueue(connection, run.id, event, run.webhook, body, owner=run.owner)
