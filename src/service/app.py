@@ -5,10 +5,13 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from src.service.http.access_log import AccessLog
+from src.service.http.metrics import metrics
 from src.service.http.problem import Problem, answer_fault, answer_http_error, answer_problem
 from src.service.replicate.routes import replicate_routes
 from src.service.service import Service
@@ -24,7 +27,12 @@ def make_app(service: Service) -> Starlette:
         await service.stop()
 
     app = Starlette(
-        routes=[Route("/health", health), *replicate_routes()],
+        routes=[
+            Route("/health", health),
+            Route("/metrics", metrics),
+            *replicate_routes(),
+        ],
+        middleware=[Middleware(AccessLog)],
         exception_handlers={
             Problem: answer_problem,
             HTTPException: answer_http_error,

@@ -7,12 +7,14 @@
 import argparse
 import os
 import sys
+from types import FrameType
 
 import uvicorn
 from filelock import FileLock, Timeout
 
 from src.errors import UserError
 from src.service.app import make_app
+from src.service.http.access_log import log_as_json
 from src.service.service import Service
 from src.service.settings import ServiceSettings, is_loopback, read_service_settings
 from src.service.store.database import Database
@@ -51,17 +53,33 @@ def _serve(settings: ServiceSettings, database: Database, options: argparse.Name
         print(f"the token of {FIRST_OWNER}, shown only now: {token}", flush=True)
     if not is_loopback(options.host):
         print(f"listening on {options.host}: whoever reaches it needs a token", flush=True)
-    app = make_app(Service(settings, database))
-    uvicorn.run(
-        app,
+    log_as_json()
+    service = Service(settings, database)
+    config = uvicorn.Config(
+        make_app(service),
         host=options.host,
         port=options.port,
-        log_level="warning",
+        log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    return 0
+    server = _Server(config, service)
+    server.run()
+    return 0 if server.started else 1
+
+
+class _Server(uvicorn.Server):
+    """Tells the service at once that it is to end, before its connections have."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop."""
+        self._service.begin_stop()
+        super().handle_exit(sig, frame)
 
 
 def _change_tokens(database: Database, options: argparse.Namespace) -> None:

@@ -21,12 +21,10 @@ from src.service.store.runs import count_unfinished
 from src.service.store.tokens import keep_secret
 from src.service.work.engine_client import EngineClient
 from src.service.work.predictions import Predictions
+from src.service.work.retention import Retention
 from src.service.work.trainings import Trainings
 from src.service.work.webhooks import WebhookSender
 from src.service.work.workers import make_executor
-
-USE_SECONDS = 5.0
-"""An owner's use is counted anew after so long."""
 
 
 class Service:
@@ -40,7 +38,7 @@ class Service:
         self.blobs = Blobs(settings.data_dir / "files", settings.files_url or "")
         self.rate_limits = RateLimits(settings.creates_per_minute, settings.requests_per_minute)
         self.live_runs = LiveRuns()
-        ends = RunEnds(database, self.live_runs)
+        self.ends = ends = RunEnds(database, self.live_runs)
         executor = make_executor(settings)
         inputs = WorkInputs(settings, database, self.blobs, self.schema)
         self.engine = EngineClient(executor, worker_environment(settings))
@@ -52,6 +50,7 @@ class Service:
             settings, database, self.blobs, self.live_runs, ends, self.engine, executor, inputs
         )
         self.webhooks = WebhookSender(database, self.signer, any_address=settings.any_address)
+        self._retention = Retention(settings, database, self.blobs)
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def start(self) -> None:
@@ -59,8 +58,12 @@ class Service:
         await self.database.write(add_base_models, self.settings.base_model)
         await self.predictions.recover()
         await self.trainings.recover()
-        for part in (self.engine, self.predictions, self.trainings, self.webhooks):
-            self._tasks.append(asyncio.create_task(part.run()))
+        parts = (self.engine, self.predictions, self.trainings, self.webhooks, self._retention)
+        self._tasks = [asyncio.create_task(part.run()) for part in parts]
+
+    def begin_stop(self) -> None:
+        """Begin no more predictions: those that run have time to end."""
+        self.predictions.is_stopping = True
 
     async def stop(self) -> None:
         """End the work: trainings can go on from their checkpoints."""

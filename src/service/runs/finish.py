@@ -1,5 +1,6 @@
 """The end of a run: its final row, its webhook and its followers, in this order."""
 
+from collections import Counter
 from typing import Any
 
 from sqlalchemy import Connection
@@ -16,6 +17,8 @@ class RunEnds:
 
     def __init__(self, database: Database, live_runs: LiveRuns) -> None:
         self._database, self._live_runs = database, live_runs
+        self.counts: Counter[tuple[str, str]] = Counter()
+        """Runs that have ended in this process, by kind and state."""
 
     async def start(self, run_id: str) -> bool:
         """Move a run to processing; False where it has ended meanwhile."""
@@ -38,6 +41,8 @@ class RunEnds:
             if live.chunks:
                 values.setdefault("output", list(live.chunks))
         row = await self._database.write(_end, run_id, status, values)
+        if live is not None and not live.ended.is_set():
+            self.counts[row.kind, row.status] += 1
         self._live_runs.end(run_id, row.status)
         return row
 

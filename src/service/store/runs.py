@@ -127,6 +127,14 @@ def list_points(connection: Connection, run_id: str) -> Sequence[Row[Any]]:
     return connection.execute(query).all()
 
 
+def old_runs(connection: Connection, before: str) -> Sequence[str]:
+    """Return the ids of predictions that ended before a time and still have their data."""
+    query = select(runs.c.id).where(
+        runs.c.kind == "prediction", runs.c.completed_at < before, runs.c.data_removed.is_(False)
+    )
+    return connection.execute(query).scalars().all()
+
+
 def remove_data(connection: Connection, run_id: str) -> None:
     """Forget the input, output and logs of an ended run."""
     query = update(runs).where(runs.c.id == run_id, runs.c.status.not_in(UNFINISHED))

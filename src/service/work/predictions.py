@@ -42,6 +42,8 @@ class Predictions:
         self._engine, self._inputs, self._limit_seconds = engine, inputs, limit_seconds
         self._queue, self._wake = FairQueue(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.is_stopping = False
+        """Whether those that wait are left for the next service."""
         engine.on_change = self._wake.set
 
     @property
@@ -82,7 +84,7 @@ class Predictions:
                 if self._engine.error:
                     await self._fail_all(self._engine.error)
                 most = self._engine.num_slots + MORE_THAN_SLOTS
-                while self._engine.is_ready and self._queue.num_taken < most:
+                while self._takes_more(most):
                     if (run_id := self._queue.take()) is None:
                         break
                     self._start_task(self._predict(run_id))
@@ -90,6 +92,9 @@ class Predictions:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _takes_more(self, most: int) -> bool:
+        return self._engine.is_ready and self._queue.num_taken < most and not self.is_stopping
 
     def _add(self, row: Run) -> LiveRun:
         live = self._live_runs.add(row.id, row.owner)
