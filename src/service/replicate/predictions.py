@@ -19,6 +19,7 @@ from src.service.replicate.checks.find_version import Found, find_version
 from src.service.replicate.checks.input_check import check_inputs
 from src.service.replicate.checks.webhook_fields import read_webhook
 from src.service.replicate.objects import render_run
+from src.service.runs.live import LiveRun
 from src.service.service import Service
 from src.service.store.deployments import find_deployment
 from src.service.store.runs import Run, find_run, list_runs
@@ -52,17 +53,11 @@ async def create(request: Request, owner: str) -> Response:
         asked = f"{path['owner']}/{path['name']}"
         await service.check_model(path["owner"], path["name"], owner)
     found = await service.database.read(find_version, asked, owner)
-    inputs = check_inputs(body.get("input", {}), service.schema, "Input")
-    base = base_url(request)
-    await service.database.read(_check_weights, inputs, found, base, owner)
-    values = {
-        "owner": owner, "model": found.model, "version": found.version.id, "input": inputs,
-        "logs": found.log, "deployment": deployment, "base_url": base,
-        "deadline": _deadline(request), **read_webhook(body),
-    }  # fmt: skip
     wait = _wait_seconds(request)
-    await service.check_room(owner, len(str(inputs)))
-    row, live = await service.predictions.create(values)
+    base = base_url(request)
+    row, live = await accept(
+        service, owner, found, body, base, deployment=deployment, deadline=_deadline(request)
+    )
     if wait is None:
         return JSONResponse(render_run(row, base), 201)
     headers = {"Preference-Applied": request.headers["prefer"]}
@@ -71,6 +66,20 @@ async def create(request: Request, owner: str) -> Response:
         return JSONResponse(_shown(request, row, render_run(row, base)), 201, headers)
     # Clients take any state but starting for the end, and what is there for the whole output.
     return JSONResponse(render_run(row, base, status="starting", output=None), 202, headers)
+
+
+async def accept(
+    service: Service, owner: str, found: Found, body: dict[str, Any], base: str, **columns: Any
+) -> tuple[Run, LiveRun]:
+    """Check the body of a prediction and queue it, with more columns of its row; raises Problem."""
+    inputs = check_inputs(body.get("input", {}), service.schema, "Input")
+    await service.database.read(_check_weights, inputs, found, base, owner)
+    values = {
+        "owner": owner, "model": found.model, "version": found.version.id, "input": inputs,
+        "logs": found.log, "base_url": base, **columns, **read_webhook(body),
+    }  # fmt: skip
+    await service.check_room(owner, len(str(inputs)))
+    return await service.predictions.create(values)
 
 
 async def get(request: Request, owner: str) -> Response:
