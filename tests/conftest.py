@@ -44,6 +44,7 @@ SERVERS = [
 ]
 """Files of tests that start Cog's server: they share the schema that lies in the checkout."""
 FIRST = [
+    "service/clients/test_clients.py",
     *(*SERVERS, "training/test_faults.py", "training/test_checkpoints.py"),
     "training/test_real_model.py",
 ]

@@ -16,13 +16,6 @@ HARDWARE = {
     "gpu-h100": "Nvidia H100 GPU",
 }
 """Names that scripts send; whatever they say, the machine of the service does the work."""
-COLLECTIONS = [
-    {
-        "slug": "language-models",
-        "name": "Language models",
-        "description": "Models that can be fine-tuned and that answer here",
-    }
-]
 
 
 async def get_account(request: Request, owner: str) -> Response:
@@ -36,15 +29,12 @@ async def list_hardware(request: Request, owner: str) -> Response:
 
 
 async def list_collections(request: Request, owner: str) -> Response:
-    """GET /collections."""
-    return JSONResponse({"previous": None, "next": None, "results": COLLECTIONS})
+    """GET /collections: there are none."""
+    return JSONResponse({"previous": None, "next": None, "results": []})
 
 
 async def get_collection(request: Request, owner: str) -> Response:
-    """GET /collections/{slug}: without models."""
-    for collection in COLLECTIONS:
-        if collection["slug"] == request.path_params["slug"]:
-            return JSONResponse({**collection, "models": []})
+    """GET /collections/{slug}."""
     raise not_found("The collection")
 
 

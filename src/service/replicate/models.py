@@ -66,12 +66,7 @@ async def find(request: Request, owner: str) -> Response:
 async def create(request: Request, owner: str) -> Response:
     """POST /models."""
     service: Service = request.app.state.service
-    model = await accept(service, owner, await read_object(request, CREATE))
-    return JSONResponse(_render(request, (model, None)), 201)
-
-
-async def accept(service: Service, owner: str, body: dict[str, Any]) -> Model:
-    """Check the body of a model and create it; raises Problem."""
+    body = await read_object(request, CREATE)
     values = {name: text_field(body, name) for name in CREATE}
     for field in ("owner", "name", "visibility", "hardware"):
         text_field(body, field, required=True)
@@ -89,7 +84,8 @@ async def accept(service: Service, owner: str, body: dict[str, Any]) -> Model:
             )
         return create_model(connection, values)
 
-    return await service.database.write(insert)
+    model = await service.database.write(insert)
+    return JSONResponse(_render(request, (model, None)), 201)
 
 
 async def get(request: Request, owner: str) -> Response:

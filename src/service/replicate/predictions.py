@@ -19,11 +19,10 @@ from src.service.replicate.checks.find_version import Found, find_version
 from src.service.replicate.checks.input_check import check_inputs
 from src.service.replicate.checks.webhook_fields import read_webhook
 from src.service.replicate.objects import render_run
-from src.service.runs.live import LiveRun
 from src.service.service import Service
 from src.service.store.deployments import find_deployment
 from src.service.store.runs import Run, find_run, list_runs
-from src.service.store.times import now_text, parse_time, unix_time
+from src.service.store.times import later, now_text, parse_time, unix_time
 from src.service.work.predictions import show_live
 
 KNOWN = frozenset(
@@ -53,11 +52,17 @@ async def create(request: Request, owner: str) -> Response:
         asked = f"{path['owner']}/{path['name']}"
         await service.check_model(path["owner"], path["name"], owner)
     found = await service.database.read(find_version, asked, owner)
+    inputs = check_inputs(body.get("input", {}), service.schema, "Input")
+    base, created_at = base_url(request), now_text()
+    await service.database.read(_check_weights, inputs, found, base, owner)
+    values = {
+        "owner": owner, "model": found.model, "version": found.version.id, "input": inputs,
+        "logs": found.log, "deployment": deployment, "base_url": base,
+        "created_at": created_at, "deadline": _deadline(request, created_at), **read_webhook(body),
+    }  # fmt: skip
     wait = _wait_seconds(request)
-    base = base_url(request)
-    row, live = await accept(
-        service, owner, found, body, base, deployment=deployment, deadline=_deadline(request)
-    )
+    await service.check_room(owner, len(str(inputs)))
+    row, live = await service.predictions.create(values)
     if wait is None:
         return JSONResponse(render_run(row, base), 201)
     headers = {"Preference-Applied": request.headers["prefer"]}
@@ -66,20 +71,6 @@ async def create(request: Request, owner: str) -> Response:
         return JSONResponse(_shown(request, row, render_run(row, base)), 201, headers)
     # Clients take any state but starting for the end, and what is there for the whole output.
     return JSONResponse(render_run(row, base, status="starting", output=None), 202, headers)
-
-
-async def accept(
-    service: Service, owner: str, found: Found, body: dict[str, Any], base: str, **columns: Any
-) -> tuple[Run, LiveRun]:
-    """Check the body of a prediction and queue it, with more columns of its row; raises Problem."""
-    inputs = check_inputs(body.get("input", {}), service.schema, "Input")
-    await service.database.read(_check_weights, inputs, found, base, owner)
-    values = {
-        "owner": owner, "model": found.model, "version": found.version.id, "input": inputs,
-        "logs": found.log, "base_url": base, **columns, **read_webhook(body),
-    }  # fmt: skip
-    await service.check_room(owner, len(str(inputs)))
-    return await service.predictions.create(values)
 
 
 async def get(request: Request, owner: str) -> Response:
@@ -169,9 +160,9 @@ async def _own_run(request: Request, owner: str) -> Run:
 
 
 def _shown(request: Request, row: Run, rendered: dict[str, Any]) -> dict[str, Any]:
-    """Return a run as this client knows its states: old ones take no end but three."""
+    """Return a run as this client knows its states: Replicate's own take no end but three."""
     agent = request.headers.get("user-agent", "")
-    if rendered["status"] == "aborted" and agent.startswith(("replicate-", "node")):
+    if rendered["status"] == "aborted" and agent.startswith(("replicate-", "Replicate/", "node")):
         return {**rendered, "status": "canceled"}
     return rendered
 
@@ -200,7 +191,7 @@ def _wait_seconds(request: Request) -> float | None:
     return min(float(seconds), MOST_WAIT_SECONDS - MARGIN_SECONDS)
 
 
-def _deadline(request: Request) -> str | None:
+def _deadline(request: Request, created_at: str) -> str | None:
     asked = request.headers.get("cancel-after")
     if not asked:
         return None
@@ -213,7 +204,7 @@ def _deadline(request: Request) -> str | None:
             f"expected a time such as 90s or 1h30m of at least {LEAST_DEADLINE_SECONDS} s, "
             f"found {asked[:40]}",
         )
-    return now_text(plus_seconds=total)
+    return later(created_at, total)
 
 
 def _time(text: str | None, name: str) -> str | None:

@@ -1,7 +1,6 @@
 """Tells a run's webhook what has happened to it."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection
@@ -18,10 +17,8 @@ def wants(run: Run, event: str) -> bool:
     return bool(run.webhook) and event in (run.webhook_events or DEFAULT_EVENTS)
 
 
-def notify(
-    connection: Connection, run: Run, event: str, shown: Mapping[str, Any] | None = None
-) -> None:
+def notify(connection: Connection, run: Run, event: str, **shown: Any) -> None:
     """Queue a message to a run's webhook, if it asked for it; `shown` is what its row lacks."""
     if wants(run, event):
-        body = json.dumps(render_run(run, **(shown or {}))).encode()
+        body = json.dumps(render_run(run, **shown)).encode()
         enqueue(connection, run.id, event, run.webhook, body, owner=run.owner)

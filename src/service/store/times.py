@@ -5,8 +5,12 @@ from datetime import UTC, datetime, timedelta
 
 def now_text(*, plus_seconds: float = 0.0) -> str:
     """Return this moment, or one that many seconds later."""
-    moment = datetime.now(UTC) + timedelta(seconds=plus_seconds)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return _text(datetime.now(UTC) + timedelta(seconds=plus_seconds))
+
+
+def later(text: str, seconds: float) -> str:
+    """Return the moment that many seconds after one."""
+    return _text(parse_time(text) + timedelta(seconds=seconds))
 
 
 def parse_time(text: str) -> datetime:
@@ -22,3 +26,7 @@ def unix_time(text: str) -> int:
 def seconds_between(start: str, end: str) -> float:
     """Return the seconds from one such text to another."""
     return (parse_time(end) - parse_time(start)).total_seconds()
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

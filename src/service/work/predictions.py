@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,10 +17,10 @@ from src.service.store.database import Database
 from src.service.store.runs import Run, create_run, find_run, unfinished_runs
 from src.service.store.times import parse_time
 from src.service.work.engine_client import EngineClient, EngineError
-from src.service.work.webhooks import Throttle
 
 log = logging.getLogger("service.predictions")
 CUT_OFF = "the service ended while this prediction ran; create it again"
+WEBHOOK_SECONDS = 0.5
 MORE_THAN_SLOTS = 4
 """So many more requests than it answers at once wait in the engine, which is then never idle."""
 
@@ -97,6 +98,7 @@ class Predictions:
 
     def _add(self, row: Run) -> LiveRun:
         live = self._live_runs.add(row.id, row.owner)
+        live.logs = row.logs
         self._queue.put(row.owner, row.id)
         self._wake.set()
         if row.deadline is not None:
@@ -142,7 +144,7 @@ class Predictions:
 
     async def _follow(self, row: Run, live: LiveRun) -> None:
         async with self._inputs.of_prediction(row, live) as inputs:
-            told = Throttle(lambda: self._tell(row, live))
+            last_told = 0.0
             async for message in self._engine.stream(row.id, inputs):
                 match message["event"]:
                     case "started":
@@ -150,21 +152,20 @@ class Predictions:
                             return
                     case "output":
                         live.push(message["text"])
-                        if row.webhook:
-                            told.tell()
+                        if row.webhook and time.monotonic() > last_told + WEBHOOK_SECONDS:
+                            last_told = time.monotonic()
+                            await self._tell(row, live, "output")
                     case "log":
                         live.log(message["text"])
                     case "end":
-                        await told.close()
                         live.metrics |= _of_run(message["metrics"])
                         status, error = message["status"], message["error"]
                         await self._ends.end(row.id, status, error=error)
 
-    async def _tell(self, row: Run, live: LiveRun) -> None:
-        shown = {"status": live.status, "output": list(live.chunks), "logs": live.logs}
-        for event in ("output", "logs"):
-            if wants(row, event):
-                await self._database.write(notify, row, event, shown)
+    async def _tell(self, row: Run, live: LiveRun, event: str) -> None:
+        if wants(row, event):
+            shown = {"status": live.status, "output": list(live.chunks), "logs": live.logs}
+            await self._database.write(lambda connection: notify(connection, row, event, **shown))
 
 
 def show_live(row: Run, live: LiveRun | None, base_url: str) -> dict[str, Any]:

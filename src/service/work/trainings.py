@@ -29,8 +29,7 @@ from src.service.store.runs import (
     unfinished_runs,
 )
 from src.service.work.engine_client import EngineClient
-from src.service.work.leftover import end_leftover, note_worker
-from src.service.work.workers import Executor, ProcessWorker, Worker
+from src.service.work.workers import Executor, Worker
 
 log = logging.getLogger("service.trainings")
 SAVE_SECONDS = 1.0
@@ -151,10 +150,7 @@ class Trainings:
                 **worker_environment(self._settings),
                 "CHECKPOINT_DIR": str(folder / "checkpoints"),
             }
-            await end_leftover(folder)
             worker = await self._executor.start("training", environment)
-            if isinstance(worker, ProcessWorker):
-                note_worker(folder, worker.pid)
             stack.push_async_callback(worker.stop, STOP_SECONDS)
             self._workers[row.id] = worker
             stack.callback(self._workers.pop, row.id)
