@@ -7,7 +7,7 @@ Out: {"event": "log", "text"} for whole lines
      {"event": "end", "status": "succeeded" | "failed" | "canceled", "error", "weights": the path}
 
 The end of stdin ends it with all its processes. Where there is a CHECKPOINT_DIR, it has a few
-seconds to keep the adapter as of now.
+seconds to save a checkpoint and keep the adapter.
 """
 
 import os
@@ -32,7 +32,7 @@ from src.training.supervise.failure import TrainingError
 from src.training.supervise.supervisor import SHUTDOWN_SECONDS
 
 ENDING_SECONDS = SHUTDOWN_SECONDS + 3.0
-"""Time for a run to keep its adapter and end, once nobody is there to take it."""
+"""Time for a run to save its state and end, once nobody is there to take it."""
 
 
 class Commands:

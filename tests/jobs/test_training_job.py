@@ -144,3 +144,17 @@ def test_a_killed_training_goes_on_from_its_checkpoint(start, tmp_path: Path):
     resumed = again.wait_for(lambda message: "resumed after step " in message.get("text", ""))
     assert not resumed["text"].startswith("resumed after step 0")
     assert again.event("end")["status"] == "succeeded"
+
+
+def test_the_end_of_stdin_leaves_a_checkpoint_of_the_last_step(start, tmp_path: Path):
+    asked = {**LONG, "resume_from": "auto"}
+    environment = {"CHECKPOINT_DIR": str(tmp_path / "kept")}
+    job = start(environment, **asked)
+    job.wait_for(lambda message: message.get("record", {}).get("step", 0) >= 3)
+    job.close()
+    assert job.messages[-1]["event"] != "end"
+    check_nothing_is_left(tmp_path)
+    last = max(m["record"]["step"] for m in job.messages if m["event"] == "metric")
+    again = start(environment, **asked)
+    resumed = again.wait_for(lambda message: "resumed after step " in message.get("text", ""))
+    assert int(resumed["text"].split("resumed after step ")[1].split()[0]) >= last

@@ -74,7 +74,7 @@ def run_workers(
         if keeps_adapter and (isinstance(error, Exception) or server.is_gone(now=True)):
             _stop(folder, agent, SHUTDOWN_SECONDS)
         elif keeps_adapter and settings.save_on_cancel:
-            _stop(folder, agent, CANCEL_SECONDS)
+            _stop(folder, agent, CANCEL_SECONDS, goes_on=False)
         raise
     finally:
         agent.end()
@@ -90,16 +90,20 @@ def run_workers(
     raise failure.error()
 
 
-def _stop(folder: RunFolder, agent: "Agent", seconds: float) -> None:
-    """Ask the run to keep its adapter, and wait until it has or the time is over."""
+def _stop(folder: RunFolder, agent: "Agent", seconds: float, *, goes_on: bool = True) -> None:
+    """Ask the run to keep its adapter, and wait until it has or the time is over.
+
+    One that is to go on later has the time to save its state too, after the step that runs.
+    """
     folder.ask_to_stop()
     deadline = time.monotonic() + seconds
     while agent.is_running() and time.monotonic() < deadline:
-        if (stopped := _stopped(folder)) is not None:
-            with suppress(OSError):  # a server that ends takes no lines
-                print(stopped, flush=True)
-            return
+        if not goes_on and _stopped(folder) is not None:
+            break
         time.sleep(POLL_SECONDS / 2)
+    if (stopped := _stopped(folder)) is not None:
+        with suppress(OSError):  # a server that ends takes no lines
+            print(stopped, flush=True)
 
 
 def _stopped(folder: RunFolder) -> TrainingError | None:
