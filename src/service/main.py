@@ -51,8 +51,11 @@ def _serve(settings: ServiceSettings, database: Database, options: argparse.Name
     if not database.read_now(list_tokens):
         token = database.write_now(add_token, FIRST_OWNER)
         print(f"the token of {FIRST_OWNER}, shown only now: {token}", flush=True)
+    address = settings.public_url or f"http://{options.host}:{options.port}"
+    print(f"the page: {address}, Replicate's API: {address}/v1, OpenAI's: {address}/openai/v1")
     if not is_loopback(options.host):
-        print(f"listening on {options.host}: whoever reaches it needs a token", flush=True)
+        print("every machine that reaches this address may ask; each request needs a token")
+    sys.stdout.flush()
     log_as_json()
     service = Service(settings, database)
     config = uvicorn.Config(
@@ -60,6 +63,7 @@ def _serve(settings: ServiceSettings, database: Database, options: argparse.Name
         host=options.host,
         port=options.port,
         log_config=None,
+        log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,

@@ -94,7 +94,7 @@ def save_progress(
 ) -> None:
     """Keep what a running training has logged, and its new (number, time, record)s."""
     query = update(runs).where(runs.c.id == run_id, runs.c.status.in_(UNFINISHED))
-    connection.execute(query.values(logs=logs))
+    connection.execute(query.values(logs=logs.replace("\0", "")))
     for number, created_at, record in records:
         row = {"run": run_id, "number": number, "created_at": created_at, "record": record}
         connection.execute(insert(points).values(row))
@@ -102,6 +102,9 @@ def save_progress(
 
 def end_run(connection: Connection, run_id: str, status: str, **values: Any) -> Run | None:
     """Give a run its final state; None where it has one already."""
+    # Postgres takes no NUL in a text.
+    texts = ("logs", "error")
+    values |= {name: values[name].replace("\0", "") for name in texts if values.get(name)}
     query = select(runs.c.created_at, runs.c.started_at, runs.c.metrics, runs.c.input).where(
         runs.c.id == run_id, runs.c.status.in_(UNFINISHED)
     )
