@@ -13,6 +13,7 @@ from starlette.routing import Route
 from src.service.http.access_log import AccessLog
 from src.service.http.metrics import metrics
 from src.service.http.problem import Problem, answer_fault, answer_http_error, answer_problem
+from src.service.openai.routes import openai_routes
 from src.service.replicate.routes import replicate_routes
 from src.service.service import Service
 
@@ -30,6 +31,7 @@ def make_app(service: Service) -> Starlette:
         routes=[
             Route("/health", health),
             Route("/metrics", metrics),
+            *openai_routes(),
             *replicate_routes(),
         ],
         middleware=[Middleware(AccessLog)],

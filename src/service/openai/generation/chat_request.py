@@ -7,6 +7,7 @@ from typing import Any
 from src.service.openai.errors import ApiError, bad_request
 from src.service.openai.fields import Fields
 from src.service.openai.generation.request import (
+    MAX_TOKENS,
     SAMPLING,
     WITHOUT_EFFECT,
     GenerationRequest,
@@ -34,11 +35,8 @@ class ChatRequest:
     """Whether an answer ends with its first call of a tool."""
 
 
-def read_chat_request(body: dict[str, Any], *, max_seq_len: int) -> ChatRequest:
-    """Return what a body asks for; raises ApiError that names the field that cannot be meant.
-
-    Without a limit, answers may go on to the end of the context of `max_seq_len` tokens.
-    """
+def read_chat_request(body: dict[str, Any]) -> ChatRequest:
+    """Return what a body asks for; raises ApiError that names the field that cannot be meant."""
     fields = Fields(body, KNOWN)
     for name in REFUSED:
         if fields.get(name):
@@ -49,7 +47,7 @@ def read_chat_request(body: dict[str, Any], *, max_seq_len: int) -> ChatRequest:
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise fields.refuse("messages", "a list of messages")
-    most = fields.whole("max_completion_tokens", 1, 2**31 - 1, max_seq_len)
+    most = fields.whole("max_completion_tokens", 1, MAX_TOKENS, MAX_TOKENS)
     inputs = read_sampling(fields, default_tokens=most)
     inputs["messages"] = json.dumps(messages)
     tool_choice = read_tool_choice(fields)

@@ -9,6 +9,8 @@ from src.service.openai.errors import bad_request
 from src.service.openai.fields import Fields
 
 MAX_CHOICES = 16
+MAX_TOKENS = 2**31 - 1
+"""An answer that may be so long ends with the context."""
 MAX_SEED = 2**31 - 1
 SAMPLING = frozenset(
     {
@@ -60,13 +62,12 @@ def read_sampling(fields: Fields, *, default_tokens: int) -> dict[str, Any]:
             )
     if fields.object("logit_bias"):
         raise bad_request("logit_bias", "expected none: it is not supported", "unsupported_value")
-    most = 2**31 - 1
     inputs = {
-        "max_new_tokens": fields.whole("max_tokens", 1, most, default_tokens),
-        "min_new_tokens": fields.whole("min_tokens", -1, most, -1),
+        "max_new_tokens": fields.whole("max_tokens", 1, MAX_TOKENS, default_tokens),
+        "min_new_tokens": fields.whole("min_tokens", -1, MAX_TOKENS, -1),
         "temperature": fields.number("temperature", 0, 5, 1),
         "top_p": fields.number("top_p", 0, 1, 1),
-        "top_k": fields.whole("top_k", -1, most, -1),
+        "top_k": fields.whole("top_k", -1, MAX_TOKENS, -1),
         "repetition_penalty": fields.number("repetition_penalty", 0, 100, 1),
     }
     stop = fields.get("stop")

@@ -10,6 +10,7 @@ import predict
 from src.service.openai.errors import ApiError
 from src.service.openai.generation.chat_request import ChatRequest, read_chat_request
 from src.service.openai.generation.completion_request import read_completion_request
+from src.service.openai.generation.request import MAX_TOKENS
 from src.service.openai.parsing.answer import Answer, parse_answer
 from src.service.openai.parsing.family import find_family
 
@@ -23,7 +24,7 @@ TOOLS = [
 
 def chat(**fields: Any) -> ChatRequest:
     body = {"model": "m", "messages": MESSAGES, **fields}
-    return read_chat_request(body, max_seq_len=100)
+    return read_chat_request(body)
 
 
 def refusal_of(**fields: Any) -> ApiError:
@@ -37,7 +38,7 @@ def test_the_defaults_are_openais():
     asked = chat()
     assert asked.generation.inputs == {
         "messages": json.dumps(MESSAGES),
-        "max_new_tokens": 100,
+        "max_new_tokens": MAX_TOKENS,
         "min_new_tokens": -1,
         "temperature": 1,
         "top_p": 1,
