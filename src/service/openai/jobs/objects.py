@@ -65,17 +65,14 @@ def render_events(row: Run, points: Sequence[Row[Any]]) -> list[Shape]:
     ]
     if started:
         events.append(_event(row, 2, started, "Fine-tuning job started"))
-    num_steps = row.metrics.get("num_steps")
+    num_steps, trained = row.metrics.get("num_steps"), {}
     for point in points:
-        events.append(
-            _event(
-                row,
-                10 + point.number,
-                int(point.created_at),
-                _describe(point.record, num_steps),
-                data=step_metrics(point.record),
-            )
-        )
+        metrics = step_metrics(point.record)
+        # Whoever reads the metrics of a validation looks for the loss of its step too.
+        trained = {"train_loss": metrics["train_loss"]} if "train_loss" in metrics else trained
+        data = {**metrics, **trained} if trained else None
+        text = _describe(point.record, num_steps)
+        events.append(_event(row, 10 + point.number, int(point.created_at), text, data=data))
     match row.status:
         case "succeeded":
             name = row.job["fine_tuned_model"]
