@@ -17,6 +17,7 @@ from src.service.runs.fair_queue import FairQueue
 from src.service.runs.finish import RunEnds
 from src.service.runs.inputs import WorkInputs
 from src.service.runs.live import LiveRun, LiveRuns
+from src.service.runs.totals import read_totals
 from src.service.settings import ServiceSettings, worker_environment
 from src.service.store.database import Database
 from src.service.store.ids import new_capability
@@ -202,8 +203,9 @@ class Trainings:
         url = weights_url(version_id, capability, row.base_url)
         output = {"weights": url, "version": f"{row.destination}:{version_id}"}
         ended = await self._ends.end(
-            row.id, "succeeded", output=output, new_version=(owner, name, version_id, values)
-        )
+            row.id, "succeeded", output=output, new_version=(owner, name, version_id, values),
+            metrics=await asyncio.to_thread(read_totals, archive),
+        )  # fmt: skip
         if ended.status != "succeeded":  # canceled in the last moment
             await self._blobs.delete(key)
 
