@@ -11,11 +11,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from src.service.http.access_log import AccessLog
+from src.service.http.limits import BodyLimit
 from src.service.http.metrics import metrics
 from src.service.http.problem import Problem, answer_fault, answer_http_error, answer_problem
 from src.service.openai.routes import openai_routes
 from src.service.replicate.routes import replicate_routes
 from src.service.service import Service
+
+FORM_BYTES = 1 << 20
+"""What a form may hold beside its file."""
 
 
 def make_app(service: Service) -> Starlette:
@@ -34,7 +38,10 @@ def make_app(service: Service) -> Starlette:
             *openai_routes(),
             *replicate_routes(),
         ],
-        middleware=[Middleware(AccessLog)],
+        middleware=[
+            Middleware(AccessLog),
+            Middleware(BodyLimit, max_bytes=service.settings.file_bytes + FORM_BYTES),
+        ],
         exception_handlers={
             Problem: answer_problem,
             HTTPException: answer_http_error,

@@ -82,16 +82,16 @@ def too_many(detail: str, wait_seconds: int, headers: dict[str, str] | None = No
 
 
 class BodyLimit:
-    """Middleware that lets no handler read more of a body than its request may have."""
+    """Middleware that lets no handler read more of a body than it may."""
 
-    def __init__(self, app: ASGIApp, max_bytes_of: Callable[[Scope], int]) -> None:
-        self._app, self._max_bytes_of = app, max_bytes_of
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app, self._max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application; what it reads beyond the limit raises Problem 413 in it."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        max_bytes = self._max_bytes_of(scope)
+        max_bytes = self._max_bytes
         declared = Headers(scope=scope).get("content-length", "")
         is_too_large = declared.isdecimal() and int(declared) > max_bytes
         num_received = 0

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +11,7 @@ from src.service.runs.fair_queue import FairQueue
 from src.service.runs.finish import RunEnds
 from src.service.runs.inputs import WorkInputs
 from src.service.runs.live import LiveRun, LiveRuns
-from src.service.runs.notify import notify, wants
+from src.service.runs.news import telling_news
 from src.service.store.database import Database
 from src.service.store.runs import Run, create_run, find_run, unfinished_runs
 from src.service.store.times import parse_time
@@ -20,7 +19,6 @@ from src.service.work.engine_client import EngineClient, EngineError
 
 log = logging.getLogger("service.predictions")
 CUT_OFF = "the service ended while this prediction ran; create it again"
-WEBHOOK_SECONDS = 0.5
 MORE_THAN_SLOTS = 4
 """So many more requests than it answers at once wait in the engine, which is then never idle."""
 
@@ -143,8 +141,11 @@ class Predictions:
             self._wake.set()
 
     async def _follow(self, row: Run, live: LiveRun) -> None:
-        async with self._inputs.of_prediction(row, live) as inputs:
-            last_told = 0.0
+        end = None
+        async with (
+            self._inputs.of_prediction(row, live) as inputs,
+            telling_news(self._database, row, live),
+        ):
             async for message in self._engine.stream(row.id, inputs):
                 match message["event"]:
                     case "started":
@@ -152,20 +153,13 @@ class Predictions:
                             return
                     case "output":
                         live.push(message["text"])
-                        if row.webhook and time.monotonic() > last_told + WEBHOOK_SECONDS:
-                            last_told = time.monotonic()
-                            await self._tell(row, live, "output")
                     case "log":
                         live.log(message["text"])
                     case "end":
-                        live.metrics |= _of_run(message["metrics"])
-                        status, error = message["status"], message["error"]
-                        await self._ends.end(row.id, status, error=error)
-
-    async def _tell(self, row: Run, live: LiveRun, event: str) -> None:
-        if wants(row, event):
-            shown = {"status": live.status, "output": list(live.chunks), "logs": live.logs}
-            await self._database.write(lambda connection: notify(connection, row, event, **shown))
+                        end = message
+        if end is not None:
+            live.metrics |= _of_run(end["metrics"])
+            await self._ends.end(row.id, end["status"], error=end["error"])
 
 
 def show_live(row: Run, live: LiveRun | None, base_url: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from src.service.runs.fair_queue import FairQueue
 from src.service.runs.finish import RunEnds
 from src.service.runs.inputs import WorkInputs
 from src.service.runs.live import LiveRun, LiveRuns
+from src.service.runs.news import telling_news
 from src.service.runs.totals import read_totals
 from src.service.settings import ServiceSettings, worker_environment
 from src.service.store.database import Database
@@ -158,7 +159,8 @@ class Trainings:
             output = folder / "weights.tar"
             task["input"].setdefault("resume_from", "auto")
             await worker.send({"do": "train", **task, "output": str(output)})
-            end = await self._follow(row, live, worker)
+            async with telling_news(self._database, row, live):
+                end = await self._follow(row, live, worker)
         status, error = end["status"], end["error"]
         if status == "succeeded":
             await self._keep_weights(row, live, output)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -19,8 +19,6 @@ from src.weights.download.deadline import Deadline
 from src.weights.download.transfer import TransferError, post
 from src.weights.download.url import in_ascii
 
-NEWS_SECONDS = 0.5
-"""The shortest time between two messages of new output, or logs, of one run."""
 PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds between the attempts of a terminal event: the last one comes after about a minute."""
 ATTEMPT_SECONDS = 10.0
@@ -160,34 +158,3 @@ class WebhookSender:
             raise _NotDelivered(reason, may_retry=False) from None
         if not 200 <= status < 300:
             raise _NotDelivered(f"HTTP {status}", may_retry=status >= 400)
-
-
-class Throttle:
-    """Calls a function soon after there is news, and not again before some time has passed."""
-
-    def __init__(self, call: Callable[[], Awaitable[None]], seconds: float = NEWS_SECONDS) -> None:
-        self._call, self._seconds = call, seconds
-        self._has_news = self._is_closed = False
-        self._calling = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
-
-    def tell(self) -> None:
-        """Note that there is news."""
-        self._has_news = True
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
-
-    async def close(self) -> None:
-        """Call no more; a call under way has ended when this returns."""
-        self._is_closed = True
-        async with self._calling:
-            if self._task is not None:
-                self._task.cancel()
-
-    async def _run(self) -> None:
-        while self._has_news and not self._is_closed:
-            self._has_news = False
-            async with self._calling:
-                if not self._is_closed:
-                    await self._call()
-            await asyncio.sleep(self._seconds)

@@ -21,7 +21,7 @@ from standardwebhooks.webhooks import Webhook
 from src.service.http.signed import Signer
 from src.service.store.database import Database
 from src.service.store.outbox import enqueue
-from src.service.work.webhooks import Throttle, WebhookSender
+from src.service.work.webhooks import WebhookSender
 from tests.weights.http_server import drip, serving
 
 signer = Signer(b"k" * 32)
@@ -306,31 +306,3 @@ def test_a_message_is_there_if_its_transaction_is(database: Database):
     with pytest.raises(KeyError):
         database.write_now(fail)
     assert num_waiting(database) == 0
-
-
-def test_news_is_told_now_and_then_and_never_after_the_end():
-    state = {"now": 0}
-    told: list[tuple[float, int]] = []
-
-    async def tell() -> None:
-        await asyncio.sleep(0.01)
-        told.append((time.monotonic(), state["now"]))
-
-    async def run() -> None:
-        throttle = Throttle(tell, seconds=0.2)
-        for _ in range(100):
-            state["now"] += 1
-            throttle.tell()
-            await asyncio.sleep(0.01)
-        await until(lambda: told[-1][1] == 100)
-        throttle.tell()
-        await throttle.close()
-        num_told = len(told)
-        throttle.tell()
-        await asyncio.sleep(0.5)
-        assert len(told) == num_told
-
-    asyncio.run(run())
-    assert len(told) >= 3
-    gaps = [later[0] - earlier[0] for earlier, later in pairwise(told)]
-    assert min(gaps[:3]) >= 0.2
