@@ -75,4 +75,4 @@ def _notify(connection: Connection, run_id: str, events: list[str], shown: dict[
     run = find_run(connection, run_id)
     if run is not None and run.completed_at is None:  # nothing comes behind the end
         for event in events:
-            notify(connection, run, event, shown)
+            notify(connection, run, event, **shown)
