@@ -64,6 +64,7 @@ CLIENTS = [
     Client("Python `replicate`", "2.0.0b4", "replicate_2"),
     Client("npm `replicate`", "1.4.0", "node", needs=("node",)),
     Client("curl and jq", "any", "curl", needs=("bash", "curl", "jq")),
+    Client("Python `openai`", "3.57.0", "openai_3"),
 ]
 
 
