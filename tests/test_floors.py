@@ -39,6 +39,7 @@ ONE_DOOR = {
     "bitsandbytes": set(),
     "cog": {"cli/schema.py"},
     "llguidance": {"serving/grammar/json_grammar.py", "serving/grammar/trial.py"},
+    "ray": {"service/work/cluster/ray_executor.py"},
     "msgspec": {"weights/adapter/adapter_config.py"},
 }
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from src.errors import UserError
 from src.service.settings import ServiceSettings
 from src.service.work.job_environment import job_environment
 
@@ -51,7 +52,22 @@ class Executor(Protocol):
 
 
 def make_executor(settings: ServiceSettings) -> Executor:
-    """Return what starts jobs where the operator wants them."""
+    """Return what starts jobs where the operator wants them.
+
+    Raises UserError for Ray where it is not installed, or is to run an image.
+    """
+    if settings.executor == "ray":
+        if settings.cog_image is not None:
+            raise UserError(
+                "COG_IMAGE: expected none beside EXECUTOR=ray, which runs this checkout"
+            )
+        try:
+            from src.service.work.cluster.ray_executor import RayExecutor
+        except ImportError:
+            raise UserError(
+                "EXECUTOR: ray is not installed: pip install -r requirements-ray.txt"
+            ) from None
+        return RayExecutor()
     if settings.cog_image is not None:
         return DockerExecutor(settings.cog_image, settings.data_dir)
     return LocalExecutor()
