@@ -79,11 +79,11 @@ def service(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "BASE_MODEL": str(base_model),
         "NUM_PROCESSES": "1",
         "ALLOW_PRIVATE_URLS": "1",
-        "CREATES_PER_MINUTE": "100000",
         "REQUESTS_PER_MINUTE": "100000",
         "TRAININGS_AT_ONCE": "2",
+        "FILE_GB": "0.002",
     }
-    owner, stranger = (_token(name, environment) for name in ("alice", "mallory"))
+    owner, stranger, hasty = (_token(name, environment) for name in ("alice", "mallory", "hasty"))
     with _running(environment, folder / "service.log") as api, running_receiver(api) as receiver:
         service = Service(
             api,
@@ -93,6 +93,7 @@ def service(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 "REPLICATE_API_TOKEN": owner,
                 "OPENAI_API_KEY": owner,
                 "STRANGER_TOKEN": stranger,
+                "HASTY_TOKEN": hasty,
                 "RECEIVER": receiver,
                 "DATA": str(data),
             },

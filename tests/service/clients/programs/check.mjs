@@ -1,8 +1,9 @@
 // What the programs for Node share; check.py says what each thing is.
 import assert from "node:assert/strict";
 
-const { ABORTED, API, CLIENT, DATA, OWNER, RECEIVER, STRANGER_TOKEN, TRAINING } = process.env;
-export { ABORTED, API, CLIENT, DATA, OWNER, RECEIVER, STRANGER_TOKEN, TRAINING, assert };
+const { ABORTED, API, CLIENT, DATA, HASTY_TOKEN, OWNER, RECEIVER, STRANGER_TOKEN, TRAINING } =
+  process.env;
+export { ABORTED, API, CLIENT, DATA, HASTY_TOKEN, OWNER, RECEIVER, STRANGER_TOKEN, TRAINING, assert };
 export const CHAT = "meta/llama-2-7b-chat";
 export const BASE = ["meta", "llama-2-7b"];
 export const DESTINATION = `${OWNER}/trained`;

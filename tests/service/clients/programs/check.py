@@ -4,6 +4,7 @@ A program runs in the environment of a client, so that nothing of this project i
 """
 
 import asyncio
+import http.client
 import json
 import os
 import sys
@@ -18,7 +19,10 @@ CLIENT = os.environ["CLIENT"]
 OWNER = os.environ["OWNER"]
 STRANGER = os.environ["STRANGER_TOKEN"]
 """The token of another owner."""
-TOKEN = os.environ["REPLICATE_API_TOKEN"]
+HASTY = os.environ["HASTY_TOKEN"]
+"""The token of an owner who asks too often."""
+TOO_LARGE = bytes(3_000_000)
+"""More than the service takes for a file."""
 RECEIVER = os.environ["RECEIVER"]
 """Address that takes webhooks, and gives them out again."""
 DATA = os.environ["DATA"]
@@ -120,6 +124,27 @@ def until(condition, seconds=60):
         assert time.monotonic() < deadline, f"still {found!r} after {seconds} s"
         time.sleep(0.2)
     return found
+
+
+def throttled(create):
+    """Return the error of a call that creates, once its owner has asked too often.
+
+    What was asked for fills up again all the time, so that a call may get through.
+    """
+    headers = {"Authorization": f"Bearer {HASTY}", "Content-Type": "application/json"}
+    connection = http.client.HTTPConnection(API.removeprefix("http://"))
+    for _ in range(50):
+        status = 0
+        while status != 429:
+            connection.request("POST", "/v1/predictions", "{}", headers)
+            answer = connection.getresponse()
+            answer.read()
+            status = answer.status
+        try:
+            create()
+        except Exception as error:
+            return error
+    raise AssertionError("expected a refusal in one of 50 calls")
 
 
 def main():

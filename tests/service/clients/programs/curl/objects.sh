@@ -18,6 +18,14 @@ check_upload_in_chunks() {
   curl -s "$(jq -r .serving_url <<< "$urls")" | cmp - "$DATA" >&2 || exit 1
 }
 
+# Upload: More bytes than a file may have are 413, as problem+json, also when nobody said how many.
+check_upload_too_large() {
+  local url
+  url=$(api -X POST "$V1/upload/data.jsonl" | jq -r .upload_url)
+  expect told 413 "$(head -c 3000000 /dev/zero | curl -s -o /dev/null -w '%{http_code}' -T - "$url")"
+  expect length 413 "$(curl -s -o /dev/null -w '%{http_code}' -T <(head -c 3000000 /dev/zero) "$url")"
+}
+
 # POST /trainings: JSON without a Content-Type on an upload, followed at urls.get, canceled there.
 check_train() {
   local urls made

@@ -30,4 +30,6 @@ assert version.startswith(f"{owner}/{name}:"), version
 prompt = "What is the colour of number 1?"
 answer = "".join(replicate.run(version, input={"prompt": prompt, "max_new_tokens": 20}))
 assert answer
+if name != "guided":  # and away with it again
+    assert replicate.models.get(f"{owner}/{name}").versions.delete(version.split(":")[1])
 print(training.id, version, answer)

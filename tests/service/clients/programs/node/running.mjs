@@ -1,7 +1,7 @@
 // npm `replicate` 1: run, stream and predictions.
 import { createRequire } from "node:module";
 import {
-  ABORTED, API, BREAKS, CHAT, CLIENT, FAILS, LONG, RECEIVER, STRANGER_TOKEN, TRAINING, WORDS, assert,
+  ABORTED, API, BREAKS, CHAT, CLIENT, FAILS, HASTY_TOKEN, LONG, RECEIVER, STRANGER_TOKEN, TRAINING, WORDS, assert,
   check, main, say, spoken, until,
 } from "../check.mjs";
 
@@ -114,6 +114,29 @@ check("wrong_input", "predictions.create", "A wrong input is refused with its na
     assert.equal(error.response.status, 422);
     return /input\.top_k/.test(error.message);
   });
+});
+
+check("too_often", "predictions.create", "Who asks too often is refused six times at once, and nothing is created.", async () => {
+  const hasty = new Replicate({ baseUrl: `${API}/v1`, auth: HASTY_TOKEN });
+  const headers = { Authorization: `Bearer ${HASTY_TOKEN}` };
+  const input = { ...say(WORDS), seed: 8 };
+  const made = [];
+  let error;
+  while (!error) {
+    let status;
+    while (status !== 429) {
+      const answer = await fetch(`${API}/v1/predictions`, { method: "POST", headers, body: "{}" });
+      await answer.arrayBuffer();
+      status = answer.status;
+    }
+    const create = hasty.predictions.create({ version, input });
+    await create.then(({ id }) => made.push(id), (refused) => { error = refused; });
+  }
+  assert.equal(error.response.status, 429);
+  assert(error.response.headers.get("retry-after") > 0);
+  const { results } = await hasty.predictions.list();
+  const listed = results.filter((found) => found.input.seed === 8).map(({ id }) => id);
+  assert.deepEqual(listed.sort(), made.sort());
 });
 
 check("deadline", "predictions.create", "A deadline that passed ends as `canceled`, which ends polling.", async () => {

@@ -8,6 +8,7 @@ from check import (
     CLIENT,
     DATA,
     STRANGER,
+    TOO_LARGE,
     TRAINING,
     WORDS,
     check,
@@ -69,6 +70,14 @@ def files():
     assert file.id in [listed.id for listed in client.files.list(purpose="fine-tune")]
     assert client.files.delete(file.id).deleted is True
     raised(openai.NotFoundError, client.files.retrieve, file.id)
+
+
+@check("files.create")
+def a_file_that_is_too_large():
+    """A file that is too large is 413, in OpenAI's form."""
+    error = raised(openai.APIStatusError, upload, TOO_LARGE)
+    assert error.status_code == 413
+    assert error.type == "invalid_request_error"
 
 
 @check("files.list")

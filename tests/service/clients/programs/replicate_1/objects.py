@@ -12,6 +12,7 @@ from check import (
     OWNER,
     RECEIVER,
     STRANGER,
+    TOO_LARGE,
     WORDS,
     check,
     hooks,
@@ -101,6 +102,22 @@ def a_handle():
     """A handle without a name is taken, with a type of its own."""
     file = replicate.files.create(io.BytesIO(b"{}"), content_type="application/json")
     assert (file.content_type, file.metadata) == ("application/json", {})
+
+
+@check("files.create")
+def a_file_that_is_too_large():
+    """A file that is too large is 413, with a sentence that says how large it may be."""
+    error = raised(ReplicateError, replicate.files.create, io.BytesIO(TOO_LARGE))
+    assert error.status == 413
+    assert "MB" in error.detail or "bytes" in error.detail, error.detail
+
+
+@check("models.versions.delete")
+def delete_a_version_of_all():
+    """The version of a base model is nobody's to delete."""
+    model = replicate.models.get(CHAT)
+    error = raised(ReplicateError, model.versions.delete, model.latest_version.id)
+    assert error.status in (403, 404)
 
 
 @check("files.get")

@@ -12,6 +12,7 @@ from check import (
     BASE,
     CHAT,
     CLIENT,
+    HASTY,
     LONG,
     OWNER,
     RECEIVER,
@@ -26,6 +27,7 @@ from check import (
     raised,
     say,
     spoken,
+    throttled,
 )
 from replicate.exceptions import ReplicateError
 
@@ -233,6 +235,19 @@ def base_url_with_v1():
     assert "".join(client.run(BASE, input=say(WORDS))) == spoken(WORDS)
     page = client.predictions.list()
     assert client.predictions.list(page.next).results
+
+
+@check("predictions.create")
+def create_too_often():
+    """Who asks too often is told so in Replicate's words, and nothing is created."""
+    hasty = replicate.Client(api_token=HASTY)
+    values = {"version": VERSION, "input": {**say(WORDS), "seed": 7}}
+    made = []
+    error = throttled(lambda: made.append(hasty.predictions.create(**values).id))
+    assert error.status == 429
+    assert error.detail.startswith("Request was throttled. Your rate limit resets in ~")
+    listed = [found.id for found in hasty.predictions.list() if found.input.get("seed") == 7]
+    assert sorted(listed) == sorted(made)
 
 
 @check("Client")

@@ -1,5 +1,7 @@
 """Python `replicate` 2.0 beta: trainings, models, files, deployments and account."""
 
+import base64
+import hmac
 import io
 import time
 
@@ -130,10 +132,16 @@ def files():
 
 @check("files.download")
 def download():
-    """A wrong signature is refused."""
+    """A download that is signed with the owner's secret gives the bytes, another one is refused."""
     file = client.files.create(content=b"hello")
-    values = {"file_id": file.id, "owner": OWNER, "expiry": int(time.time()) + 60}
-    raised(replicate.APIStatusError, client.files.download, **values, signature="AAAA")
+    expiry = int(time.time()) + 60
+    secret = client.webhooks.default.secret.get().key.removeprefix("whsec_")
+    text = f"{OWNER} {file.id} {expiry}".encode()
+    digest = hmac.digest(base64.b64decode(secret), text, "sha256")
+    values = {"file_id": file.id, "owner": OWNER, "expiry": expiry}
+    signature = base64.b64encode(digest).decode()
+    assert client.files.download(**values, signature=signature).read() == b"hello"
+    raised(replicate.PermissionDeniedError, client.files.download, **values, signature="AAAA")
 
 
 @check("predictions.create")
