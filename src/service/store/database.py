@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -15,12 +16,43 @@ from src.errors import UserError
 from src.service.store.schema import metadata
 
 Result = TypeVar("Result")
-THREADS = 8
+READ_THREADS = 8
 BUSY_SECONDS = 10
 
 
+class Write:
+    """A function that waits to be run in a transaction, and what came of it."""
+
+    def __init__(self, work: Callable[[Connection], Any]) -> None:
+        self._work = work
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[Any] = self.loop.create_future()
+        self._result: Any = None
+        self.error: Exception | None = None
+
+    def run(self, connection: Connection) -> None:
+        """Run it; a failure leaves nothing of it in the transaction."""
+        try:
+            with connection.begin_nested():
+                self._result = self._work(connection)
+        except Exception as error:
+            self.error = error
+
+    def settle(self) -> None:
+        """Tell whoever waits, in the event loop."""
+        if self.done.cancelled():
+            return
+        if self.error is not None:
+            self.done.set_exception(self.error)
+        else:
+            self.done.set_result(self._result)
+
+
 class Database:
-    """Runs functions of a connection in transactions, aside from the event loop."""
+    """Runs functions of a connection in transactions, aside from the event loop.
+
+    One thread writes: all that waits meanwhile goes to the disk together.
+    """
 
     def __init__(self, url: str) -> None:
         try:
@@ -30,24 +62,34 @@ class Database:
         is_sqlite = parsed.get_backend_name() == "sqlite"
         if parsed.drivername in ("postgres", "postgresql"):
             parsed = parsed.set(drivername="postgresql+psycopg")
-        self._engine: Engine = create_engine(parsed, pool_size=THREADS, pool_pre_ping=not is_sqlite)
-        # SQLite has one writer at a time, and lets others wait in long steps.
-        self._writing = threading.Lock() if is_sqlite else nullcontext()
+        self._engine: Engine = create_engine(
+            parsed, pool_size=READ_THREADS + 2, pool_pre_ping=not is_sqlite
+        )
+        self._writing_engine = self._engine.execution_options(writes=True)
         if is_sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="database")
+            event.listen(self._engine, "begin", _begin_sqlite)
+        self._writing = threading.Lock()
+        self._waiting: deque[Write] = deque()
+        self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="database-read")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="database-write")
         try:
-            metadata.create_all(self._engine)
+            with self._transaction() as connection:
+                metadata.create_all(connection)
         except OperationalError as error:
             raise UserError(f"DATABASE_URL: the database cannot be opened: {error.orig}") from None
 
     async def read(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Run a function that only reads, with a connection before its arguments."""
-        return await self._aside(self.read_now, work, arguments)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self.read_now, work, *arguments)
 
     async def write(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Run a function in a transaction; what it wrote is on disk when this returns."""
-        return await self._aside(self.write_now, work, arguments)
+        write = Write(lambda connection: work(connection, *arguments))
+        self._waiting.append(write)
+        self._writer.submit(self._write_waiting)
+        return await write.done
 
     def read_now(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Like `read`, in this thread."""
@@ -61,22 +103,37 @@ class Database:
 
     def close(self) -> None:
         """Finish what runs, and close all connections."""
-        self._threads.shutdown()
+        self._writer.shutdown()
+        self._readers.shutdown()
         self._engine.dispose()
 
-    async def _aside(
-        self, run: Callable[..., Result], work: Callable[..., Result], arguments: tuple[Any, ...]
-    ) -> Result:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, run, work, *arguments)
+    def _write_waiting(self) -> None:
+        """Run all writes that wait in one transaction."""
+        writes = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        if not writes:
+            return
+        try:
+            with self._transaction() as connection:
+                for write in writes:
+                    write.run(connection)
+        except Exception as error:
+            for write in writes:
+                write.error = error
+        writes[0].loop.call_soon_threadsafe(_settle, writes)
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        with self._writing, self._engine.begin() as connection:
+        with self._writing, self._writing_engine.begin() as connection:
             yield connection
 
 
+def _settle(writes: Sequence[Write]) -> None:
+    for write in writes:
+        write.settle()
+
+
 def _prepare_sqlite(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where _begin_sqlite says
     for pragma in (
         "journal_mode=WAL",
         "synchronous=FULL",  # what was accepted outlives a loss of power
@@ -84,3 +141,9 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
         "foreign_keys=ON",
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # What only reads needs none. A write that begins as a read could not wait for another process.
+    if connection.get_execution_options().get("writes"):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
