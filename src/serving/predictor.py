@@ -118,7 +118,9 @@ class TextPredictor:
             on_submitted()
             while not state.is_over:
                 try:
-                    event = await asyncio.wait_for(events.get(), WAIT_SECONDS)
+                    # Not wait_for: up to Python 3.11 it loses a cancel that comes with an event.
+                    async with asyncio.timeout(WAIT_SECONDS):
+                        event = await events.get()
                 except TimeoutError:
                     self._engine.check_alive()
                     continue

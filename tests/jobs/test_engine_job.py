@@ -176,3 +176,15 @@ def test_a_model_that_is_not_there_is_one_sentence(tmp_path: Path):
     assert "\n" not in failed["error"]
     assert str(tmp_path) in failed["error"] or "config.json" in failed["error"]
     assert job.process.wait(10) == 1
+
+
+def test_no_cancel_is_lost(engine: Job):
+    """However close to the next token it comes."""
+    for number in range(3):
+        ids = [f"canceled-{number}-{n}" for n in range(16)]
+        for id in ids:
+            ask(engine, id, prompt="What?", min_new_tokens=240, max_new_tokens=240)
+        engine.event("output", id=ids[-1])
+        for id in ids:
+            engine.send(do="cancel", id=id)
+        assert [engine.event("end")["status"] for _ in ids] == ["canceled"] * 16

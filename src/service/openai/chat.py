@@ -73,7 +73,8 @@ async def _answer(
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(answering_model(service, generation.model, owner))
         all_inputs = [{**one, **model.inputs} for one in inputs]
-        choices = Choices(service.engine.direct, all_inputs)
+        field = "prompt" if "prompt" in all_inputs[0] else "messages"
+        choices = Choices(service.engine.direct, all_inputs, prompt_field=field)
         await stack.enter_async_context(choices)
         await choices.start()
         answers = make_answers(model)

@@ -14,7 +14,7 @@ _FIELDS = {
     "max_new_tokens": "max_tokens",
     "stop_sequences": "stop",
     "json_schema": "response_format",
-    **{name: name for name in ("messages", "tools", "prompt", "temperature", "top_p", "top_k")},
+    **{name: name for name in ("messages", "tools", "temperature", "top_p", "top_k")},
 }
 """What the fields are called here that the engine names first in its errors."""
 
@@ -22,7 +22,9 @@ _FIELDS = {
 class Choices:
     """Answers that are generated at the same time; leaving the context cancels them."""
 
-    def __init__(self, ask: Ask, inputs: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, ask: Ask, inputs: Sequence[dict[str, Any]], *, prompt_field: str) -> None:
+        """Begin; `prompt_field` is the field of the request that the prompt was made of."""
+        self._prompt_field = prompt_field
         self._messages: asyncio.Queue[tuple[int, Message | Exception]] = asyncio.Queue()
         self._tasks = [
             asyncio.create_task(self._follow(number, ask, one)) for number, one in enumerate(inputs)
@@ -63,7 +65,7 @@ class Choices:
         if isinstance(message, Exception):
             raise message
         if message["event"] == "end" and message["status"] != "succeeded":
-            raise _refusal(message)
+            raise _refusal(message, self._prompt_field)
         return number, message
 
     async def _follow(self, number: int, ask: Ask, inputs: dict[str, Any]) -> None:
@@ -75,8 +77,12 @@ class Choices:
             self._messages.put_nowait((number, error))
 
 
-def _refusal(end: Message) -> ApiError:
+def _refusal(end: Message, prompt_field: str) -> ApiError:
     error = end.get("error") or "the answer was cut off: the engine ended"
     if not end.get("refused"):
         return ApiError(500, error)
-    return ApiError(400, error, param=_FIELDS.get(error.partition(":")[0]))
+    name, _, sentence = error.partition(": ")
+    if name == "prompt":
+        error = f"{prompt_field}: {sentence}"
+        return ApiError(400, error, param=prompt_field, code="context_length_exceeded")
+    return ApiError(400, error, param=_FIELDS.get(name))
