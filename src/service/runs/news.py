@@ -57,6 +57,8 @@ class _News:
 
     async def tell(self) -> bool:
         """Tell of what has grown; return whether something has."""
+        if self._live.status == "starting":
+            return False  # nothing comes before the start
         fresh = [event for event, size in self._told.items() if size != self._size_of(event)]
         if fresh:
             self._told |= {event: self._size_of(event) for event in fresh}

@@ -1,4 +1,4 @@
-"""A run's webhook hears of its output and logs now and then, and never after the end."""
+"""A run's webhook hears of its output and logs now and then, after the start and before the end."""
 
 import asyncio
 import json
@@ -54,8 +54,11 @@ def follow(
         live_runs = LiveRuns()
         live = live_runs.add(row.id, row.owner)
         ends = RunEnds(database, live_runs)
-        await ends.start(row.id)
         async with telling_news(database, row, live, seconds=0.3):
+            live.log("seed 1\n")
+            await asyncio.sleep(0.1)
+            assert news() == []
+            await ends.start(row.id)
             await work(live, news)
         await ends.end(row.id, "succeeded")
         live.push("late")
