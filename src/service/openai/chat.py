@@ -39,7 +39,7 @@ async def create_chat_completion(request: Request, owner: str) -> Response:
         told = service_of(request).engine.model
         family = find_family(told.get("chat_template"), told.get("generation_prompt") or "")
         family = Family() if model.has_own_format else family
-        return ChatAnswers(asked, family, _head("chatcmpl", generation))
+        return ChatAnswers(asked, family, _head("chatcmpl", model))
 
     inputs = [generation.inputs_of(number) for number in numbers]
     return await unless_gone(request, _answer(request, owner, generation, inputs, answers))
@@ -56,7 +56,7 @@ async def create_completion(request: Request, owner: str) -> Response:
     ]
 
     def answers(model: AnsweringModel) -> CompletionTexts:
-        return CompletionTexts(asked, _head("cmpl", generation))
+        return CompletionTexts(asked, _head("cmpl", model))
 
     return await unless_gone(request, _answer(request, owner, generation, inputs, answers))
 
@@ -113,9 +113,9 @@ async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
     yield "data: [DONE]\n\n"
 
 
-def _head(prefix: str, generation: GenerationRequest) -> dict[str, Any]:
+def _head(prefix: str, model: AnsweringModel) -> dict[str, Any]:
     return {
         "id": f"{prefix}-{new_id()}",
         "created": int(time.time()),
-        "model": generation.model,
+        "model": model.name,
     }

@@ -51,6 +51,8 @@ def short_name(base_model: str) -> str:
 class AnsweringModel:
     """A model that answers."""
 
+    name: str
+    """Who really answers: names of hosted base models stand for the one of this service."""
     inputs: dict[str, Any]
     """The inputs of `predict` that name its weights."""
     has_own_format: bool
@@ -65,10 +67,10 @@ async def answering_model(service: Service, name: str, asker: str) -> AsyncItera
     if version is None:
         raise no_such_model(name)
     if version.weights is None:
-        yield AnsweringModel({}, False)
+        yield AnsweringModel(short_name(base), {}, False)
         return
     run = version.training and await service.database.read(find_run, version.training)
     has_own_format = bool(run and (run.input or {}).get("prompt_template"))
     async with AsyncExitStack() as stack:
         path = await stack.enter_async_context(service.blobs.local_path(version.weights))
-        yield AnsweringModel({"replicate_weights": str(path)}, has_own_format)
+        yield AnsweringModel(name, {"replicate_weights": str(path)}, has_own_format)

@@ -2,18 +2,22 @@
 
 import inspect
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import predict
 from src.service.openai.errors import ApiError
+from src.service.openai.generation import chat_request
 from src.service.openai.generation.chat_request import ChatRequest, read_chat_request
 from src.service.openai.generation.completion_request import read_completion_request
 from src.service.openai.generation.request import MAX_TOKENS
 from src.service.openai.parsing.answer import Answer, parse_answer
 from src.service.openai.parsing.family import find_family
 
+ROOT = Path(__file__).resolve().parents[4]
 MESSAGES = [{"role": "user", "content": "Hi"}]
 PARAMETERS = {"properties": {"city": {"$ref": "#/$defs/C"}}, "$defs": {"C": {"type": "string"}}}
 TOOLS = [
@@ -183,3 +187,11 @@ def test_completions():
         with pytest.raises(ApiError) as refused:
             read_completion_request({"model": "m", "prompt": "a", name: value})
         assert refused.value.param == name
+
+
+def test_the_page_lists_every_field():
+    page = (ROOT / "docs" / "openai.md").read_text().split("## chat/completions")[1]
+    listed = set()
+    for row in page.split("\n\n")[1].splitlines()[2:]:
+        listed |= set(re.findall(r"`(\w+)`", row.split(" | ")[0]))
+    assert listed == chat_request.KNOWN - {"model"}
