@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
-from functools import lru_cache
 from typing import Any
 
 from starlette.requests import Request
@@ -25,7 +24,6 @@ from src.service.openai.parsing.family import Family, find_family
 from src.service.store.ids import new_id
 from src.service.work.engine_client import EngineError
 
-find_family = lru_cache(8)(find_family)
 Answers = ChatAnswers | CompletionTexts
 
 

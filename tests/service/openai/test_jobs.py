@@ -13,7 +13,7 @@ ROW = json.dumps({"messages": [*ASKED, LEARNED], "tools": TOOLS})
 ROWS = f"{ROW}\n".encode() * 16
 ENDS = ("succeeded", "failed", "cancelled")
 FAST = {
-    "n_epochs": 10,
+    "n_epochs": 6,
     "batch_size": 4,
     "learning_rate_multiplier": 200,
     "lora_rank": 16,
@@ -73,7 +73,7 @@ def test_what_was_learned_comes_back_in_its_parts(api: Api, job: dict[str, Any])
 
 def test_a_job_tells_how_it_went(api: Api, job: dict[str, Any]):
     assert job["fine_tuned_model"].startswith(f"ft:{api.model}:alice:caller:")
-    assert job["hyperparameters"]["n_epochs"] == 10
+    assert job["hyperparameters"]["n_epochs"] == 6
     assert job["trained_tokens"] > 1000
     path = f"/fine_tuning/jobs/{job['id']}"
     events = []

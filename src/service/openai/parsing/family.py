@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from src.service.openai.parsing.call_writer import CallWriter, new_call_id, new_short_id
 from src.service.openai.parsing.families import (
@@ -45,6 +46,7 @@ class Family:
     new_call_id: Callable[[], str] = new_call_id
 
 
+@lru_cache(8)
 def find_family(chat_template: str | None, generation_prompt: str = "") -> Family:
     """Return how a model with this template writes its answers.
 
