@@ -5,20 +5,20 @@ import secrets
 from contextlib import suppress
 from typing import Any
 
+from sqlalchemy import Connection
+
 from src.cli.schema import build_schema
 from src.service.files.blobs import Blobs
 from src.service.http.limits import RateLimits, check_stored, check_unfinished
-from src.service.http.problem import not_found
 from src.service.http.signed import Signer
 from src.service.runs.finish import RunEnds
 from src.service.runs.inputs import WorkInputs
 from src.service.runs.live import LiveRuns
 from src.service.settings import ServiceSettings, worker_environment
 from src.service.store.database import Database
-from src.service.store.file_rows import stored_bytes
-from src.service.store.models import add_base_models, visible_model
-from src.service.store.runs import count_unfinished
+from src.service.store.models import add_base_models
 from src.service.store.tokens import keep_secret
+from src.service.store.usage import count_usage, find_usage
 from src.service.work.engine_client import EngineClient
 from src.service.work.predictions import Predictions
 from src.service.work.retention import Retention
@@ -56,6 +56,7 @@ class Service:
     async def start(self) -> None:
         """Take up what was left, and begin to work."""
         await self.database.write(add_base_models, self.settings.base_model)
+        await self.database.write(count_usage)
         await self.predictions.recover()
         await self.trainings.recover()
         parts = (self.engine, self.predictions, self.trainings, self.webhooks, self._retention)
@@ -73,14 +74,12 @@ class Service:
                 await task
         self.database.close()
 
-    async def check_model(self, owner: str, name: str, asker: str) -> None:
-        """Raise Problem for a model that the asker does not see."""
-        if await self.database.read(visible_model, owner.lower(), name.lower(), asker) is None:
-            raise not_found("The model")
-
     async def check_room(self, owner: str, num_bytes: int) -> None:
         """Raise Problem where an owner has too much stored or unfinished for more."""
-        stored = await self.database.read(stored_bytes, owner)
+        await self.database.read(self.check_room_now, owner, num_bytes)
+
+    def check_room_now(self, connection: Connection, owner: str, num_bytes: int) -> None:
+        """Like `check_room`, in a transaction."""
+        stored, unfinished = find_usage(connection, owner)
         check_stored(stored, num_bytes, self.settings.stored_bytes)
-        unfinished = await self.database.read(count_unfinished, owner)
         check_unfinished(unfinished, self.settings.unfinished_limit)

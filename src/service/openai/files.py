@@ -16,7 +16,7 @@ from src.service.openai.paging import page_after, read_limit
 from src.service.service import Service
 from src.service.store.file_rows import File, add_file, delete_file, find_file, list_files
 from src.service.store.ids import new_id
-from src.service.store.times import now_text, unix_time
+from src.service.times import now_text, unix_time
 
 PURPOSES = ("fine-tune", "assistants", "batch", "vision", "user_data", "evals")
 MAX_NAME_BYTES = 255

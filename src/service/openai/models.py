@@ -19,7 +19,7 @@ from src.service.store.models import (
     latest_version,
     own_versions,
 )
-from src.service.store.times import unix_time
+from src.service.times import unix_time
 
 
 async def list_all(request: Request, owner: str) -> Response:

@@ -26,7 +26,7 @@ from src.service.store.file_rows import (
 )
 from src.service.store.ids import new_id
 from src.service.store.models import find_version
-from src.service.store.times import now_text
+from src.service.times import now_text
 
 MAX_NAME_BYTES = 255
 READ_BYTES = 1 << 20

@@ -5,7 +5,8 @@ from typing import Any
 from src.service.store.deployments import Deployment
 from src.service.store.file_rows import File
 from src.service.store.models import Model, Version
-from src.service.store.runs import UNFINISHED, Run
+from src.service.store.runs import Run
+from src.service.store.schema import UNFINISHED
 
 COG_VERSION = "0.23.1"
 

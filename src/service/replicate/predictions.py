@@ -19,10 +19,12 @@ from src.service.replicate.checks.find_version import Found, find_version
 from src.service.replicate.checks.input_check import check_inputs
 from src.service.replicate.checks.webhook_fields import read_webhook
 from src.service.replicate.objects import render_run
+from src.service.runs.live import LiveRun
 from src.service.service import Service
 from src.service.store.deployments import find_deployment
+from src.service.store.models import visible_model
 from src.service.store.runs import Run, find_run, list_runs
-from src.service.store.times import later, now_text, parse_time, unix_time
+from src.service.times import later, now_text, parse_time, unix_time
 from src.service.work.predictions import show_live
 
 KNOWN = frozenset(
@@ -39,35 +41,27 @@ async def create(request: Request, owner: str) -> Response:
     """POST /predictions, below a model and below a deployment."""
     service: Service = request.app.state.service
     body = await read_object(request, KNOWN)
-    path = request.path_params
-    deployment = None
-    if "name" not in path:
-        asked = text_field(body, "version", required=True)
-    elif request.url.path.rstrip("/").split("/")[-4] == "deployments":
-        row = await service.database.read(find_deployment, path["owner"], path["name"])
-        if row is None or row.owner != owner:
-            raise not_found("The deployment")
-        asked, deployment = row.version, f"{row.owner}/{row.name}"
-    else:
-        asked = f"{path['owner']}/{path['name']}"
-        await service.check_model(path["owner"], path["name"], owner)
-    found = await service.database.read(find_version, asked, owner)
-    inputs = check_inputs(body.get("input", {}), service.schema, "Input")
-    base, created_at = base_url(request), now_text()
-    await service.database.read(_check_weights, inputs, found, base, owner)
-    values = {
-        "owner": owner, "model": found.model, "version": found.version.id, "input": inputs,
-        "logs": found.log, "deployment": deployment, "base_url": base,
-        "created_at": created_at, "deadline": _deadline(request, created_at), **read_webhook(body),
-    }  # fmt: skip
-    wait = _wait_seconds(request)
-    await service.check_room(owner, len(str(inputs)))
-    row, live = await service.predictions.create(values)
+    base, created_at, wait = base_url(request), now_text(), _wait_seconds(request)
+    deadline, webhook = _deadline(request, created_at), read_webhook(body)
+
+    def accept(connection: Connection) -> dict[str, Any]:
+        asked, deployment = _asked_version(connection, request, body, owner)
+        found = find_version(connection, asked, owner)
+        inputs = check_inputs(body.get("input", {}), service.schema, "Input")
+        _check_weights(connection, inputs, found, base, owner)
+        service.check_room_now(connection, owner, len(str(inputs)))
+        return {
+            "owner": owner, "model": found.model, "version": found.version.id, "input": inputs,
+            "logs": found.log, "deployment": deployment, "base_url": base,
+            "created_at": created_at, "deadline": deadline, **webhook,
+        }  # fmt: skip
+
+    row, live = await service.predictions.create(accept)
     if wait is None:
         return JSONResponse(render_run(row, base), 201)
     headers = {"Preference-Applied": request.headers["prefer"]}
     if await live.wait(wait):
-        row = await service.database.read(find_run, row.id) or row
+        row = live.row or row
         return JSONResponse(_shown(request, row, render_run(row, base)), 201, headers)
     # Clients take any state but starting for the end, and what is there for the whole output.
     return JSONResponse(render_run(row, base, status="starting", output=None), 202, headers)
@@ -76,8 +70,10 @@ async def create(request: Request, owner: str) -> Response:
 async def get(request: Request, owner: str) -> Response:
     """GET /predictions/{id} and /trainings/{id}: they share their ids."""
     service: Service = request.app.state.service
+    # Looked up first: what ends meanwhile is told of by its row.
+    live = service.live_runs.get(request.path_params["id"])
     row = await _own_run(request, owner)
-    rendered = show_live(row, service.live_runs.get(row.id), base_url(request))
+    rendered = show_live(row, live, base_url(request))
     return JSONResponse(_shown(request, row, rendered))
 
 
@@ -124,24 +120,25 @@ async def list_kind(request: Request, owner: str, kind: str) -> Response:
 async def follow(request: Request) -> Response:
     """GET urls.stream: whoever was told the address may follow, without a token."""
     service: Service = request.app.state.service
+    live = service.live_runs.get(request.path_params["id"])
     row = await service.database.read(find_run, request.path_params["id"])
     if row is None or row.capability != request.path_params["capability"]:
         raise not_found("The stream")
-    body = stream(_events(service, row), last_event_id=request.headers.get("last-event-id"))
+    body = stream(_events(row, live), last_event_id=request.headers.get("last-event-id"))
     headers = {"Cache-Control": "no-store", "Access-Control-Allow-Origin": "*"}
     return StreamingResponse(body, media_type="text/event-stream", headers=headers)
 
 
-async def _events(service: Service, row: Run) -> AsyncIterator[Event]:
+async def _events(row: Run, live: LiveRun | None) -> AsyncIterator[Event]:
     at = float(unix_time(row.created_at))
-    live = service.live_runs.get(row.id)
-    if live is not None:
+    if live is None:
+        ended = row
+        for text in row.output or ():
+            yield Event("output", text, at)
+    else:
         async for text in live.output():
             yield Event("output", text, at)
-    ended = await service.database.read(find_run, row.id)
-    if live is None and ended is not None:
-        for text in ended.output or ():
-            yield Event("output", text, at)
+        ended = live.row
     if ended is None or ended.status == "succeeded":
         yield Event("done", "", at)
     elif ended.status == "failed":
@@ -165,6 +162,24 @@ def _shown(request: Request, row: Run, rendered: dict[str, Any]) -> dict[str, An
     if rendered["status"] == "aborted" and agent.startswith(("replicate-", "Replicate/", "node")):
         return {**rendered, "status": "canceled"}
     return rendered
+
+
+def _asked_version(
+    connection: Connection, request: Request, body: dict[str, Any], owner: str
+) -> tuple[str, str | None]:
+    """Return what names the version, and the deployment if it is one that names it."""
+    path = request.path_params
+    if "name" not in path:
+        return text_field(body, "version", required=True) or "", None
+    model_owner, name = path["owner"], path["name"]
+    if request.url.path.rstrip("/").split("/")[-4] == "deployments":
+        row = find_deployment(connection, model_owner, name)
+        if row is None or row.owner != owner:
+            raise not_found("The deployment")
+        return row.version, f"{row.owner}/{row.name}"
+    if visible_model(connection, model_owner.lower(), name.lower(), owner) is None:
+        raise not_found("The model")
+    return f"{model_owner}/{name}", None
 
 
 def _check_weights(

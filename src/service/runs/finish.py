@@ -43,7 +43,7 @@ class RunEnds:
         row = await self._database.write(_end, run_id, status, values)
         if live is not None and not live.ended.is_set():
             self.counts[row.kind, row.status] += 1
-        self._live_runs.end(run_id, row.status)
+        self._live_runs.end(row)
         return row
 
 

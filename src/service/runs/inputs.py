@@ -14,7 +14,7 @@ from src.service.http.addresses import own_address
 from src.service.runs.live import LiveRun
 from src.service.settings import ServiceSettings
 from src.service.store.database import Database
-from src.service.store.models import base_model_name, find_version
+from src.service.store.models import Version, base_model_name
 from src.service.store.runs import Run
 from src.weights.download.download import fetch
 
@@ -37,10 +37,11 @@ class WorkInputs:
         self._base_models = {base_model_name(name) for name in KNOWN_MODELS}
 
     @asynccontextmanager
-    async def of_prediction(self, row: Run, live: LiveRun) -> AsyncIterator[dict[str, Any]]:
+    async def of_prediction(
+        self, row: Run, version: Version | None, live: LiveRun
+    ) -> AsyncIterator[dict[str, Any]]:
         """Yield the engine's inputs; raises UserError for weights that are not there."""
         inputs = self._plain(row, live)
-        version = await self._database.read(find_version, row.version)
         if version is None:
             raise UserError(f"the version {row.version} was deleted")
         async with AsyncExitStack() as stack:

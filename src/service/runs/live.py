@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from src.service.store.runs import Run
+
 
 class LiveRun:
     """A run that waits or runs in this process."""
@@ -16,6 +18,8 @@ class LiveRun:
         self.logs = ""
         self.metrics: dict[str, Any] = {}
         self.ended = asyncio.Event()
+        self.row: Run | None = None
+        """Its final row, once it has ended."""
         self._followers: set[asyncio.Event] = set()
 
     def start(self) -> None:
@@ -33,9 +37,9 @@ class LiveRun:
         self.logs += text
         self.tell()
 
-    def end(self, status: str) -> None:
-        """Note its final state, which is in the database already."""
-        self.status = status
+    def end(self, row: Run) -> None:
+        """Note its final row, which is in the database already."""
+        self.row, self.status = row, row.status
         self.ended.set()
         self.tell()
 
@@ -93,8 +97,8 @@ class LiveRuns:
         """Return a run that has not ended."""
         return self._runs.get(run_id)
 
-    def end(self, run_id: str, status: str) -> None:
+    def end(self, row: Run) -> None:
         """Tell all who follow a run that it has ended, and forget it."""
-        live = self._runs.pop(run_id, None)
+        live = self._runs.pop(row.id, None)
         if live is not None:
-            live.end(status)
+            live.end(row)

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from src.service.store.schema import deployments
-from src.service.store.times import now_text
+from src.service.times import now_text
 
 Deployment = Row[Any]
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, update
 
 from src.service.store.ids import new_capability, new_id
-from src.service.store.schema import files, runs, versions
-from src.service.store.times import now_text
+from src.service.store.schema import files
+from src.service.store.usage import change_usage
+from src.service.times import now_text
 
 File = Row[Any]
 
@@ -18,6 +19,7 @@ def add_file(connection: Connection, values: dict[str, Any]) -> File:
         "id": new_id(), "created_at": now_text(), "metadata": {},
         "capability": new_capability(), **values,
     }  # fmt: skip
+    change_usage(connection, row["owner"], stored=row.get("size") or 0)
     return connection.execute(insert(files).values(row).returning(files)).one()
 
 
@@ -31,7 +33,10 @@ def find_file(connection: Connection, file_id: str, owner: str | None = None) ->
 
 def fill_file(connection: Connection, file_id: str, values: dict[str, Any]) -> None:
     """Note what bytes an upload brought."""
-    connection.execute(update(files).where(files.c.id == file_id).values(values))
+    filled = update(files).where(files.c.id == file_id, files.c.size.is_(None)).values(values)
+    file = connection.execute(filled.returning(files.c.owner, files.c.size)).one_or_none()
+    if file is not None:
+        change_usage(connection, file.owner, stored=file.size)
 
 
 def list_files(
@@ -57,19 +62,12 @@ def list_files(
 
 def delete_file(connection: Connection, file_id: str) -> None:
     """Delete a file's row; its bytes are the caller's to delete."""
-    connection.execute(delete(files).where(files.c.id == file_id))
+    deleted = delete(files).where(files.c.id == file_id).returning(files.c.owner, files.c.size)
+    file = connection.execute(deleted).one_or_none()
+    if file is not None:
+        change_usage(connection, file.owner, stored=-(file.size or 0))
 
 
 def expired_files(connection: Connection) -> Sequence[File]:
     """Return the files whose time is over."""
     return connection.execute(select(files).where(files.c.expires_at < now_text())).all()
-
-
-def stored_bytes(connection: Connection, owner: str) -> int:
-    """Return how much an owner stores: files, weights, answers and logs."""
-    sums = (
-        select(func.coalesce(func.sum(files.c.size), 0)).where(files.c.owner == owner),
-        select(func.coalesce(func.sum(versions.c.size), 0)).where(versions.c.model_owner == owner),
-        select(func.coalesce(func.sum(runs.c.bytes), 0)).where(runs.c.owner == owner),
-    )
-    return sum(int(connection.execute(query).scalar_one()) for query in sums)

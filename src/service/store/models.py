@@ -9,7 +9,8 @@ from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, updat
 from src.base_models import KNOWN_MODELS
 from src.service.store.ids import new_capability
 from src.service.store.schema import models, runs, versions
-from src.service.store.times import now_text
+from src.service.store.usage import change_usage
+from src.service.times import now_text
 
 Model = Row[Any]
 Version = Row[Any]
@@ -109,6 +110,7 @@ def add_version(
         "id": version_id, "model_owner": owner, "model_name": name, "created_at": now_text(),
         "capability": new_capability(),
     }  # fmt: skip
+    change_usage(connection, owner, stored=values.get("size", 0))
     return connection.execute(insert(versions).values({**row, **values}).returning(versions)).one()
 
 
@@ -155,7 +157,10 @@ def is_used(connection: Connection, version_id: str) -> bool:
 
 def delete_version(connection: Connection, version_id: str) -> None:
     """Delete a version; its bytes are the caller's to delete."""
-    connection.execute(delete(versions).where(versions.c.id == version_id))
+    deleted = delete(versions).where(versions.c.id == version_id).returning(versions)
+    version = connection.execute(deleted).one_or_none()
+    if version is not None:
+        change_usage(connection, version.model_owner, stored=-version.size)
 
 
 def _is_visible(model: Model, asker: str) -> bool:

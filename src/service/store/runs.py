@@ -6,10 +6,10 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
 
 from src.service.store.ids import new_capability, new_id
-from src.service.store.schema import models, points, runs
-from src.service.store.times import now_text, seconds_between
+from src.service.store.schema import UNFINISHED, models, points, runs
+from src.service.store.usage import change_usage
+from src.service.times import now_text, seconds_between
 
-UNFINISHED = ("starting", "processing")
 Run = Row[Any]
 
 
@@ -25,6 +25,8 @@ def create_run(connection: Connection, values: dict[str, Any]) -> Run:
         "id": new_id(), "status": "starting", "created_at": now_text(),
         "capability": new_capability(), **values,
     }  # fmt: skip
+    row["bytes"] = len(str(row["input"]))
+    change_usage(connection, row["owner"], stored=row["bytes"], unfinished=1)
     return connection.execute(insert(runs).values(row).returning(runs)).one()
 
 
@@ -76,12 +78,6 @@ def unfinished_runs(connection: Connection, kind: str) -> Sequence[Run]:
     return connection.execute(query.order_by(runs.c.created_at, runs.c.id)).all()
 
 
-def count_unfinished(connection: Connection, owner: str) -> int:
-    """Return how many runs of an owner wait or run."""
-    query = select(func.count()).where(runs.c.owner == owner, runs.c.status.in_(UNFINISHED))
-    return connection.execute(query).scalar_one()
-
-
 def start_run(connection: Connection, run_id: str) -> Run | None:
     """Move a run from starting to processing; None where it is not starting any more."""
     query = update(runs).where(runs.c.id == run_id, runs.c.status == "starting")
@@ -105,9 +101,10 @@ def end_run(connection: Connection, run_id: str, status: str, **values: Any) -> 
     # Postgres takes no NUL in a text.
     texts = ("logs", "error")
     values |= {name: values[name].replace("\0", "") for name in texts if values.get(name)}
-    query = select(runs.c.created_at, runs.c.started_at, runs.c.metrics, runs.c.input).where(
-        runs.c.id == run_id, runs.c.status.in_(UNFINISHED)
-    )
+    query = select(
+        *(runs.c.owner, runs.c.created_at, runs.c.started_at, runs.c.metrics, runs.c.bytes),
+        func.length(runs.c.logs).label("log_length"),
+    ).where(runs.c.id == run_id, runs.c.status.in_(UNFINISHED))
     run = connection.execute(query.with_for_update()).one_or_none()
     if run is None:
         return None
@@ -116,12 +113,13 @@ def end_run(connection: Connection, run_id: str, status: str, **values: Any) -> 
     metrics = {**(run.metrics or {}), **values.pop("metrics", {})}
     metrics["predict_time"] = max(seconds_between(started_at, now), 0.0)
     metrics["total_time"] = max(seconds_between(run.created_at, now), 0.0)
+    log_length = len(values["logs"]) if "logs" in values else run.log_length
+    size = log_length + len(str(values.get("output") or ""))
+    change_usage(connection, run.owner, stored=size, unfinished=-1)
     values |= {"status": status, "started_at": started_at, "completed_at": now, "metrics": metrics}
+    values["bytes"] = run.bytes + size
     ended = update(runs).where(runs.c.id == run_id).values(values).returning(runs)
-    row = connection.execute(ended).one()
-    size = len(row.logs) + len(str(row.output or "")) + len(str(run.input or ""))
-    connection.execute(update(runs).where(runs.c.id == run_id).values(bytes=size))
-    return row
+    return connection.execute(ended).one()
 
 
 def list_points(connection: Connection, run_id: str) -> Sequence[Row[Any]]:
@@ -140,5 +138,11 @@ def old_runs(connection: Connection, before: str) -> Sequence[str]:
 
 def remove_data(connection: Connection, run_id: str) -> None:
     """Forget the input, output and logs of an ended run."""
-    query = update(runs).where(runs.c.id == run_id, runs.c.status.not_in(UNFINISHED))
-    connection.execute(query.values(input={}, output=None, logs="", data_removed=True, bytes=0))
+    query = select(runs.c.owner, runs.c.bytes).where(
+        runs.c.id == run_id, runs.c.status.not_in(UNFINISHED)
+    )
+    run = connection.execute(query.with_for_update()).one_or_none()
+    if run is not None:
+        change_usage(connection, run.owner, stored=-run.bytes)
+        nothing = {"input": {}, "output": None, "logs": "", "data_removed": True, "bytes": 0}
+        connection.execute(update(runs).where(runs.c.id == run_id).values(nothing))

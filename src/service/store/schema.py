@@ -18,6 +18,8 @@ from sqlalchemy import (
 from src.service.store.outbox import outbox_table
 
 metadata = MetaData()
+UNFINISHED = ("starting", "processing")
+"""The states of runs that wait or run."""
 
 tokens = Table(
     "tokens",
@@ -118,6 +120,14 @@ runs = Table(
     Column("job", JSON),  # what only OpenAI's API says of a training
     Index("runs_of_owner", "owner", "kind", "created_at", "id"),
     Index("runs_by_status", "status", "kind"),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("owner", String, primary_key=True),
+    Column("stored_bytes", BigInteger, nullable=False),
+    Column("unfinished", Integer, nullable=False),  # runs that wait or run
 )
 
 points = Table(

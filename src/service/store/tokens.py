@@ -12,7 +12,7 @@ from src.base_models import KNOWN_MODELS
 from src.errors import UserError
 from src.service.store.models import OWNERS
 from src.service.store.schema import secrets, tokens
-from src.service.store.times import now_text
+from src.service.times import now_text
 
 FIRST_OWNER = "me"
 _OWNER = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")

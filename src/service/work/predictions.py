@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
+
+from sqlalchemy import Connection
 
 from src.errors import UserError
 from src.service.replicate.objects import render_run
@@ -13,8 +16,9 @@ from src.service.runs.inputs import WorkInputs
 from src.service.runs.live import LiveRun, LiveRuns
 from src.service.runs.news import telling_news
 from src.service.store.database import Database
+from src.service.store.models import Version, find_version
 from src.service.store.runs import Run, create_run, find_run, unfinished_runs
-from src.service.store.times import parse_time
+from src.service.times import parse_time
 from src.service.work.engine_client import EngineClient, EngineError
 
 log = logging.getLogger("service.predictions")
@@ -62,9 +66,14 @@ class Predictions:
             else:
                 self._add(row)
 
-    async def create(self, values: dict[str, Any]) -> tuple[Run, LiveRun]:
-        """Accept a prediction; return its row, and itself as it runs."""
-        row = await self._database.write(create_run, {**values, "kind": "prediction"})
+    async def create(self, accept: Callable[[Connection], dict[str, Any]]) -> tuple[Run, LiveRun]:
+        """Accept a prediction; return its row, and itself as it runs.
+
+        `accept` gives the row's columns, or raises why it is refused, in the same transaction.
+        """
+        row = await self._database.write(
+            lambda connection: create_run(connection, {**accept(connection), "kind": "prediction"})
+        )
         return row, self._add(row)
 
     async def cancel(self, run_id: str, status: str = "canceled", error: str | None = None) -> Run:
@@ -123,12 +132,15 @@ class Predictions:
     async def _predict(self, run_id: str) -> None:
         try:
             live = self._live_runs.get(run_id)
-            row = await self._database.read(find_run, run_id)
-            if live is None or row is None or row.status != "starting":
+            if live is None:
                 return  # canceled while it waited
+            row, version = await self._database.read(_find_work, run_id)
+            if row.status != "starting":
+                self._live_runs.end(row)  # canceled before it was in the queue
+                return
             try:
                 async with asyncio.timeout(self._limit_seconds):
-                    await self._follow(row, live)
+                    await self._follow(row, version, live)
             except TimeoutError:
                 await self.cancel(run_id, "failed", "Prediction timed out")
             except (UserError, EngineError) as error:
@@ -140,10 +152,10 @@ class Predictions:
             self._queue.give_back(run_id)
             self._wake.set()
 
-    async def _follow(self, row: Run, live: LiveRun) -> None:
+    async def _follow(self, row: Run, version: Version | None, live: LiveRun) -> None:
         end = None
         async with (
-            self._inputs.of_prediction(row, live) as inputs,
+            self._inputs.of_prediction(row, version, live) as inputs,
             telling_news(self._database, row, live),
         ):
             async for message in self._engine.stream(row.id, inputs):
@@ -162,10 +174,18 @@ class Predictions:
             await self._ends.end(row.id, end["status"], error=end["error"])
 
 
+def _find_work(connection: Connection, run_id: str) -> tuple[Run, Version | None]:
+    row = find_run(connection, run_id)
+    assert row is not None
+    return row, find_version(connection, row.version)
+
+
 def show_live(row: Run, live: LiveRun | None, base_url: str) -> dict[str, Any]:
     """Return a run as its row says, or as far as it has got."""
     if live is None or row.completed_at is not None:
         return render_run(row, base_url)
+    if live.row is not None:
+        return render_run(live.row, base_url)
     shown: dict[str, Any] = {"status": live.status, "logs": live.logs}
     if live.chunks:
         shown["output"] = list(live.chunks)

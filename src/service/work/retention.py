@@ -9,7 +9,7 @@ from src.service.settings import ServiceSettings
 from src.service.store.database import Database
 from src.service.store.file_rows import delete_file, expired_files
 from src.service.store.runs import old_runs, remove_data, unfinished_runs
-from src.service.store.times import now_text
+from src.service.times import now_text
 
 log = logging.getLogger("service.retention")
 PAUSE_SECONDS = 60.0

@@ -21,7 +21,8 @@ from src.service.replicate.checks.input_check import check_inputs
 from src.service.store.file_rows import find_file
 from src.service.store.ids import new_id
 from src.service.store.models import create_model, find_model
-from src.service.store.runs import UNFINISHED, Run, find_run, list_points, list_runs
+from src.service.store.runs import Run, find_run, list_points, list_runs
+from src.service.store.schema import UNFINISHED
 
 FILES = {"training_file": "train_data", "validation_file": "validation_data"}
 MAX_NAME = 60

@@ -7,7 +7,7 @@ from sqlalchemy import Row
 
 from src.service.openai.jobs.results import result_id
 from src.service.store.runs import Run
-from src.service.store.times import unix_time
+from src.service.times import unix_time
 
 STATUS = {
     "starting": "queued",

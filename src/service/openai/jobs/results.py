@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from src.service.store.runs import Run, find_run, list_points
-from src.service.store.times import unix_time
+from src.service.times import unix_time
 
 PREFIX = "file-results-"
 COLUMNS: Sequence[str] = (
