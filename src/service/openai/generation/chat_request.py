@@ -6,6 +6,7 @@ from typing import Any
 
 from src.service.openai.errors import ApiError, bad_request
 from src.service.openai.fields import Fields
+from src.service.openai.generation.messages import join_messages
 from src.service.openai.generation.request import (
     MAX_TOKENS,
     SAMPLING,
@@ -49,7 +50,7 @@ def read_chat_request(body: dict[str, Any]) -> ChatRequest:
         raise fields.refuse("messages", "a list of messages")
     most = fields.whole("max_completion_tokens", 1, MAX_TOKENS, MAX_TOKENS)
     inputs = read_sampling(fields, default_tokens=most)
-    inputs["messages"] = json.dumps(messages)
+    inputs["messages"] = json.dumps(join_messages(messages))
     tool_choice = read_tool_choice(fields)
     if tool_choice.tools:
         inputs["tools"] = json.dumps(tool_choice.tools)

@@ -16,6 +16,7 @@ from src.service.openai.generation.completion_request import read_completion_req
 from src.service.openai.generation.request import MAX_TOKENS
 from src.service.openai.parsing.answer import Answer, parse_answer
 from src.service.openai.parsing.family import find_family
+from src.serving.messages import parse_messages
 
 ROOT = Path(__file__).resolve().parents[4]
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -51,6 +52,32 @@ def test_the_defaults_are_openais():
     }
     assert asked.generation.num_choices == 1
     assert not asked.generation.is_streamed
+
+
+def test_what_one_role_says_in_a_row_is_read_as_one_message():
+    said = [
+        {"role": "system", "content": "a"},
+        {"role": "developer", "content": "b"},
+        {"role": "user", "content": [{"type": "text", "text": "c"}]},
+        {"role": "user", "content": "d"},
+        {"role": "assistant", "content": "e"},
+        {"role": "user", "content": "f"},
+    ]
+    read = parse_messages(chat(messages=said).generation.inputs["messages"]).messages
+    assert [(message["role"], message["content"]) for message in read] == [
+        ("system", "a\n\nb"),
+        ("user", "c\n\nd"),
+        ("assistant", "e"),
+        ("user", "f"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "odd", [3, {}, {"role": 3}, {"role": "user"}, {"role": "user", "content": 3}]
+)
+def test_odd_messages_are_left_to_whoever_reads_them(odd: object):
+    said = [*MESSAGES, odd, odd]
+    assert json.loads(chat(messages=said).generation.inputs["messages"]) == said
 
 
 def test_every_input_is_one_of_predict():
