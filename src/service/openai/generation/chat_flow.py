@@ -25,7 +25,7 @@ class ChatAnswers:
     def __init__(self, request: ChatRequest, family: Family, head: Shape) -> None:
         self._request, self._head = request, head
         numbers = range(request.generation.num_choices)
-        family = request.tool_choice.read_by(family)
+        family = request.read_by(family)
         self._parsers = [AnswerParser(family, request.tool_choice.tools) for _ in numbers]
         self._answers = [Answer() for _ in numbers]
         self._metrics: list[Metrics] = [{} for _ in numbers]

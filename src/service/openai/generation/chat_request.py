@@ -16,6 +16,7 @@ from src.service.openai.generation.request import (
     read_sampling,
 )
 from src.service.openai.generation.tools import ToolChoice, read_tool_choice
+from src.service.openai.parsing.family import Family
 
 IGNORED = ("reasoning_effort", "verbosity", "prediction")
 REFUSED = ("audio", "functions", "function_call", "web_search_options")
@@ -34,6 +35,13 @@ class ChatRequest:
     tool_choice: ToolChoice
     is_one_call: bool
     """Whether an answer ends with its first call of a tool."""
+
+    def read_by(self, family: Family) -> Family:
+        """Return how answers are read: one that follows a schema has no reasons before it."""
+        has_schema = "json_schema" in self.generation.inputs
+        if has_schema and not self.tool_choice.must_call:
+            return Family()
+        return self.tool_choice.read_by(family)
 
 
 def read_chat_request(body: dict[str, Any]) -> ChatRequest:

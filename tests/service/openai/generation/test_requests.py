@@ -136,12 +136,18 @@ def test_tools_are_told_unless_none_is_to_be_called():
     assert json.loads(asked.generation.inputs["tools"]) == TOOLS[1:]
 
 
+def test_an_answer_that_follows_a_schema_has_no_reasons():
+    asked = chat(response_format={"type": "json_object"})
+    family = asked.read_by(find_family("</think>", "<think>\n"))
+    assert parse_answer('{"a": 1}', family) == Answer(content='{"a": 1}')
+
+
 def test_a_call_that_must_be_made_follows_a_schema():
     asked = chat(tools=TOOLS, tool_choice="required")
     schema = json.loads(asked.generation.inputs["json_schema"])
     assert [one["properties"]["name"]["const"] for one in schema["anyOf"]] == ["weather", "time"]
     assert schema["$defs"] == PARAMETERS["$defs"]
-    family = asked.tool_choice.read_by(find_family("<tool_call></think>", "<think>"))
+    family = asked.read_by(find_family("<tool_call></think>", "<think>"))
     text = '{"name": "weather", "arguments": {"city": "Paris"}}'
     (call,) = parse_answer(text, family, TOOLS).calls
     assert (call.name, call.arguments) == ("weather", '{"city": "Paris"}')
@@ -151,7 +157,7 @@ def test_the_arguments_of_a_named_tool_are_the_answer():
     named = {"type": "function", "function": {"name": "weather"}}
     asked = chat(tools=TOOLS, tool_choice=named)
     assert json.loads(asked.generation.inputs["json_schema"]) == {"type": "object", **PARAMETERS}
-    family = asked.tool_choice.read_by(find_family("[TOOL_CALLS]"))
+    family = asked.read_by(find_family("[TOOL_CALLS]"))
     answer = parse_answer('{"city": "Paris"}', family, TOOLS)
     assert [(c.name, c.arguments) for c in answer.calls] == [("weather", '{"city": "Paris"}')]
     assert answer == Answer(calls=answer.calls)
