@@ -31,7 +31,8 @@ from src.service.store.runs import (
     unfinished_runs,
 )
 from src.service.work.engine_client import EngineClient
-from src.service.work.workers import Executor, Worker
+from src.service.work.leftover import end_leftover, note_worker
+from src.service.work.workers import Executor, ProcessWorker, Worker
 
 log = logging.getLogger("service.trainings")
 SAVE_SECONDS = 1.0
@@ -152,13 +153,20 @@ class Trainings:
                 **worker_environment(self._settings),
                 "CHECKPOINT_DIR": str(folder / "checkpoints"),
             }
+            await end_leftover(folder)
+            if live.ended.is_set():
+                return  # canceled meanwhile
             worker = await self._executor.start("training", environment)
             stack.push_async_callback(worker.stop, STOP_SECONDS)
+            if isinstance(worker, ProcessWorker):
+                note_worker(folder, worker.pid)
             self._workers[row.id] = worker
             stack.callback(self._workers.pop, row.id)
             output = folder / "weights.tar"
             task["input"].setdefault("resume_from", "auto")
             await worker.send({"do": "train", **task, "output": str(output)})
+            if live.ended.is_set():
+                await worker.send({"do": "cancel"})
             async with telling_news(self._database, row, live):
                 end = await self._follow(row, live, worker)
         status, error = end["status"], end["error"]
