@@ -68,7 +68,7 @@ async def list_all(request: Request, owner: str) -> Response:
     cursor = read_cursor(request)
     rows = await service.database.read(
         lambda connection: list_files(
-            connection, owner, "replicate", limit=PAGE_SIZE + 1, before=cursor
+            connection, owner, "replicate", limit=PAGE_SIZE + 1, place=cursor
         )
     )
     base = base_url(request)

@@ -15,6 +15,7 @@ from src.service.http.problem import Problem, invalid, not_found
 from src.service.replicate.checks.find_version import find_version
 from src.service.replicate.objects import render_model, render_version
 from src.service.service import Service
+from src.service.store.database import Place
 from src.service.store.models import (
     Model,
     change_model,
@@ -188,9 +189,9 @@ async def _answer_list(request: Request, owner: str, text: str | None) -> Respon
 
 
 def _listed(
-    connection: Connection, owner: str, before: Any, text: str | None, limit: int
+    connection: Connection, owner: str, place: Place | None, text: str | None, limit: int
 ) -> list[Any]:
-    rows = list_models(connection, owner, limit=limit, before=before, search=text)
+    rows = list_models(connection, owner, limit=limit, place=place, search=text)
     return [(row, latest_version(connection, row.owner, row.name)) for row in rows]
 
 

@@ -102,7 +102,7 @@ async def list_kind(request: Request, owner: str, kind: str) -> Response:
             owner,
             kind,
             limit=PAGE_SIZE + 1,
-            before=read_cursor(request),
+            place=read_cursor(request),
             created_after=_time(query.get("created_after"), "created_after"),
             created_before=_time(query.get("created_before"), "created_before"),
             source=query.get("source"),

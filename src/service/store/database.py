@@ -1,4 +1,4 @@
-"""The database: SQLite in one file, or Postgres."""
+"""The database: SQLite in one file, or Postgres; and pages of what it holds."""
 
 import asyncio
 import threading
@@ -6,9 +6,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Select,
+    asc,
+    create_engine,
+    desc,
+    event,
+    tuple_,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 
@@ -147,3 +157,31 @@ def _begin_sqlite(connection: Connection) -> None:
     # What only reads needs none. A write that begins as a read could not wait for another process.
     if connection.get_execution_options().get("writes"):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+class Place(NamedTuple):
+    """Where a page lies in a list that is the newest first."""
+
+    created_at: str
+    name: str
+    is_before: bool = False
+    """Whether it ends before this row; else it begins behind it."""
+
+
+def select_page(
+    connection: Connection,
+    query: Select[Any],
+    time: Any,
+    name: Any,
+    *,
+    limit: int,
+    place: Place | None,
+) -> Sequence[Row[Any]]:
+    """Return at most `limit` rows of a query, the newest first; `time` and `name` order them."""
+    is_back = place is not None and place.is_before
+    if place is not None:
+        here, there = tuple_(time, name), tuple_(*place[:2])
+        query = query.where(here > there if is_back else here < there)
+    order = asc if is_back else desc
+    rows = connection.execute(query.order_by(order(time), order(name)).limit(limit)).all()
+    return rows[::-1] if is_back else rows

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
+from src.service.store.database import Place, select_page
 from src.service.store.ids import new_capability, new_id
 from src.service.store.schema import files
 from src.service.store.usage import change_usage
@@ -45,19 +46,15 @@ def list_files(
     api: str,
     *,
     limit: int,
-    before: tuple[str, str] | None = None,
+    place: Place | None = None,
     purpose: str | None = None,
 ) -> Sequence[File]:
     """Return an owner's files of one API, the newest first."""
     query = select(files).where(files.c.owner == owner, files.c.api == api)
-    if before is not None:
-        created_at, file_id = before
-        is_later = and_(files.c.created_at == created_at, files.c.id < file_id)
-        query = query.where(or_(files.c.created_at < created_at, is_later))
     if purpose is not None:
         query = query.where(files.c.purpose == purpose)
-    query = query.order_by(files.c.created_at.desc(), files.c.id.desc()).limit(limit)
-    return connection.execute(query).all()
+    order = files.c.created_at, files.c.id
+    return select_page(connection, query, *order, limit=limit, place=place)
 
 
 def delete_file(connection: Connection, file_id: str) -> None:

@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, delete, insert, or_, select, update
 
 from src.base_models import KNOWN_MODELS
+from src.service.store.database import Place, select_page
 from src.service.store.ids import new_capability
 from src.service.store.schema import models, runs, versions
 from src.service.store.usage import change_usage
@@ -74,7 +75,7 @@ def list_models(
     asker: str,
     *,
     limit: int,
-    before: tuple[str, str] | None = None,
+    place: Place | None = None,
     search: str | None = None,
 ) -> Sequence[Model]:
     """Return the models that the asker sees, the newest first; `search` is words they hold."""
@@ -83,12 +84,8 @@ def list_models(
     for word in (search or "").lower().split():
         held = [full_name, models.c.description]
         query = query.where(or_(*(column.icontains(word, autoescape=True) for column in held)))
-    if before is not None:
-        created_at, name = before
-        is_later = and_(models.c.created_at == created_at, full_name < name)
-        query = query.where(or_(models.c.created_at < created_at, is_later))
-    query = query.order_by(models.c.created_at.desc(), full_name.desc()).limit(limit)
-    return connection.execute(query).all()
+    order = models.c.created_at, full_name
+    return select_page(connection, query, *order, limit=limit, place=place)
 
 
 def change_model(connection: Connection, owner: str, name: str, values: dict[str, Any]) -> Model:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
+from src.service.store.database import Place, select_page
 from src.service.store.ids import new_capability, new_id
 from src.service.store.schema import UNFINISHED, models, points, runs
 from src.service.store.usage import change_usage
@@ -44,22 +45,14 @@ def list_runs(
     kind: str,
     *,
     limit: int,
-    before: tuple[str, str] | None = None,
+    place: Place | None = None,
     created_after: str | None = None,
     created_before: str | None = None,
     source: str | None = None,
     only_jobs: bool = False,
 ) -> Sequence[Run]:
-    """Return runs of an owner, the newest first; `before` is the (created_at, id) to go on from."""
+    """Return runs of an owner, the newest first."""
     query = select(runs).where(runs.c.owner == owner, runs.c.kind == kind)
-    if before is not None:
-        created_at, run_id = before
-        query = query.where(
-            or_(
-                runs.c.created_at < created_at,
-                and_(runs.c.created_at == created_at, runs.c.id < run_id),
-            )
-        )
     if created_after is not None:
         query = query.where(runs.c.created_at > created_after)
     if created_before is not None:
@@ -68,8 +61,8 @@ def list_runs(
         query = query.where(runs.c.source == source)
     if only_jobs:
         query = query.where(runs.c.job.is_not(None))
-    query = query.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(limit)
-    return connection.execute(query).all()
+    order = runs.c.created_at, runs.c.id
+    return select_page(connection, query, *order, limit=limit, place=place)
 
 
 def unfinished_runs(connection: Connection, kind: str) -> Sequence[Run]:

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from src.service.store.database import Database
+from src.service.store.database import Database, Place
 from src.service.store.ids import new_id
 from src.service.store.models import add_base_models, base_model_name, list_models, visible_version
 from src.service.store.runs import (
@@ -55,16 +55,19 @@ def test_pages_hold_each_run_of_an_owner_once(database: Database):
     made = [make_run(database, owner).id for _ in range(7)]
     make_run(database, other)
     seen: list[str] = []
-    before = None
+    place = None
     while True:
         rows = database.read_now(
-            lambda c, before=before: list_runs(c, owner, "prediction", limit=3, before=before)
+            lambda c, place=place: list_runs(c, owner, "prediction", limit=3, place=place)
         )
         if not rows:
             break
         seen += [row.id for row in rows]
-        before = (rows[-1].created_at, rows[-1].id)
+        place = Place(rows[-1].created_at, rows[-1].id)
     assert seen == made[::-1]
+    back = Place(place.created_at, place.name, is_before=True)
+    rows = database.read_now(lambda c: list_runs(c, owner, "prediction", limit=3, place=back))
+    assert [row.id for row in rows] == made[1:4][::-1]
 
 
 def test_a_run_is_found_by_its_owner_alone(database: Database):

@@ -18,6 +18,7 @@ from src.service.openai.jobs.objects import render_checkpoints, render_events, r
 from src.service.openai.jobs.request import JobRequest, read_job_request
 from src.service.openai.paging import page_after, read_limit, write_page
 from src.service.replicate.checks.input_check import check_inputs
+from src.service.store.database import Place
 from src.service.store.file_rows import find_file
 from src.service.store.ids import new_id
 from src.service.store.models import create_model, find_model
@@ -79,24 +80,24 @@ async def list_all(request: Request, owner: str) -> Response:
         for name, value in query.items()
         if (match := re.fullmatch(r"metadata\[(.*)\]", name))
     }
-    before = None
+    place = None
     if after := query.get("after"):
         row = await service.database.read(find_run, after, owner)
         if row is None or row.job is None:
             raise bad_request("after", f"there is no job {after[:80]!r}")
-        before = (row.created_at, row.id)
+        place = Place(row.created_at, row.id)
 
     def listed(connection: Connection) -> list[Run]:
         found: list[Run] = []
-        position = before
+        position = place
         while len(found) <= limit:
             rows = list_runs(
-                connection, owner, "training", limit=MAX_PAGE, before=position, only_jobs=True
+                connection, owner, "training", limit=MAX_PAGE, place=position, only_jobs=True
             )
             found += [row for row in rows if wanted.items() <= (row.job["metadata"] or {}).items()]
             if len(rows) < MAX_PAGE:
                 break
-            position = (rows[-1].created_at, rows[-1].id)
+            position = Place(rows[-1].created_at, rows[-1].id)
         return found
 
     rows = await service.database.read(listed)

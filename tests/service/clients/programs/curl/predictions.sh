@@ -112,14 +112,15 @@ check_cancel() {
   expect status canceled "$(api -X POST "$(jq -r .urls.cancel <<< "$made")" | jq -r .status)"
 }
 
-# GET /predictions: A page of 100, whose next is absolute.
+# GET /predictions: A page of 100, whose next is absolute, and leads back by previous.
 check_pages() {
   local page
   page=$(api "$V1/predictions")
   expect length 100 "$(jq '.results | length' <<< "$page")"
   [[ $(jq -r .next <<< "$page") == "$V1/predictions?cursor="* ]] || { jq .next <<< "$page" >&2; exit 1; }
   expect previous null "$(jq .previous <<< "$page")"
-  expect next 200 "$(status "$(jq -r .next <<< "$page")")"
+  expect back "$(jq -r '.results[-1].id' <<< "$page")" \
+    "$(api "$(api "$(jq -r .next <<< "$page")" | jq -r .previous)" | jq -r '.results[-1].id')"
 }
 
 # GET /predictions: A cursor that is none is refused.

@@ -207,6 +207,8 @@ def list_predictions():
     assert len(set(ids)) == len(ids)
     assert pages[0].next.startswith(API)
     assert pages[-1].next is None
+    back = replicate.predictions.list(pages[1].previous)
+    assert [prediction.id for prediction in back][-1] == pages[0][-1].id
 
 
 @check("prediction.stream")
