@@ -15,6 +15,8 @@ from src.service.http.limits import BodyLimit
 from src.service.http.metrics import metrics
 from src.service.http.problem import Problem, answer_fault, answer_http_error, answer_problem
 from src.service.openai.routes import openai_routes
+from src.service.page.new.preview import Previews
+from src.service.page.routes import page_routes
 from src.service.replicate.routes import replicate_routes
 from src.service.service import Service
 
@@ -37,6 +39,7 @@ def make_app(service: Service) -> Starlette:
             Route("/metrics", metrics),
             *openai_routes(),
             *replicate_routes(),
+            *page_routes(),
         ],
         middleware=[
             Middleware(AccessLog),
@@ -51,6 +54,7 @@ def make_app(service: Service) -> Starlette:
     )
     app.state.service = service
     app.state.settings = service.settings
+    app.state.previews = Previews(service)
     return app
 
 

@@ -1,4 +1,4 @@
-"""The secret of each owner, made from one key, and the downloads that are signed with it."""
+"""What one key signs: the secret of each owner, their downloads, and sessions of the page."""
 
 import base64
 import binascii
@@ -16,6 +16,14 @@ class Signer:
         """Return the secret that signs an owner's webhooks and downloads."""
         # Standard base64: replicate.Webhooks.validate takes no key with a second "_" in it.
         return "whsec_" + base64.b64encode(_digest(self._key, f"owner\0{owner}")).decode()
+
+    def sign_session(self, session: str) -> str:
+        """Return the signature of a session of the page, for its cookie."""
+        return base64.urlsafe_b64encode(_digest(self._key, f"session\0{session}")).decode()
+
+    def is_session(self, session: str, signature: str) -> bool:
+        """Return whether a cookie's signature is the one of its session."""
+        return hmac.compare_digest(signature.encode(), self.sign_session(session).encode())
 
     def is_download(self, owner: str, id: str, expiry: str, signature: str, now: float) -> bool:
         """Return whether a query's expiry and signature open a download."""

@@ -34,6 +34,12 @@ READ_BYTES = 1 << 20
 
 async def create(request: Request, owner: str) -> Response:
     """POST /files: a form with the part `content`; the other parts differ from client to client."""
+    row = await accept(request, owner)
+    return JSONResponse(render_file(row, base_url(request)), 201)
+
+
+async def accept(request: Request, owner: str) -> File:
+    """Store the file of such a form; raises Problem."""
     service: Service = request.app.state.service
     async with request.form(max_files=4, max_part_size=1 << 20) as form:
         content = form.get("content")
@@ -45,8 +51,7 @@ async def create(request: Request, owner: str) -> Response:
         metadata = await _metadata(form)
         await service.check_room(owner, content.size or 0)
         values = {"owner": owner, "name": name, "content_type": kind[:200], "metadata": metadata}
-        row = await store(service, {**values, "api": "replicate"}, _chunks(content))
-    return JSONResponse(render_file(row, base_url(request)), 201)
+        return await store(service, {**values, "api": "replicate"}, _chunks(content))
 
 
 async def store(service: Service, values: dict[str, Any], chunks: Any) -> File:

@@ -67,7 +67,12 @@ async def find(request: Request, owner: str) -> Response:
 async def create(request: Request, owner: str) -> Response:
     """POST /models."""
     service: Service = request.app.state.service
-    body = await read_object(request, CREATE)
+    model = await accept(service, owner, await read_object(request, CREATE))
+    return JSONResponse(_render(request, (model, None)), 201)
+
+
+async def accept(service: Service, owner: str, body: dict[str, Any]) -> Model:
+    """Check the body of a model and create it; raises Problem."""
     values = {name: text_field(body, name) for name in CREATE}
     for field in ("owner", "name", "visibility", "hardware"):
         text_field(body, field, required=True)
@@ -85,8 +90,7 @@ async def create(request: Request, owner: str) -> Response:
             )
         return create_model(connection, values)
 
-    model = await service.database.write(insert)
-    return JSONResponse(_render(request, (model, None)), 201)
+    return await service.database.write(insert)
 
 
 async def get(request: Request, owner: str) -> Response:

@@ -42,19 +42,14 @@ async def create(request: Request, owner: str) -> Response:
     service: Service = request.app.state.service
     body = await read_object(request, KNOWN)
     base, created_at, wait = base_url(request), now_text(), _wait_seconds(request)
-    deadline, webhook = _deadline(request, created_at), read_webhook(body)
+    deadline = _deadline(request, created_at)
 
     def accept(connection: Connection) -> dict[str, Any]:
         asked, deployment = _asked_version(connection, request, body, owner)
-        found = find_version(connection, asked, owner)
-        inputs = check_inputs(body.get("input", {}), service.schema, "Input")
-        _check_weights(connection, inputs, found, base, owner)
-        service.check_room_now(connection, owner, len(str(inputs)))
-        return {
-            "owner": owner, "model": found.model, "version": found.version.id, "input": inputs,
-            "logs": found.log, "deployment": deployment, "base_url": base,
-            "created_at": created_at, "deadline": deadline, **webhook,
-        }  # fmt: skip
+        return checked_values(
+            connection, service, owner, asked, body, base,
+            deployment=deployment, created_at=created_at, deadline=deadline,
+        )  # fmt: skip
 
     row, live = await service.predictions.create(accept)
     if wait is None:
@@ -65,6 +60,26 @@ async def create(request: Request, owner: str) -> Response:
         return JSONResponse(_shown(request, row, render_run(row, base)), 201, headers)
     # Clients take any state but starting for the end, and what is there for the whole output.
     return JSONResponse(render_run(row, base, status="starting", output=None), 202, headers)
+
+
+def checked_values(
+    connection: Connection,
+    service: Service,
+    owner: str,
+    asked: str,
+    body: dict[str, Any],
+    base: str,
+    **columns: Any,
+) -> dict[str, Any]:
+    """Return the values of a new prediction's row, with more columns; raises Problem."""
+    found = find_version(connection, asked, owner)
+    inputs = check_inputs(body.get("input", {}), service.schema, "Input")
+    _check_weights(connection, inputs, found, base, owner)
+    service.check_room_now(connection, owner, len(str(inputs)))
+    return {
+        "owner": owner, "model": found.model, "version": found.version.id, "input": inputs,
+        "logs": found.log, "base_url": base, **columns, **read_webhook(body),
+    }  # fmt: skip
 
 
 async def get(request: Request, owner: str) -> Response:

@@ -9,13 +9,14 @@ from src.service.files.training_files import bring_files, check_files
 from src.service.http.addresses import base_url
 from src.service.http.body import read_object, text_field
 from src.service.http.problem import Problem, invalid
-from src.service.replicate.checks.find_version import find_version
+from src.service.replicate.checks.find_version import Found, find_version
 from src.service.replicate.checks.input_check import check_inputs
 from src.service.replicate.checks.webhook_fields import read_webhook
 from src.service.replicate.objects import render_run
 from src.service.replicate.predictions import list_kind
 from src.service.service import Service
 from src.service.store.models import find_model
+from src.service.store.runs import Run
 
 KNOWN = frozenset(("destination", "input", "webhook", "webhook_completed", "webhook_events_filter"))
 
@@ -27,10 +28,18 @@ async def create(request: Request, owner: str) -> Response:
     path = request.path_params
     asked = f"{path['owner']}/{path['name']}:{path['version']}"
     found = await service.database.read(find_version, asked, owner)
+    base = base_url(request)
+    row = await accept(service, owner, found, body, base)
+    return JSONResponse(render_run(row, base), 201)
+
+
+async def accept(
+    service: Service, owner: str, found: Found, body: dict[str, Any], base: str, **columns: Any
+) -> Run:
+    """Check the body of a training and queue it, with more columns of its row; raises Problem."""
     if found.version.weights is not None:
         raise invalid("version", "expected a version of a base model, found a fine-tuned one")
     destination = await _destination(service, body, owner)
-    base = base_url(request)
     inputs = body.get("input", {})
     if isinstance(inputs, dict):
         inputs = await bring_files(service, inputs, owner, base)
@@ -38,11 +47,11 @@ async def create(request: Request, owner: str) -> Response:
     await check_files(service, inputs, owner, base)
     values: dict[str, Any] = {
         "owner": owner, "model": found.model, "version": found.version.id, "input": inputs,
-        "logs": found.log, "destination": destination, "base_url": base, **read_webhook(body),
+        "logs": found.log, "destination": destination, "base_url": base, **columns,
+        **read_webhook(body),
     }  # fmt: skip
     await service.check_room(owner, len(str(inputs)))
-    row = await service.trainings.create(values)
-    return JSONResponse(render_run(row, base), 201)
+    return await service.trainings.create(values)
 
 
 async def list_trainings(request: Request, owner: str) -> Response:

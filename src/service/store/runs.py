@@ -71,6 +71,15 @@ def unfinished_runs(connection: Connection, kind: str) -> Sequence[Run]:
     return connection.execute(query.order_by(runs.c.created_at, runs.c.id)).all()
 
 
+def count_by_state(connection: Connection, owner: str, kind: str) -> dict[str, int]:
+    """Return how many runs of an owner wait (starting) and run (processing)."""
+    query = select(runs.c.status, func.count()).where(
+        runs.c.owner == owner, runs.c.kind == kind, runs.c.status.in_(UNFINISHED)
+    )
+    found = dict(connection.execute(query.group_by(runs.c.status)).tuples().all())
+    return {state: found.get(state, 0) for state in UNFINISHED}
+
+
 def start_run(connection: Connection, run_id: str) -> Run | None:
     """Move a run from starting to processing; None where it is not starting any more."""
     query = update(runs).where(runs.c.id == run_id, runs.c.status == "starting")

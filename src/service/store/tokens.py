@@ -16,7 +16,13 @@ from src.service.times import now_text
 
 FIRST_OWNER = "me"
 _OWNER = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
-_TAKEN = {*OWNERS.values(), *KNOWN_MODELS, "local", "ft"}
+PATHS = (
+    "v1", "openai", "models", "predictions", "trainings", "files", "deployments", "collections",
+    "account", "hardware", "search", "upload", "uploads", "weights", "streams", "webhooks",
+    "health", "metrics", "static", "runs", "new", "create", "playground", "sign-in", "sign-out",
+)  # fmt: skip
+"""What paths of the service begin with: the models of an owner lie at /owner/name."""
+_TAKEN = {*OWNERS.values(), *KNOWN_MODELS, *PATHS, "local", "ft"}
 
 
 def add_token(connection: Connection, owner: str) -> str:
@@ -27,17 +33,22 @@ def add_token(connection: Connection, owner: str) -> str:
     if not _OWNER.fullmatch(owner) or owner in _TAKEN:
         raise UserError(
             f"token add: expected a name of lowercase letters, digits, dots and dashes that is "
-            f"not a base model's owner, found {owner[:80]!r}"
+            f"neither a base model's owner nor a path of the service, found {owner[:80]!r}"
         )
     token = f"r8_{random.token_hex(20)}"
-    row = {"hash": _hash(token), "owner": owner, "shown": token[:7], "created_at": now_text()}
+    row = {"hash": hash_token(token), "owner": owner, "shown": token[:7], "created_at": now_text()}
     connection.execute(insert(tokens).values(row))
     return token
 
 
 def find_owner(connection: Connection, token: str) -> str | None:
     """Return whose token it is."""
-    query = select(tokens.c.owner).where(tokens.c.hash == _hash(token))
+    return owner_of_hash(connection, hash_token(token))
+
+
+def owner_of_hash(connection: Connection, key: str) -> str | None:
+    """Return whose token has this hash."""
+    query = select(tokens.c.owner).where(tokens.c.hash == key)
     return connection.execute(query).scalar_one_or_none()
 
 
@@ -61,6 +72,7 @@ def keep_secret(connection: Connection, name: str, fresh: str) -> str:
     return value or fresh
 
 
-def _hash(token: str) -> str:
+def hash_token(token: str) -> str:
+    """Return what is kept of a token."""
     # Tokens are random and long: a plain hash cannot be turned around.
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

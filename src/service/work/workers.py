@@ -20,7 +20,7 @@ READ_BYTES = 1 << 18
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
 PATHS = ("BASE_MODEL", "BASE_MODEL_URL", "BASE_MODEL_CACHE", "CHECKPOINT_DIR", "WEIGHTS_DIR")
 """Variables that may name a folder of this machine."""
-Kind = Literal["engine", "training"]
+Kind = Literal["engine", "training", "preview"]
 Message = dict[str, Any]
 
 

@@ -3,8 +3,10 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from src.data.report import DataReport
 from src.errors import UserError
 from src.training.inputs import resolve_settings
 from src.training.plan.resources import expected_resources
@@ -12,12 +14,22 @@ from src.training.plan.resources import expected_resources
 
 def plan_training(inputs: Mapping[str, Any]) -> list[str]:
     """Return the lines that tell what `run_training` would do; nothing is trained."""
+    return look_ahead(inputs)[0]
+
+
+def look_ahead(
+    inputs: Mapping[str, Any], names: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[str], DataReport]:
+    """Return these lines and the report of the data.
+
+    `names` has what the user calls a file, where its path does not say.
+    """
     from src.chat.prompt_encoder import open_prompt_encoder
-    from src.data.prepare import build_step_plan, open_datasets, prepare_data
+    from src.data.prepare import build_step_plan, open_datasets, prepare_data, read_report
     from src.training.plan.decide import make_plan
     from src.training.plan.disk import check_disks
 
-    settings = resolve_settings(inputs, with_weights=False)
+    settings = resolve_settings(inputs, names=names, with_weights=False)
     environment = settings.environment
     if not settings.train_data:
         raise UserError("train_data: a plan is made on the machine with the file")
@@ -35,4 +47,5 @@ def plan_training(inputs: Mapping[str, Any]) -> list[str]:
         )
         resources = expected_resources(environment)
         plan = make_plan(settings, data, step_plan, resources, zero_stage=environment.zero_stage)
-        return [*lines, *plan.lines(), check_disks(plan, Path(folder))]
+        lines += [*plan.lines(), check_disks(plan, Path(folder))]
+        return lines, read_report(Path(folder))
