@@ -10,8 +10,8 @@ from src.service.page.answer import html, render
 from src.service.page.curves import draw_sparkline
 from src.service.runs.live import LiveRuns
 from src.service.service import Service
-from src.service.store.file_rows import stored_bytes
 from src.service.store.runs import count_by_state, list_points, list_runs
+from src.service.store.usage import find_usage
 
 NUM_SHOWN = 20
 
@@ -46,7 +46,7 @@ def _read(connection: Connection, owner: str, live_runs: LiveRuns) -> dict[str, 
         "trainings": trainings,
         "predictions": shown("prediction"),
         "counts": count_by_state(connection, owner, "prediction"),
-        "stored": stored_bytes(connection, owner),
+        "stored": find_usage(connection, owner)[0],
     }
 
 
