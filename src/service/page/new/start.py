@@ -73,7 +73,7 @@ async def report(request: Request, owner: str) -> Response:
     except Problem as error:
         part, status, problem = render("parts/report_error.html", error=error.detail), 422, error
     if "part" in request.query_params:
-        return HTMLResponse(part, status)
+        return HTMLResponse(part)
     faults = {} if problem is None else faults_of(problem)[0]
     return await _show(request, owner, values, report=part, faults=faults, status=status)
 
