@@ -14,6 +14,8 @@ DRAIN_SECONDS = 120.0
 STOP_SECONDS = 5.0
 READY_SECONDS = 900.0
 """The longest that a direct request waits for an engine that is loading."""
+GONE = "the engine ended while this ran (often: it ran out of memory)"
+GONE_LOADING = "the engine ended while it loaded the model (often: it ran out of memory)"
 Message = dict[str, Any]
 
 
@@ -83,7 +85,10 @@ class EngineClient:
         self._idle.clear()
         has_ended = False
         try:
-            await worker.send({"do": "predict", "id": request_id, "input": inputs})
+            try:
+                await worker.send({"do": "predict", "id": request_id, "input": inputs})
+            except OSError:
+                raise EngineError(GONE) from None
             while not has_ended:
                 message = await messages.get()
                 has_ended = message["event"] == "end"
@@ -143,7 +148,11 @@ class EngineClient:
     async def _serve(self) -> bool:
         """Run one engine to its end; return whether it was ready."""
         was_ready = False
-        self._worker = worker = await self._executor.start("engine", self._environment)
+        try:
+            self._worker = worker = await self._executor.start("engine", self._environment)
+        except OSError as error:
+            self._fail(f"the engine cannot be started: {error}")
+            return False
         try:
             async for message in worker:
                 match message["event"]:
@@ -153,25 +162,29 @@ class EngineClient:
                         log.info("engine ready", extra={"model": self.model.get("name")})
                         self.on_change()
                     case "failed":
-                        self.error = message["error"]
-                        log.error("engine failed: %s", self.error)
-                        self.on_change()
+                        self._fail(message["error"])
                     case "report":
                         self.report = message["metrics"]
                     case _:
                         if (listener := self._listeners.get(message["id"])) is not None:
                             listener.put_nowait(message)
+            if self._may_run.is_set():
+                log.error("the engine ended with %s", worker.returncode)
+                if not was_ready and self.error is None:
+                    self._fail(GONE_LOADING)
         finally:
             self._ready.clear()
             await worker.stop(STOP_SECONDS)
             self._worker = None
-            if was_ready and self._may_run.is_set():
-                log.error("the engine ended with %s", worker.returncode)
             for request_id, listener in self._listeners.items():
-                error = "the engine ended while this ran (often: it ran out of memory)"
-                end = {"event": "end", "id": request_id, "status": "failed", "error": error}
+                end = {"event": "end", "id": request_id, "status": "failed", "error": GONE}
                 listener.put_nowait({**end, "metrics": {}})
         return was_ready
+
+    def _fail(self, error: str) -> None:
+        self.error = error
+        log.error("engine failed: %s", error)
+        self.on_change()
 
     async def _stop(self) -> None:
         if self._worker is not None:
