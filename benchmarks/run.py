@@ -1,7 +1,8 @@
-"""Speed beside the peers': `python -m benchmarks.run train|serve|start|float8 [options]`."""
+"""Measure: `python -m benchmarks.run train|serve|start|float8|service [options]`."""
 
 import sys
 
+from benchmarks.service import benchmark as service_benchmark
 from benchmarks.serving import benchmark as serve_benchmark
 from benchmarks.serving import start
 from benchmarks.training import benchmark as train_benchmark
@@ -15,9 +16,10 @@ def main() -> None:
         "serve": serve_benchmark.main,
         "start": start.main,
         "float8": float8.main,
+        "service": service_benchmark.main,
     }
     if len(sys.argv) < 2 or sys.argv[1] not in benchmarks:
-        raise SystemExit("usage: scripts/benchmark train|serve|start|float8 [options]")
+        raise SystemExit("usage: scripts/benchmark train|serve|start|float8|service [options]")
     benchmarks[sys.argv[1]](sys.argv[2:])
 
 
