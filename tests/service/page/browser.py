@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import requests
 
 DRIVER, CHROMIUM = shutil.which("chromedriver"), shutil.which("chromium")
-SECONDS = 60.0
+SECONDS = 120.0
 """Longer than anything that is waited for takes."""
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 OPTIONS = [

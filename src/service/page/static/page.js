@@ -90,7 +90,7 @@ function report(place) {
     event.preventDefault();
     show();
   });
-  if (!place.innerHTML.trim()) show();
+  if (!place.innerHTML.trim() && !form.querySelector("[aria-invalid]")) show();
 }
 
 function localTimes(root) {
@@ -104,3 +104,4 @@ document.querySelectorAll("[data-live]").forEach(follow);
 document.querySelectorAll("[data-stream]").forEach(stream);
 document.querySelectorAll("[data-quiet]").forEach(sendQuietly);
 document.querySelectorAll("[data-report]").forEach(report);
+document.querySelector("[aria-invalid]")?.focus();
