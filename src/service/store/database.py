@@ -41,10 +41,14 @@ class Write:
         self.error: Exception | None = None
 
     def run(self, connection: Connection) -> None:
-        """Run it; a failure leaves nothing of it in the transaction."""
+        """Run it; a failure is raised."""
+        self._result = self._work(connection)
+
+    def run_beside_others(self, connection: Connection) -> None:
+        """Run it; a failure leaves nothing of it in the transaction, and is told to who waits."""
         try:
             with connection.begin_nested():
-                self._result = self._work(connection)
+                self.run(connection)
         except Exception as error:
             self.error = error
 
@@ -124,8 +128,11 @@ class Database:
             return
         try:
             with self._transaction() as connection:
-                for write in writes:
-                    write.run(connection)
+                if len(writes) == 1:
+                    writes[0].run(connection)
+                else:
+                    for write in writes:
+                        write.run_beside_others(connection)
         except Exception as error:
             for write in writes:
                 write.error = error
