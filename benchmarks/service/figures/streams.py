@@ -18,7 +18,7 @@ class Streams:
     """What came of it."""
 
     wrong: list[str]
-    """Prompts whose stream said something else than the engine alone, or than its prediction."""
+    """What streams said that is not what the engine says alone, or what their predictions show."""
     gaps: list[float]
     """Seconds between two tokens of a stream."""
     tokens_per_second: float
@@ -46,21 +46,19 @@ async def _stream(
     run = created.raise_for_status().json()
     pieces: list[str] = []
     times: list[float] = []
-    event, data = "", list[str]()
+    rest = b""
     async with client.stream("GET", run["urls"]["stream"]) as response:
-        async for line in response.aiter_lines():
-            name, _, value = line.partition(": ")
-            match name:
-                case "event":
-                    event, data = value, []
-                case "data":
-                    data.append(value)
-                case "" if event == "output":
+        # By bytes: httpx ends lines at characters too that are no end of a line here.
+        async for chunk in response.aiter_bytes():
+            *events, rest = (rest + chunk).split(b"\n\n")
+            for event in events:
+                lines = event.decode().split("\n")
+                if lines[0] == "event: output":
+                    data = (line[6:] for line in lines if line.startswith("data: "))
                     pieces.append("\n".join(data))
                     times.append(time.monotonic())
-                    event = ""
     shown = (await client.get(run["urls"]["get"])).json()
     if not "".join(pieces) == "".join(shown["output"]) == answer:
-        found.wrong.append(prompt)
+        found.wrong.append(f"{prompt!r}: {''.join(pieces)!r}, {shown['output']}, {answer!r}")
     found.gaps += [after - before for before, after in pairwise(times)]
     return len(pieces)
