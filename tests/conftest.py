@@ -43,8 +43,10 @@ SERVERS = [
     "training/test_plan.py",
 ]
 """Files of tests that start Cog's server: they share the schema that lies in the checkout."""
+CLIENTS = ["service/clients/test_clients.py", "service/clients/test_moving.py"]
+"""Files of tests that run clients against one service."""
 FIRST = [
-    "service/clients/test_clients.py",
+    *(*CLIENTS, "service/openai/test_jobs.py", "service/page/test_page.py"),
     *(*SERVERS, "training/test_faults.py", "training/test_checkpoints.py"),
     "training/test_real_model.py",
 ]
@@ -57,13 +59,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Give whole files to the workers, those of servers to one, in the order of collection."""
-    servers = {f"tests/{name}" for name in SERVERS}
+    """Give files to the workers, those that share a server to one, in the order of collection."""
+    shared = {f"tests/{name}": names[0] for names in (SERVERS, CLIENTS) for name in names}
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "servers" if file in servers else file
+            return shared.get(file, file)
 
     config.option.loadscopereorder = False
     return ByFile(config, log)

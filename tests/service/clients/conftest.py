@@ -15,7 +15,8 @@ from tests.conftest import ROWS
 from tests.service.clients.clients import CLIENTS, ROOT, Client
 from tests.service.clients.guides import Guide
 from tests.service.clients.receiver import running_receiver
-from tests.service.clients.service import Service, add_token, fill, running_service
+from tests.service.clients.service import Service, fill
+from tests.service.running import add_token, running_service
 
 PROGRAM_SECONDS = 240
 NUM_AT_ONCE, NUM_GUIDES_AT_ONCE = 3, 2

@@ -1,13 +1,7 @@
-"""A service that tests start, and what it holds before any client comes."""
+"""What a service holds before any client comes."""
 
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,14 +9,10 @@ from typing import Any
 
 import requests
 
-from tests.service.clients.clients import ROOT
-
-START_SECONDS = 60
 MORE_THAN_SLOTS = 40
 """Predictions that fill the engine and its queue."""
 MORE_THAN_A_PAGE = 120
 GUIDE_VERSION = "4841472f9a9d279cf03ba0a8f633b13eccd0e0a033d3af0c9b58830982d33132"
-SERVICE = [sys.executable, "-m", "src.service.main"]
 
 
 @dataclass(frozen=True)
@@ -44,46 +34,6 @@ class Service:
         )
         assert answer.ok, answer.text
         return answer.json()
-
-
-def add_token(name: str, environment: dict[str, str]) -> str:
-    """Return a new token of an owner."""
-    command = [*SERVICE, "token", "add", name]
-    return subprocess.check_output(command, cwd=ROOT, env=environment, text=True).strip()
-
-
-@contextmanager
-def running_service(environment: dict[str, str], log: Path) -> Iterator[str]:
-    """Run a service until the context ends, and give its address once its engine is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    api = f"http://127.0.0.1:{port}"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*SERVICE, "--port", str(port)],
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not _is_ready(api):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield api
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def _is_ready(api: str) -> bool:
-    try:
-        return requests.get(f"{api}/health", timeout=5).json()["engine"] == "ready"
-    except requests.ConnectionError:
-        return False
 
 
 def fill(service: Service, data: Path) -> dict[str, str]:
