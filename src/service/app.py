@@ -14,6 +14,8 @@ from src.service.http.access_log import AccessLog
 from src.service.http.limits import BodyLimit
 from src.service.http.metrics import metrics
 from src.service.http.problem import Problem, answer_fault, answer_http_error, answer_problem
+from src.service.openai.endpoint import unknown_url
+from src.service.openai.routes import PREFIX as OPENAI_PREFIX
 from src.service.openai.routes import openai_routes
 from src.service.page.new.preview import Previews
 from src.service.page.routes import page_routes
@@ -47,7 +49,7 @@ def make_app(service: Service) -> Starlette:
         ],
         exception_handlers={
             Problem: answer_problem,
-            HTTPException: answer_http_error,
+            HTTPException: answer_unrouted,
             Exception: answer_fault,
         },
         lifespan=lifespan,
@@ -56,6 +58,13 @@ def make_app(service: Service) -> Starlette:
     app.state.settings = service.settings
     app.state.previews = Previews(service)
     return app
+
+
+async def answer_unrouted(request: Request, error: Exception) -> Response:
+    """Answer what no route answers, as the API that was asked does."""
+    if request.url.path.startswith(f"{OPENAI_PREFIX}/"):
+        return unknown_url(request)
+    return await answer_http_error(request, error)
 
 
 async def health(request: Request) -> Response:

@@ -85,9 +85,10 @@ async def store_file(service: Service, file_id: str, owner: str, name: str, cont
 def _content(name: str, value: Any, max_bytes: int) -> bytes | None:
     """Return the bytes that an input holds itself; None for a URL."""
     if isinstance(value, dict) and value.get("type") == "Buffer":
+        data = value.get("data")
         try:
-            return bytes(value["data"])
-        except (KeyError, TypeError, ValueError):
+            return bytes(data if isinstance(data, list) else [data])
+        except (TypeError, ValueError):
             raise invalid(f"input.{name}", "expected the JSON of a Buffer with its data") from None
     if not isinstance(value, str):
         return None

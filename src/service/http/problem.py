@@ -64,7 +64,7 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     detail = "Not found" if status == 404 else str(getattr(error, "detail", "")) or "Error"
     headers = getattr(error, "headers", None)
     return Problem(
-        status, f"{detail}: {request.method} {request.url.path}", headers=headers
+        status, f"{detail}: {request.method} {request.url.path[:200]}", headers=headers
     ).response()
 
 

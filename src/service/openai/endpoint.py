@@ -48,11 +48,11 @@ def as_api_error(error: ApiError | Problem | EngineError) -> ApiError:
     return ApiError(status, message, param=param, code=code, headers=error.headers)
 
 
-async def unknown_path(request: Request, owner: str) -> Response:
+def unknown_url(request: Request) -> Response:
     """Answer for what this API does not have."""
-    raise ApiError(
-        404, f"Unknown request URL: {request.method} {request.url.path}", code="unknown_url"
-    )
+    message = f"Unknown request URL: {request.method} {request.url.path[:200]}"
+    refusal = ApiError(404, message, code="unknown_url")
+    return JSONResponse(refusal.body(), refusal.status)
 
 
 def service_of(request: Request) -> Service:

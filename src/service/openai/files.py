@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from src.service.files.blobs import TooLarge
+from src.service.http.body import read_form, unicode_text
 from src.service.openai.endpoint import service_of
 from src.service.openai.errors import ApiError, bad_request
 from src.service.openai.jobs.results import find_result, is_result, write_result
@@ -27,20 +28,20 @@ READ_BYTES = 1 << 20
 async def create(request: Request, owner: str) -> Response:
     """POST /files: a form with `file` and `purpose`."""
     service = service_of(request)
-    async with request.form(max_files=2, max_part_size=1 << 20) as form:
+    async with read_form(request, max_files=2) as form:
         file, purpose = form.get("file"), form.get("purpose")
         if not isinstance(file, UploadFile):
             raise bad_request("file", "expected a file as a part of the form", "missing_parameter")
         if purpose not in PURPOSES:
             raise bad_request("purpose", f"expected one of {', '.join(PURPOSES)}")
-        name = (file.filename or "file").replace("\0", "").rpartition("/")[2] or "file"
-        if len(name.encode(errors="replace")) > MAX_NAME_BYTES:
+        name = unicode_text(file.filename or "").rpartition("/")[2] or "file"
+        if len(name.encode()) > MAX_NAME_BYTES:
             raise bad_request("file", f"expected a name of at most {MAX_NAME_BYTES} bytes")
         seconds = _seconds_to_live(form, service.settings.keep_files_seconds)
         await service.check_room(owner, file.size or 0)
         values: dict[str, Any] = {
             "id": f"file-{new_id()}", "owner": owner, "name": name, "api": "openai",
-            "purpose": purpose, "content_type": (file.content_type or "application/jsonl")[:200],
+            "purpose": purpose, "content_type": "application/jsonl",
             "expires_at": None if seconds is None else now_text(plus_seconds=seconds),
         }  # fmt: skip
         row = await _store(service, values, file)

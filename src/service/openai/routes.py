@@ -6,7 +6,7 @@ from starlette.routing import Route
 
 from src.service.http.auth import Handler, Rate
 from src.service.openai import chat, files, models
-from src.service.openai.endpoint import endpoint, unknown_path
+from src.service.openai.endpoint import endpoint
 from src.service.openai.jobs import handlers as jobs
 
 PREFIX = "/openai/v1"
@@ -31,11 +31,9 @@ _ROUTES: list[tuple[str, str, Handler, Rate]] = [
     ("GET", "/models/{name:path}", models.get, "other"),
     ("DELETE", "/models/{name:path}", models.delete, "other"),
 ]
-_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
 def openai_routes() -> Iterator[Route]:
     """Yield all routes."""
     for method, path, handler, rate in _ROUTES:
         yield Route(PREFIX + path, endpoint(handler, rate), methods=[method])
-    yield Route(f"{PREFIX}/{{path:path}}", endpoint(unknown_path), methods=_METHODS)

@@ -2,6 +2,7 @@
 
 import json
 import mimetypes
+import re
 import time
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from src.service.files.blobs import TooLarge
 from src.service.http.addresses import base_url
+from src.service.http.body import parse_json, read_chunks, read_form, unicode_text
 from src.service.http.paging import PAGE_SIZE, page, read_cursor
 from src.service.http.problem import Problem, invalid, not_found
 from src.service.replicate.objects import render_file
@@ -30,6 +32,7 @@ from src.service.times import now_text
 
 MAX_NAME_BYTES = 255
 READ_BYTES = 1 << 20
+_MEDIA_TYPE = re.compile(r"[!-~]{1,100}/[ -~]{1,100}")
 
 
 async def create(request: Request, owner: str) -> Response:
@@ -41,16 +44,18 @@ async def create(request: Request, owner: str) -> Response:
 async def accept(request: Request, owner: str) -> File:
     """Store the file of such a form; raises Problem."""
     service: Service = request.app.state.service
-    async with request.form(max_files=4, max_part_size=1 << 20) as form:
+    async with read_form(request, max_files=4) as form:
         content = form.get("content")
         if not isinstance(content, UploadFile):
             raise invalid("content", "expected a file as the form's part `content`", "required")
         name = _checked_name(str(form.get("filename") or content.filename or "file"))
         guessed = mimetypes.guess_type(name)[0] or "application/octet-stream"
         kind = str(form.get("type") or content.content_type or guessed)
+        if not _MEDIA_TYPE.fullmatch(kind):
+            raise invalid("type", f"expected a media type, found {json.dumps(kind[:80])}")
         metadata = await _metadata(form)
         await service.check_room(owner, content.size or 0)
-        values = {"owner": owner, "name": name, "content_type": kind[:200], "metadata": metadata}
+        values = {"owner": owner, "name": name, "content_type": kind, "metadata": metadata}
         return await store(service, {**values, "api": "replicate"}, _chunks(content))
 
 
@@ -131,7 +136,7 @@ async def put_upload(request: Request) -> Response:
     await service.check_room(file.owner, int(request.headers.get("content-length") or 0))
     try:
         stored = await service.blobs.put(
-            file.id, request.stream(), max_bytes=service.settings.file_bytes
+            file.id, read_chunks(request), max_bytes=service.settings.file_bytes
         )
     except TooLarge as error:
         raise Problem(413, str(error)) from None
@@ -179,22 +184,22 @@ async def _chunks(content: UploadFile) -> Any:
 async def _metadata(form: Any) -> dict[str, Any]:
     part = form.get("metadata")
     if isinstance(part, UploadFile):
-        part = (await part.read(READ_BYTES)).decode(errors="replace")
+        part = await part.read(READ_BYTES)
     try:
-        metadata = json.loads(part) if part else {}
-    except (ValueError, RecursionError):
+        metadata = parse_json(part) if part else {}
+    except ValueError:
         raise invalid("metadata", "expected a JSON object") from None
     if not isinstance(metadata, dict):
         raise invalid("metadata", "expected a JSON object")
     for name, value in form.multi_items():
         if name.startswith("metadata[") and name.endswith("]"):
-            metadata[name[9:-1]] = str(value)
+            metadata[unicode_text(name[9:-1])] = unicode_text(str(value))
     return metadata
 
 
 def _checked_name(name: str) -> str:
-    name = name.replace("\0", "").rpartition("/")[2]
-    if not name or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
+    name = unicode_text(name).rpartition("/")[2]
+    if not name or len(name.encode()) > MAX_NAME_BYTES:
         raise invalid("filename", f"expected a name of 1 to {MAX_NAME_BYTES} bytes")
     return name
 

@@ -1,6 +1,5 @@
 """Models and versions over HTTP."""
 
-import json
 import re
 from typing import Any
 
@@ -9,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from src.service.http.addresses import base_url
-from src.service.http.body import read_body, read_object, text_field
+from src.service.http.body import parse_json, read_body, read_object, text_field
 from src.service.http.paging import PAGE_SIZE, page, read_cursor
 from src.service.http.problem import Problem, invalid, not_found
 from src.service.replicate.checks.find_version import find_version
@@ -23,6 +22,7 @@ from src.service.store.models import (
     delete_model,
     delete_version,
     find_model,
+    is_destination,
     is_used,
     latest_version,
     list_models,
@@ -34,7 +34,8 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,98}[a-z0-9])?")
 URLS = ("github_url", "paper_url", "license_url", "cover_image_url")
 CREATE = frozenset(("owner", "name", "visibility", "hardware", "description", *URLS))
 CHANGE = frozenset(("description", "readme", "weights_url", *URLS))
-MAX_SEARCH = 10_000
+MAX_SEARCH, MAX_WORDS = 10_000, 100
+"""What a search may hold: characters, and words, each of which is looked for."""
 
 
 async def list_all(request: Request, owner: str) -> Response:
@@ -47,16 +48,16 @@ async def search(request: Request, owner: str) -> Response:
     text = (await read_body(request, MAX_SEARCH)).decode(errors="replace").strip()
     if text.startswith('"'):
         try:
-            text = str(json.loads(text))
+            text = str(parse_json(text))
         except ValueError:
             text = text.strip('"')
-    return await _answer_list(request, owner, text)
+    return await _answer_list(request, owner, _checked_search(text))
 
 
 async def find(request: Request, owner: str) -> Response:
     """GET /search."""
     service: Service = request.app.state.service
-    text = request.query_params.get("query", "")
+    text = _checked_search(request.query_params.get("query", ""))
     listed = await service.database.read(_listed, owner, None, text, PAGE_SIZE)
     rendered = [
         {"model": _render(request, pair), "metadata": {"tags": [], "score": 1.0}} for pair in listed
@@ -118,6 +119,8 @@ async def delete(request: Request, owner: str) -> Response:
     def remove(connection: Connection) -> None:
         if list_versions(connection, model.owner, model.name):
             raise Problem(409, "A model with versions cannot be deleted: delete them first")
+        if is_destination(connection, f"{model.owner}/{model.name}"):
+            raise Problem(409, "A model that a training is to fill cannot be deleted")
         delete_model(connection, model.owner, model.name)
 
     await service.database.write(remove)
@@ -179,6 +182,12 @@ async def remove_version(request: Request, owner: str) -> Response:
     if version.weights is not None:
         await service.blobs.delete(version.weights)
     return Response(status_code=204)
+
+
+def _checked_search(text: str) -> str:
+    if len(text) > MAX_SEARCH or len(text.split()) > MAX_WORDS:
+        raise invalid("query", f"expected at most {MAX_WORDS} words, found more")
+    return text.replace("\0", "")
 
 
 async def _answer_list(request: Request, owner: str, text: str | None) -> Response:

@@ -34,7 +34,7 @@ MOST_WAIT_SECONDS = 60
 MARGIN_SECONDS = 2.0
 """The answer of a wait arrives before clients of 60 s give up and ask again."""
 LEAST_DEADLINE_SECONDS = 5
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
+_DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s?)?")
 
 
 async def create(request: Request, owner: str) -> Response:
@@ -241,7 +241,7 @@ def _time(text: str | None, name: str) -> str | None:
     if not text:
         return None
     try:
-        moment = parse_time(text)
-    except ValueError:
+        moment = parse_time(text).astimezone(UTC)
+    except (ValueError, OverflowError):
         raise invalid(name, f"expected a time in RFC 3339, found {text[:40]}") from None
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -77,7 +77,10 @@ class Database:
         if parsed.drivername in ("postgres", "postgresql"):
             parsed = parsed.set(drivername="postgresql+psycopg")
         self._engine: Engine = create_engine(
-            parsed, pool_size=READ_THREADS + 2, pool_pre_ping=not is_sqlite
+            parsed,
+            pool_size=READ_THREADS + 2,
+            pool_pre_ping=not is_sqlite,
+            hide_parameters=True,  # errors are logged, and users' texts are not
         )
         self._writing_engine = self._engine.execution_options(writes=True)
         if is_sqlite:

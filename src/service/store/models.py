@@ -152,6 +152,14 @@ def is_used(connection: Connection, version_id: str) -> bool:
     return connection.execute(query.limit(1)).first() is not None
 
 
+def is_destination(connection: Connection, full_name: str) -> bool:
+    """Whether a training that has not ended makes a version of a model."""
+    query = select(runs.c.id).where(
+        runs.c.destination == full_name, runs.c.status.in_(("starting", "processing"))
+    )
+    return connection.execute(query.limit(1)).first() is not None
+
+
 def delete_version(connection: Connection, version_id: str) -> None:
     """Delete a version; its bytes are the caller's to delete."""
     deleted = delete(versions).where(versions.c.id == version_id).returning(versions)

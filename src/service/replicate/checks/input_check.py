@@ -1,7 +1,6 @@
 """A run's inputs against the schema of its model, before anything runs."""
 
 import json
-import math
 from typing import Any
 
 from src.service.http.problem import Problem
@@ -65,9 +64,9 @@ def _has_type(value: Any, expected: str | None) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     match expected:
         case "integer":
-            return is_number and math.isfinite(value) and value == int(value)
+            return is_number and value % 1 == 0
         case "number":
-            return is_number and math.isfinite(value)
+            return is_number
         case "string":
             return isinstance(value, str)
         case "boolean":
