@@ -85,7 +85,7 @@ async def store_file(service: Service, file_id: str, owner: str, name: str, cont
 def _content(name: str, value: Any, max_bytes: int) -> bytes | None:
     """Return the bytes that an input holds itself; None for a URL."""
     if isinstance(value, dict) and value.get("type") == "Buffer":
-        data = value.get("data")
+        data: Any = value.get("data")
         try:
             return bytes(data if isinstance(data, list) else [data])
         except (TypeError, ValueError):

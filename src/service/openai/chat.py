@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -72,7 +73,9 @@ async def _answer(
         model = await stack.enter_async_context(answering_model(service, generation.model, owner))
         all_inputs = [{**one, **model.inputs} for one in inputs]
         field = "prompt" if "prompt" in all_inputs[0] else "messages"
-        choices = Choices(service.engine.direct, all_inputs, prompt_field=field)
+        choices = Choices(
+            partial(service.predictions.direct, owner), all_inputs, prompt_field=field
+        )
         await stack.enter_async_context(choices)
         await choices.start()
         answers = make_answers(model)

@@ -1,5 +1,6 @@
 """A queue that is fair to owners: the next is of the owner with the least at work."""
 
+import math
 from collections import Counter, OrderedDict, deque
 
 
@@ -23,11 +24,11 @@ class FairQueue:
         """Add a run behind those of its owner."""
         self._waiting.setdefault(owner, deque()).append(run_id)
 
-    def take(self) -> str | None:
-        """Return the run whose turn it is; None where none waits."""
-        if not self._waiting:
+    def take(self, most_of_owner: float = math.inf) -> str | None:
+        """Return the run whose turn it is; None where none waits of an owner who may have more."""
+        owner = min(self._waiting, key=lambda name: self._at_work[name], default=None)
+        if owner is None or self._at_work[owner] >= most_of_owner:
             return None
-        owner = min(self._waiting, key=lambda name: self._at_work[name])
         run_id = self._waiting[owner].popleft()
         if self._waiting[owner]:
             self._waiting.move_to_end(owner)

@@ -12,8 +12,6 @@ log = logging.getLogger("service.engine")
 RETRY_SECONDS = (0.5, 2.0, 10.0, 30.0)
 DRAIN_SECONDS = 120.0
 STOP_SECONDS = 5.0
-READY_SECONDS = 900.0
-"""The longest that a direct request waits for an engine that is loading."""
 GONE = "the engine ended while this ran (often: it ran out of memory)"
 GONE_LOADING = "the engine ended while it loaded the model (often: it ran out of memory)"
 Message = dict[str, Any]
@@ -40,7 +38,7 @@ class EngineClient:
         self._ready, self._may_run, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._may_run.set()
         self._idle.set()
-        self._num_pauses = self._count = 0
+        self._num_pauses = 0
 
     @property
     def is_ready(self) -> bool:
@@ -100,23 +98,6 @@ class EngineClient:
                     await worker.send({"do": "cancel", "id": request_id})
             if not self._listeners:
                 self._idle.set()
-
-    async def direct(self, inputs: dict[str, Any]) -> AsyncIterator[Message]:
-        """Like `stream`, for a request without a row: it waits for an engine that is not ready."""
-        try:
-            async with asyncio.timeout(READY_SECONDS):
-                while not self.is_ready:
-                    if self.error:
-                        raise EngineError(self.error)
-                    await self._may_run.wait()
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(1):
-                            await self._ready.wait()
-        except TimeoutError:
-            raise EngineError("the engine did not get ready in time") from None
-        self._count += 1
-        async for message in self.stream(f"direct-{self._count}", inputs):
-            yield message
 
     async def cancel(self, request_id: str) -> None:
         """Have the engine end a request; its `end` still comes."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,15 +16,21 @@ from src.service.runs.inputs import WorkInputs
 from src.service.runs.live import LiveRun, LiveRuns
 from src.service.runs.news import telling_news
 from src.service.store.database import Database
+from src.service.store.ids import new_id
 from src.service.store.models import Version, find_version
 from src.service.store.runs import Run, create_run, find_run, unfinished_runs
 from src.service.times import parse_time
-from src.service.work.engine_client import EngineClient, EngineError
+from src.service.work.engine_client import EngineClient, EngineError, Message
 
 log = logging.getLogger("service.predictions")
+DIRECT = "direct-"
 CUT_OFF = "the service ended while this prediction ran; create it again"
 MORE_THAN_SLOTS = 4
 """So many more requests than it answers at once wait in the engine, which is then never idle."""
+FREE_PART = 8
+"""One of so many slots stays free of the owner who fills all others, however long that takes."""
+TURN_SECONDS = 900.0
+"""The longest that a request without a row waits for its turn, or for an engine that loads."""
 
 
 class Predictions:
@@ -44,6 +50,8 @@ class Predictions:
         self._engine, self._inputs, self._limit_seconds = engine, inputs, limit_seconds
         self._queue, self._wake = FairQueue(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turns: dict[str, asyncio.Future[None]] = {}
+        """Of the requests without a row that wait."""
         self.is_stopping = False
         """Whether those that wait are left for the next service."""
         engine.on_change = self._wake.set
@@ -76,6 +84,27 @@ class Predictions:
         )
         return row, self._add(row)
 
+    async def direct(self, owner: str, inputs: dict[str, Any]) -> AsyncIterator[Message]:
+        """Yield what the engine says of a request without a row, which waits for its turn too.
+
+        One that is left before its end is canceled. Raises EngineError where there is no engine.
+        """
+        request_id = f"{DIRECT}{new_id()}"
+        turn = self._turns[request_id] = asyncio.get_running_loop().create_future()
+        self._queue.put(owner, request_id)
+        self._wake.set()
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await turn
+            async for message in self._engine.stream(request_id, inputs):
+                yield message
+        except TimeoutError:
+            raise EngineError("the engine had no room in time") from None
+        finally:
+            if self._turns.pop(request_id, None) is None:  # its turn has come
+                self._queue.give_back(request_id)
+                self._wake.set()
+
     async def cancel(self, run_id: str, status: str = "canceled", error: str | None = None) -> Run:
         """End a prediction now; one that has ended stays as it is."""
         row = await self._ends.end(run_id, status, error=error)
@@ -90,15 +119,31 @@ class Predictions:
                 self._wake.clear()
                 if self._engine.error:
                     await self._fail_all(self._engine.error)
-                most = self._engine.num_slots + MORE_THAN_SLOTS
+                num_slots = self._engine.num_slots
+                most, num_free = num_slots + MORE_THAN_SLOTS, num_slots // FREE_PART
+                most_of_owner = num_slots - num_free if num_free else most
                 while self._takes_more(most):
-                    if (run_id := self._queue.take()) is None:
+                    if (run_id := self._queue.take(most_of_owner)) is None:
                         break
-                    self._start_task(self._predict(run_id))
+                    if run_id.startswith(DIRECT):
+                        self._give_turn(run_id)
+                    else:
+                        self._start_task(self._predict(run_id))
         finally:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _give_turn(self, request_id: str, error: str | None = None) -> None:
+        turn = self._turns.pop(request_id, None)
+        if turn is None:  # who asked is gone
+            self._queue.give_back(request_id)
+        elif turn.done():  # is just going, and gives it back
+            pass
+        elif error is None:
+            turn.set_result(None)
+        else:
+            turn.set_exception(EngineError(error))
 
     def _takes_more(self, most: int) -> bool:
         return self._engine.is_ready and self._queue.num_taken < most and not self.is_stopping
@@ -126,6 +171,9 @@ class Predictions:
 
     async def _fail_all(self, error: str) -> None:
         while (run_id := self._queue.take()) is not None:
+            if run_id.startswith(DIRECT):
+                self._give_turn(run_id, error)
+                continue
             self._queue.give_back(run_id)
             await self._ends.end(run_id, "failed", error=error)
 

@@ -21,3 +21,14 @@ def test_what_ends_makes_room_for_its_owner():
     assert [queue.take(), queue.take()] == ["ann-0", "bob-0"]
     queue.give_back("bob-0")
     assert queue.take() == "bob-1"
+
+
+def test_no_owner_has_more_than_may_be():
+    queue = FairQueue()
+    for number in range(3):
+        queue.put("ann", f"ann-{number}")
+    assert [queue.take(2) for _ in range(3)] == ["ann-0", "ann-1", None]
+    queue.put("bob", "bob-0")
+    assert queue.take(2) == "bob-0"
+    queue.give_back("ann-0")
+    assert queue.take(2) == "ann-2"
