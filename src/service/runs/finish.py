@@ -38,7 +38,7 @@ class RunEnds:
         if live is not None:
             values.setdefault("logs", live.logs)
             values["metrics"] = {**live.metrics, **values.get("metrics", {})}
-            if live.chunks:
+            if live.chunks or status == "succeeded":  # clients join even the output of no text
                 values.setdefault("output", list(live.chunks))
         row = await self._database.write(_end, run_id, status, values)
         if live is not None and not live.ended.is_set():

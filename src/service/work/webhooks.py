@@ -97,7 +97,9 @@ class WebhookSender:
             if message is not None:
                 return message
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._is_freed.wait(), LOOK_SECONDS)
+                # Not wait_for, which in Python 3.11 can lose a cancel.
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._is_freed.wait()
 
     async def _deliver(self, message: Message) -> None:
         """Make one attempt, and remove or postpone the message."""

@@ -25,7 +25,7 @@ from src.training.supervise.run_folder import RunFolder
 from src.weights.base_model.fingerprint import fingerprint_base_model
 
 JOIN_SECONDS = 900
-SHARE_SECONDS = 3.0
+SHARE_SECONDS = 6.0
 """Time for the other machines to tell what ended them."""
 POLL_SECONDS = 0.2
 COMMON = ("zero_stage", "dtype", "in_float8", "deterministic")

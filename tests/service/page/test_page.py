@@ -52,7 +52,7 @@ def test_a_new_user_uploads_trains_and_compares(browser: Browser, site: Site):
     assert any("15 steps (3 epochs x 5)" in line for line in browser.texts("#report li"))
     assert ROWS[0]["completion"] in browser.text("#report pre .learned")
     run = start(
-        browser, num_train_epochs=8, learning_rate="0.02", validation_prompt=ROWS[0]["prompt"]
+        browser, num_train_epochs=40, learning_rate="0.02", validation_prompt=ROWS[0]["prompt"]
     )
     first = browser.wait(
         lambda: browser.run(f"return document.querySelector('{LOSS}')?.getAttribute('points')")
