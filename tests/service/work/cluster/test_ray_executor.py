@@ -37,8 +37,10 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def environment(cluster: Cluster, base_dir: Path, tmp_path: Path) -> dict[str, str]:
+    base_model = tmp_path / "base-model"  # a path of this test's own, by which its jobs are known
+    base_model.symlink_to(base_dir)
     return {
-        **os.environ, "BASE_MODEL": str(base_dir), "NUM_PROCESSES": "1", "TMPDIR": str(tmp_path),
+        **os.environ, "BASE_MODEL": str(base_model), "NUM_PROCESSES": "1", "TMPDIR": str(tmp_path),
         "RAY_ADDRESS": cluster.address, "WEIGHTS_DIR": str(tmp_path / "weights"),
     }  # fmt: skip
 
