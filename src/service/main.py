@@ -7,6 +7,7 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     try:
         settings = read_service_settings(os.environ)
-        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_folder(settings.data_dir)
         database = Database(settings.database_url)
         if options.command == "token":
             _change_tokens(database, options)
@@ -84,6 +85,15 @@ class _Server(uvicorn.Server):
         """Begin to stop."""
         self._service.begin_stop()
         super().handle_exit(sig, frame)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UserError(
+            f"DATA_DIR: expected a folder that can be made, found {folder}: {error.strerror}"
+        ) from None
 
 
 def _change_tokens(database: Database, options: argparse.Namespace) -> None:

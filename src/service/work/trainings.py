@@ -5,7 +5,6 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ log = logging.getLogger("service.trainings")
 SAVE_SECONDS = 1.0
 STOP_SECONDS = 20.0
 MAX_LOG_CHARACTERS = 4_000_000
-CHUNK_BYTES = 1 << 20
 GONE = "the training ended without a word (often: it ran out of memory)"
 
 
@@ -185,6 +183,8 @@ class Trainings:
             match message["event"]:
                 case "log" if len(live.logs) < MAX_LOG_CHARACTERS:
                     live.log(message["text"])
+                    if len(live.logs) >= MAX_LOG_CHARACTERS:
+                        live.log(f"the log is cut here: it has {MAX_LOG_CHARACTERS:,} characters\n")
                 case "metric":
                     fresh.append((number, time.time(), message["record"]))
                     number += 1
@@ -202,7 +202,7 @@ class Trainings:
         """Store the archive, and make the new version together with the training's end."""
         key = f"weights-{row.id}"
         size = archive.stat().st_size
-        await self._blobs.put(key, _chunks(archive), max_bytes=size)
+        await self._blobs.put_file(key, archive)
         version_id = hashlib.sha256(f"version of training {row.id}".encode()).hexdigest()
         owner, _, name = row.destination.partition("/")
         capability = new_capability()
@@ -223,9 +223,3 @@ class Trainings:
         if self._settings.makes_room is not None:
             return self._settings.makes_room
         return self._settings.executor == "local" and Path("/dev/nvidiactl").exists()
-
-
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-            yield chunk
