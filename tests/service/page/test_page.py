@@ -87,6 +87,8 @@ def test_an_answer_streams_and_both_kinds_are_canceled_in_place(browser: Browser
     browser.write("#prompt", "Go on.")
     browser.click("main summary")
     browser.write("#max_new_tokens", "16000")
+    # Drawn at random, an answer could end by itself.
+    browser.write("#temperature", "0")
     browser.click(ANSWER)
     begun = browser.wait(lambda: browser.text("#answers pre"))
     browser.wait(lambda: len(browser.text("#answers pre")) > len(begun))
