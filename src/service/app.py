@@ -71,9 +71,9 @@ async def health(request: Request) -> Response:
     """GET /health: whether the service takes requests, and how the engine is."""
     service: Service = request.app.state.service
     engine = (
-        "ready" if service.engine.is_ready else "failed" if service.engine.error else "starting"
+        "ready" if service.engines.is_ready else "failed" if service.engines.error else "starting"
     )
     state = {"status": "ready", "engine": engine}
-    if service.engine.error:
-        state["error"] = service.engine.error
+    if service.engines.error:
+        state["error"] = service.engines.error
     return JSONResponse(state)

@@ -9,17 +9,18 @@ from sqlalchemy import Connection
 
 from src.cli.schema import build_schema
 from src.service.files.blobs import Blobs
+from src.service.http.auth import Owners
 from src.service.http.limits import RateLimits, check_stored, check_unfinished
 from src.service.http.signed import Signer
 from src.service.runs.finish import RunEnds
 from src.service.runs.inputs import WorkInputs
 from src.service.runs.live import LiveRuns
-from src.service.settings import ServiceSettings, worker_environment
+from src.service.settings import ServiceSettings
 from src.service.store.database import Database
 from src.service.store.models import add_base_models
 from src.service.store.tokens import keep_secret
 from src.service.store.usage import count_usage, find_usage
-from src.service.work.engine_client import EngineClient
+from src.service.work.engines import Engines, replica_environments
 from src.service.work.predictions import Predictions
 from src.service.work.retention import Retention
 from src.service.work.trainings import Trainings
@@ -36,18 +37,19 @@ class Service:
         key = database.write_now(keep_secret, "key", secrets.token_hex(32))
         self.signer = Signer(bytes.fromhex(key))
         self.blobs = Blobs(settings.data_dir / "files", settings.files_url or "")
+        self.owners = Owners(database)
         self.rate_limits = RateLimits(settings.creates_per_minute, settings.requests_per_minute)
         self.live_runs = LiveRuns()
         self.ends = ends = RunEnds(database, self.live_runs)
         executor = make_executor(settings)
         inputs = WorkInputs(settings, database, self.blobs, self.schema)
-        self.engine = EngineClient(executor, worker_environment(settings))
+        self.engines = Engines(executor, replica_environments(settings))
         self.predictions = Predictions(
-            database, self.live_runs, ends, self.engine, inputs,
+            database, self.live_runs, ends, self.engines, inputs,
             limit_seconds=settings.prediction_seconds,
         )  # fmt: skip
         self.trainings = Trainings(
-            settings, database, self.blobs, self.live_runs, ends, self.engine, executor, inputs
+            settings, database, self.blobs, self.live_runs, ends, self.engines, executor, inputs
         )
         self.webhooks = WebhookSender(database, self.signer, any_address=settings.any_address)
         self._retention = Retention(settings, database, self.blobs)
@@ -59,7 +61,7 @@ class Service:
         await self.database.write(count_usage)
         await self.predictions.recover()
         await self.trainings.recover()
-        parts = (self.engine, self.predictions, self.trainings, self.webhooks, self._retention)
+        parts = (self.engines, self.predictions, self.trainings, self.webhooks, self._retention)
         self._tasks = [asyncio.create_task(part.run()) for part in parts]
 
     def begin_stop(self) -> None:

@@ -37,6 +37,8 @@ class ServiceSettings:
     """`ALLOW_PRIVATE_URLS`: whether URLs and webhooks may lead into private networks."""
     makes_room: bool | None = None
     """`MAKE_ROOM`: whether the engine ends while a training runs; None where there is a GPU."""
+    engine_replicas: int = 1
+    """`ENGINE_REPLICAS`: engines that share the predictions."""
     trainings_at_once: int = 1
     """`TRAININGS_AT_ONCE`."""
     creates_per_minute: int = 600
@@ -82,10 +84,11 @@ def read_service_settings(environ: Mapping[str, str]) -> ServiceSettings:
         cog_image=environ.get("COG_IMAGE") or None,
         any_address=read_flag("ALLOW_PRIVATE_URLS", environ) or False,
         makes_room=read_flag("MAKE_ROOM", environ),
-        trainings_at_once=int(_number("TRAININGS_AT_ONCE", environ) or 1),
-        creates_per_minute=int(_number("CREATES_PER_MINUTE", environ) or 600),
-        requests_per_minute=int(_number("REQUESTS_PER_MINUTE", environ) or 3000),
-        unfinished_limit=int(_number("UNFINISHED_LIMIT", environ) or 20_000),
+        engine_replicas=_count("ENGINE_REPLICAS", environ, 1),
+        trainings_at_once=_count("TRAININGS_AT_ONCE", environ, 1),
+        creates_per_minute=_count("CREATES_PER_MINUTE", environ, 600),
+        requests_per_minute=_count("REQUESTS_PER_MINUTE", environ, 3000),
+        unfinished_limit=_count("UNFINISHED_LIMIT", environ, 20_000),
         stored_bytes=int((_number("STORED_GB", environ) or 50) * gigabytes),
         file_bytes=int((_number("FILE_GB", environ) or 2) * gigabytes),
         keep_files_seconds=keep_files and keep_files * hours,
@@ -119,3 +122,10 @@ def _number(name: str, environ: Mapping[str, str]) -> float | None:
     if not 0 < number < 1e12:
         raise UserError(f"{name}: expected a number above 0, found {asked!r}")
     return number
+
+
+def _count(name: str, environ: Mapping[str, str], default: int) -> int:
+    number = _number(name, environ) or default
+    if number != int(number):
+        raise UserError(f"{name}: expected a whole number, found {environ[name]!r}")
+    return int(number)

@@ -27,7 +27,7 @@ _CACHES = ("adapters_on_disk", "adapters_in_memory", "adapters_on_device")
 async def metrics(request: Request) -> Response:
     """GET /metrics, in Prometheus' text format."""
     service: Service = request.app.state.service
-    await service.engine.ask_report()
+    await service.engines.ask_reports()
     return PlainTextResponse("".join(_lines(service)), media_type="text/plain; version=0.0.4")
 
 
@@ -36,8 +36,8 @@ def _lines(service: Service) -> Iterator[str]:
     yield from _metric(
         "engine_ready",
         "gauge",
-        "Whether the engine takes requests",
-        {"": int(service.engine.is_ready)},
+        "Whether an engine takes requests",
+        {"": int(service.engines.is_ready)},
     )
     counts = {
         'kind="prediction"': predictions.num_waiting, 'kind="training"': trainings.num_waiting
@@ -52,18 +52,28 @@ def _lines(service: Service) -> Iterator[str]:
         for (kind, status), number in sorted(service.ends.counts.items())
     }
     yield from _metric("ended_total", "counter", "Runs that have ended, by how", ended)
-    report = service.engine.report
+    reports = service.engines.reports
     for name, (kind, text) in _OF_ENGINE.items():
-        if name in report:
-            suffix = "_total" if kind == "counter" else ""
-            yield from _metric(f"engine_{name}{suffix}", kind, text, {"": report[name]})
+        of_each = {
+            f'engine="{number}"': report[name]
+            for number, report in enumerate(reports)
+            if name in report
+        }
+        yield from _metric(f"engine_{name}{_suffix(kind)}", kind, text, of_each)
     for part in ("entries", "bytes", "hits", "misses"):
-        uses: dict[str, Any] = {
-            f'cache="{name}"': report[name][part] for name in _CACHES if name in report
+        uses = {
+            f'engine="{number}",cache="{name}"': report[name][part]
+            for number, report in enumerate(reports)
+            for name in _CACHES
+            if name in report
         }
         kind = "gauge" if part in ("entries", "bytes") else "counter"
-        suffix = "_total" if kind == "counter" else ""
-        yield from _metric(f"adapter_cache_{part}{suffix}", kind, f"Adapters: {part}", uses)
+        name = f"adapter_cache_{part}{_suffix(kind)}"
+        yield from _metric(name, kind, f"Adapters: {part}", uses)
+
+
+def _suffix(kind: str) -> str:
+    return "_total" if kind == "counter" else ""
 
 
 def _metric(name: str, kind: str, text: str, values: dict[str, Any]) -> Iterator[str]:

@@ -1,16 +1,13 @@
 """Server-sent events, in the form in which every client of Replicate reads all of the text."""
 
-import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
 
 KEEP_ALIVE = b": still running\n\n"
-KEEP_ALIVE_SECONDS = 15.0
-"""replicate-python gives up after 30 s of silence."""
 # Where str.splitlines() ends a line and the standard does not. httpx, below replicate-python, does.
 _LINE_ENDS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 _PIECE = re.compile(f"[^{_LINE_ENDS}]*[{_LINE_ENDS}]|[^{_LINE_ENDS}]+")
@@ -28,30 +25,19 @@ class Event:
 
 
 async def stream(
-    events: AsyncIterator[Event],
-    *,
-    last_event_id: str | None = None,
-    keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
+    batches: AsyncGenerator[Sequence[Event]], *, last_event_id: str | None = None
 ) -> AsyncIterator[bytes]:
-    """Yield the body of an answer for events from the first one on.
+    """Yield the body of an answer for events from the first one on, as they come.
 
-    Those up to `last_event_id` are left out. A comment says now and then that there is none.
+    Those up to `last_event_id` are left out. A comment stands for a batch without any.
     """
     encoder = Encoder(after=number_of(last_event_id))
-    while True:
-        coming = asyncio.ensure_future(anext(events))
-        try:
-            while not (await asyncio.wait({coming}, timeout=keep_alive_seconds))[0]:
+    async with aclosing(batches):
+        async for events in batches:
+            if not events:
                 yield KEEP_ALIVE
-            event = coming.result()
-        except StopAsyncIteration:
-            return
-        finally:
-            if coming.cancel():
-                with suppress(asyncio.CancelledError):
-                    await coming
-        if encoded := encoder.encode(event):
-            yield encoded
+            elif encoded := b"".join(map(encoder.encode, events)):
+                yield encoded
 
 
 class Encoder:

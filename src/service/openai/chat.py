@@ -35,7 +35,7 @@ async def create_chat_completion(request: Request, owner: str) -> Response:
     numbers = range(generation.num_choices)
 
     def answers(model: AnsweringModel) -> ChatAnswers:
-        told = service_of(request).engine.model
+        told = service_of(request).engines.model
         family = find_family(told.get("chat_template"), told.get("generation_prompt") or "")
         family = Family() if model.has_own_format else family
         return ChatAnswers(asked, family, _head("chatcmpl", model))

@@ -11,6 +11,7 @@ from src.service.page.answer import html, see
 from src.service.page.form import faults_of, make_fields, read_fields
 from src.service.page.runs import view_run
 from src.service.replicate import predictions as api
+from src.service.replicate.checks.find_version import find_version
 from src.service.service import Service
 from src.service.store.models import base_model_name, latest_version, own_versions
 from src.service.store.runs import Run, find_run
@@ -58,7 +59,13 @@ async def ask(request: Request, owner: str) -> Response:
         for side, version in chosen.items():
             row, _ = await service.predictions.create(
                 lambda connection, version=version: api.checked_values(
-                    connection, service, owner, version, body, base, source="web"
+                    connection,
+                    service,
+                    owner,
+                    find_version(connection, version, owner),
+                    body,
+                    base,
+                    source="web",
                 )
             )
             query.append(f"{side}={row.id}")

@@ -13,7 +13,7 @@ from src.service.http.limits import Rate
 from src.service.http.problem import Problem
 from src.service.page.answer import html, see, show_problem
 from src.service.service import Service
-from src.service.store.tokens import hash_token, owner_of_hash
+from src.service.store.tokens import hash_token
 
 COOKIE = "cog_finetune_session"
 SESSION_SECONDS = 7 * 24 * 3600
@@ -53,7 +53,7 @@ async def sign_in(request: Request) -> Response:
         return show_problem(request, problem)
     async with request.form() as form:
         key = hash_token(str(form.get("token", "")).strip())
-    if await service.database.read(owner_of_hash, key) is None:
+    if await service.owners.find(key) is None:
         error = "This is no token of the service: it is shown once, at the first start"
         return html(request, "sign_in.html", status=403, wanted=wanted, error=error)
     response = see(wanted)
@@ -88,7 +88,7 @@ async def _owner(request: Request) -> str | None:
     is_signed = service.signer.is_session(f"{key}.{expiry}", signature)
     if not is_signed or int(expiry) < time.time():
         return None
-    return await service.database.read(owner_of_hash, key)
+    return await service.owners.find(key)
 
 
 def _check_origin(request: Request) -> None:

@@ -1,7 +1,8 @@
 """Predictions over HTTP: create, get, list, cancel, and the stream of their output."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import UTC
 from typing import Any
 
@@ -15,7 +16,7 @@ from src.service.http.body import read_object, text_field
 from src.service.http.paging import PAGE_SIZE, page, read_cursor
 from src.service.http.problem import invalid, not_found
 from src.service.http.sse import Event, stream
-from src.service.replicate.checks.find_version import Found, find_version
+from src.service.replicate.checks.find_version import Found, find_current, find_version
 from src.service.replicate.checks.input_check import check_inputs
 from src.service.replicate.checks.webhook_fields import read_webhook
 from src.service.replicate.objects import render_run
@@ -45,9 +46,9 @@ async def create(request: Request, owner: str) -> Response:
     deadline = _deadline(request, created_at)
 
     def accept(connection: Connection) -> dict[str, Any]:
-        asked, deployment = _asked_version(connection, request, body, owner)
+        found, deployment = _asked_version(connection, request, body, owner)
         return checked_values(
-            connection, service, owner, asked, body, base,
+            connection, service, owner, found, body, base,
             deployment=deployment, created_at=created_at, deadline=deadline,
         )  # fmt: skip
 
@@ -66,13 +67,12 @@ def checked_values(
     connection: Connection,
     service: Service,
     owner: str,
-    asked: str,
+    found: Found,
     body: dict[str, Any],
     base: str,
     **columns: Any,
 ) -> dict[str, Any]:
     """Return the values of a new prediction's row, with more columns; raises Problem."""
-    found = find_version(connection, asked, owner)
     inputs = check_inputs(body.get("input", {}), service.schema, "Input")
     _check_weights(connection, inputs, found, base, owner)
     service.check_room_now(connection, owner, len(str(inputs)))
@@ -135,32 +135,32 @@ async def list_kind(request: Request, owner: str, kind: str) -> Response:
 async def follow(request: Request) -> Response:
     """GET urls.stream: whoever was told the address may follow, without a token."""
     service: Service = request.app.state.service
-    live = service.live_runs.get(request.path_params["id"])
-    row = await service.database.read(find_run, request.path_params["id"])
-    if row is None or row.capability != request.path_params["capability"]:
+    run_id = request.path_params["id"]
+    run = service.live_runs.get(run_id) or await service.database.read(find_run, run_id)
+    if run is None or run.capability != request.path_params["capability"]:
         raise not_found("The stream")
-    body = stream(_events(row, live), last_event_id=request.headers.get("last-event-id"))
+    body = stream(_events(run), last_event_id=request.headers.get("last-event-id"))
     headers = {"Cache-Control": "no-store", "Access-Control-Allow-Origin": "*"}
     return StreamingResponse(body, media_type="text/event-stream", headers=headers)
 
 
-async def _events(row: Run, live: LiveRun | None) -> AsyncIterator[Event]:
-    at = float(unix_time(row.created_at))
-    if live is None:
-        ended = row
-        for text in row.output or ():
-            yield Event("output", text, at)
+async def _events(run: Run | LiveRun) -> AsyncGenerator[list[Event]]:
+    at = float(unix_time(run.created_at))
+    ended: Run | None
+    if isinstance(run, LiveRun):
+        async with aclosing(run.output()) as output:
+            async for texts in output:
+                yield [Event("output", text, at) for text in texts]
+        ended = run.row
     else:
-        async for text in live.output():
-            yield Event("output", text, at)
-        ended = live.row
+        yield [Event("output", text, at) for text in run.output or ()]
+        ended = run
     if ended is None or ended.status == "succeeded":
-        yield Event("done", "", at)
+        yield [Event("done", "", at)]
     elif ended.status == "failed":
-        yield Event("error", ended.error or "", at)
-        yield Event("done", "error", at)
+        yield [Event("error", ended.error or "", at), Event("done", "error", at)]
     else:
-        yield Event("done", "canceled", at)
+        yield [Event("done", "canceled", at)]
 
 
 async def _own_run(request: Request, owner: str) -> Run:
@@ -181,20 +181,22 @@ def _shown(request: Request, row: Run, rendered: dict[str, Any]) -> dict[str, An
 
 def _asked_version(
     connection: Connection, request: Request, body: dict[str, Any], owner: str
-) -> tuple[str, str | None]:
-    """Return what names the version, and the deployment if it is one that names it."""
+) -> tuple[Found, str | None]:
+    """Return the version, and the deployment if it is one that names it; raises Problem."""
     path = request.path_params
     if "name" not in path:
-        return text_field(body, "version", required=True) or "", None
+        asked = text_field(body, "version", required=True) or ""
+        return find_version(connection, asked, owner), None
     model_owner, name = path["owner"], path["name"]
     if request.url.path.rstrip("/").split("/")[-4] == "deployments":
         row = find_deployment(connection, model_owner, name)
         if row is None or row.owner != owner:
             raise not_found("The deployment")
-        return row.version, f"{row.owner}/{row.name}"
-    if visible_model(connection, model_owner.lower(), name.lower(), owner) is None:
+        return find_version(connection, row.version, owner), f"{row.owner}/{row.name}"
+    model = visible_model(connection, model_owner.lower(), name.lower(), owner)
+    if model is None:
         raise not_found("The model")
-    return f"{model_owner}/{name}", None
+    return find_current(connection, model), None
 
 
 def _check_weights(

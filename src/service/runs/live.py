@@ -1,21 +1,25 @@
 """What runs at this moment: its output and logs as they grow, and who follows them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from src.service.store.runs import Run
 
+QUIET_SECONDS = 15.0
+"""replicate-python gives up after 30 s of silence."""
+
 
 class LiveRun:
     """A run that waits or runs in this process."""
 
-    def __init__(self, run_id: str, owner: str) -> None:
-        self.id, self.owner = run_id, owner
+    def __init__(self, accepted: Run) -> None:
+        self.id, self.created_at = accepted.id, accepted.created_at
+        self.capability = accepted.capability
         self.status = "starting"
         self.chunks: list[str] = []
-        self.logs = ""
+        self.logs = accepted.logs
         self.metrics: dict[str, Any] = {}
         self.ended = asyncio.Event()
         self.row: Run | None = None
@@ -62,19 +66,26 @@ class LiveRun:
         finally:
             self._followers.discard(changed)
 
-    async def output(self) -> AsyncIterator[str]:
-        """Yield each piece of output from the first one on, until the run has ended."""
+    async def output(self, quiet_seconds: float = QUIET_SECONDS) -> AsyncGenerator[list[str]]:
+        """Yield all pieces of output, as many as there are at a time, until the run has ended.
+
+        There are none after so many seconds in which nothing has happened.
+        """
         number = 0
         with self.followed() as changed:
             while True:
                 changed.clear()
                 has_ended = self.ended.is_set()
-                while number < len(self.chunks):
-                    yield self.chunks[number]
-                    number += 1
+                if fresh := self.chunks[number:]:
+                    yield fresh
+                    number += len(fresh)
                 if has_ended:
                     return
-                await changed.wait()
+                try:
+                    async with asyncio.timeout(quiet_seconds):
+                        await changed.wait()
+                except TimeoutError:
+                    yield []
 
     def tell(self) -> None:
         """Wake those who follow the run."""
@@ -88,9 +99,9 @@ class LiveRuns:
     def __init__(self) -> None:
         self._runs: dict[str, LiveRun] = {}
 
-    def add(self, run_id: str, owner: str) -> LiveRun:
+    def add(self, accepted: Run) -> LiveRun:
         """Begin to keep a run."""
-        self._runs[run_id] = live = LiveRun(run_id, owner)
+        self._runs[accepted.id] = live = LiveRun(accepted)
         return live
 
     def get(self, run_id: str) -> LiveRun | None:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, insert, or_, select, update
 
 from src.base_models import KNOWN_MODELS
 from src.service.store.database import Place, select_page
@@ -17,6 +17,16 @@ Model = Row[Any]
 Version = Row[Any]
 OWNERS = {"llama": "meta", "mistral": "mistralai", "smollm2": "huggingfacetb"}
 """The owner of a known base model, by how its name begins."""
+_FIND_MODEL = select(models).where(
+    models.c.owner == bindparam("of"), models.c.name == bindparam("named")
+)
+_FIND_VERSION = select(versions).where(versions.c.id == bindparam("version"))
+_VERSIONS = (
+    select(versions)
+    .where(versions.c.model_owner == bindparam("of"), versions.c.model_name == bindparam("named"))
+    .order_by(versions.c.created_at.desc())
+)
+_LATEST_VERSION = _VERSIONS.limit(1)
 
 
 def base_model_name(base_model: str) -> str:
@@ -60,8 +70,7 @@ def create_model(connection: Connection, values: dict[str, Any]) -> Model:
 
 def find_model(connection: Connection, owner: str, name: str) -> Model | None:
     """Return a model, whoever asks."""
-    query = select(models).where(models.c.owner == owner, models.c.name == name)
-    return connection.execute(query).one_or_none()
+    return connection.execute(_FIND_MODEL, {"of": owner, "named": name}).one_or_none()
 
 
 def visible_model(connection: Connection, owner: str, name: str, asker: str) -> Model | None:
@@ -113,19 +122,17 @@ def add_version(
 
 def list_versions(connection: Connection, owner: str, name: str) -> Sequence[Version]:
     """Return a model's versions, the newest first."""
-    query = select(versions).where(versions.c.model_owner == owner, versions.c.model_name == name)
-    return connection.execute(query.order_by(versions.c.created_at.desc())).all()
+    return connection.execute(_VERSIONS, {"of": owner, "named": name}).all()
 
 
 def latest_version(connection: Connection, owner: str, name: str) -> Version | None:
     """Return a model's newest version."""
-    query = select(versions).where(versions.c.model_owner == owner, versions.c.model_name == name)
-    return connection.execute(query.order_by(versions.c.created_at.desc()).limit(1)).one_or_none()
+    return connection.execute(_LATEST_VERSION, {"of": owner, "named": name}).one_or_none()
 
 
 def find_version(connection: Connection, version_id: str) -> Version | None:
     """Return a version, whoever asks."""
-    return connection.execute(select(versions).where(versions.c.id == version_id)).one_or_none()
+    return connection.execute(_FIND_VERSION, {"version": version_id}).one_or_none()
 
 
 def visible_version(connection: Connection, version_id: str, asker: str) -> Version | None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from src.service.store.database import Place, select_page
 from src.service.store.ids import new_capability, new_id
@@ -12,31 +12,45 @@ from src.service.store.usage import change_usage
 from src.service.times import now_text, seconds_between
 
 Run = Row[Any]
+# Statements of every prediction are built once: to build one costs as much as to run it.
+_INSERT = insert(runs).returning(runs)
+_COUNT_RUN = (
+    update(models)
+    .where(models.c.owner == bindparam("of"), models.c.name == bindparam("named"))
+    .values(run_count=models.c.run_count + 1)
+)
+_FIND = select(runs).where(runs.c.id == bindparam("run"))
+_FIND_OWN = _FIND.where(runs.c.owner == bindparam("of"))
+_CHANGE = update(runs).where(runs.c.id == bindparam("run")).returning(runs)
+_START = _CHANGE.where(runs.c.status == "starting")
+_LOCK_UNFINISHED = (
+    select(
+        *(runs.c.owner, runs.c.created_at, runs.c.started_at, runs.c.metrics, runs.c.bytes),
+        func.length(runs.c.logs).label("log_length"),
+    )
+    .where(runs.c.id == bindparam("run"), runs.c.status.in_(UNFINISHED))
+    .with_for_update()
+)
 
 
 def create_run(connection: Connection, values: dict[str, Any]) -> Run:
     """Insert a run as starting; return its row."""
     owner, _, name = values["model"].partition("/")
-    connection.execute(
-        update(models)
-        .where(models.c.owner == owner, models.c.name == name)
-        .values(run_count=models.c.run_count + 1)
-    )
+    connection.execute(_COUNT_RUN, {"of": owner, "named": name})
     row = {
         "id": new_id(), "status": "starting", "created_at": now_text(),
         "capability": new_capability(), **values,
     }  # fmt: skip
     row["bytes"] = len(str(row["input"]))
     change_usage(connection, row["owner"], stored=row["bytes"], unfinished=1)
-    return connection.execute(insert(runs).values(row).returning(runs)).one()
+    return connection.execute(_INSERT, row).one()
 
 
 def find_run(connection: Connection, run_id: str, owner: str | None = None) -> Run | None:
     """Return a run, of this owner where one is given."""
-    query = select(runs).where(runs.c.id == run_id)
-    if owner is not None:
-        query = query.where(runs.c.owner == owner)
-    return connection.execute(query).one_or_none()
+    if owner is None:
+        return connection.execute(_FIND, {"run": run_id}).one_or_none()
+    return connection.execute(_FIND_OWN, {"run": run_id, "of": owner}).one_or_none()
 
 
 def list_runs(
@@ -82,9 +96,8 @@ def count_by_state(connection: Connection, owner: str, kind: str) -> dict[str, i
 
 def start_run(connection: Connection, run_id: str) -> Run | None:
     """Move a run from starting to processing; None where it is not starting any more."""
-    query = update(runs).where(runs.c.id == run_id, runs.c.status == "starting")
-    values = {"status": "processing", "started_at": now_text()}
-    return connection.execute(query.values(values).returning(runs)).one_or_none()
+    values = {"run": run_id, "status": "processing", "started_at": now_text()}
+    return connection.execute(_START, values).one_or_none()
 
 
 def save_progress(
@@ -103,11 +116,7 @@ def end_run(connection: Connection, run_id: str, status: str, **values: Any) -> 
     # Postgres takes no NUL in a text.
     texts = ("logs", "error")
     values |= {name: values[name].replace("\0", "") for name in texts if values.get(name)}
-    query = select(
-        *(runs.c.owner, runs.c.created_at, runs.c.started_at, runs.c.metrics, runs.c.bytes),
-        func.length(runs.c.logs).label("log_length"),
-    ).where(runs.c.id == run_id, runs.c.status.in_(UNFINISHED))
-    run = connection.execute(query.with_for_update()).one_or_none()
+    run = connection.execute(_LOCK_UNFINISHED, {"run": run_id}).one_or_none()
     if run is None:
         return None
     now = now_text()
@@ -120,8 +129,7 @@ def end_run(connection: Connection, run_id: str, status: str, **values: Any) -> 
     change_usage(connection, run.owner, stored=size, unfinished=-1)
     values |= {"status": status, "started_at": started_at, "completed_at": now, "metrics": metrics}
     values["bytes"] = run.bytes + size
-    ended = update(runs).where(runs.c.id == run_id).values(values).returning(runs)
-    return connection.execute(ended).one()
+    return connection.execute(_CHANGE, {"run": run_id, **values}).one()
 
 
 def list_points(connection: Connection, run_id: str) -> Sequence[Row[Any]]:

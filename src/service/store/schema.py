@@ -9,13 +9,12 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
     Text,
 )
-
-from src.service.store.outbox import outbox_table
 
 metadata = MetaData()
 UNFINISHED = ("starting", "processing")
@@ -153,4 +152,18 @@ deployments = Table(
     Column("created_at", String, nullable=False),
 )
 
-outbox = outbox_table(metadata)
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("id", String, nullable=False),
+    Column("run", String, nullable=False),
+    Column("owner", String, nullable=False),
+    Column("event", String, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("num_attempts", Integer, nullable=False, default=0),
+    Column("due_at", Float, nullable=False),  # Unix seconds
+    Index("outbox_of_run", "run", "number"),
+    sqlite_autoincrement=True,  # no number twice, for they are the order
+)

@@ -41,11 +41,6 @@ def add_token(connection: Connection, owner: str) -> str:
     return token
 
 
-def find_owner(connection: Connection, token: str) -> str | None:
-    """Return whose token it is."""
-    return owner_of_hash(connection, hash_token(token))
-
-
 def owner_of_hash(connection: Connection, key: str) -> str | None:
     """Return whose token has this hash."""
     query = select(tokens.c.owner).where(tokens.c.hash == key)

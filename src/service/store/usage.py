@@ -1,14 +1,23 @@
 """What each owner has stored and unfinished: counts that are kept up with every change of it."""
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from src.service.store.schema import UNFINISHED, files, runs, usage, versions
+
+_FIND = select(usage.c.stored_bytes, usage.c.unfinished).where(usage.c.owner == bindparam("of"))
+_CHANGE = (
+    update(usage)
+    .where(usage.c.owner == bindparam("of"))
+    .values(
+        stored_bytes=usage.c.stored_bytes + bindparam("more_bytes"),
+        unfinished=usage.c.unfinished + bindparam("more_runs"),
+    )
+)
 
 
 def find_usage(connection: Connection, owner: str) -> tuple[int, int]:
     """Return an owner's stored bytes, of files, weights, answers and logs; and unfinished runs."""
-    query = select(usage.c.stored_bytes, usage.c.unfinished).where(usage.c.owner == owner)
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_FIND, {"of": owner}).one_or_none()
     return (0, 0) if row is None else (row.stored_bytes, row.unfinished)
 
 
@@ -16,12 +25,8 @@ def change_usage(
     connection: Connection, owner: str, *, stored: int = 0, unfinished: int = 0
 ) -> None:
     """Add to the counts of an owner, in the transaction that makes it so."""
-    change = update(usage).where(usage.c.owner == owner)
-    values = {
-        "stored_bytes": usage.c.stored_bytes + stored,
-        "unfinished": usage.c.unfinished + unfinished,
-    }
-    if not connection.execute(change.values(values)).rowcount:
+    change = {"of": owner, "more_bytes": stored, "more_runs": unfinished}
+    if not connection.execute(_CHANGE, change).rowcount:
         row = {"owner": owner, "stored_bytes": stored, "unfinished": unfinished}
         connection.execute(insert(usage).values(row))
 

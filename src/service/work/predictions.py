@@ -20,7 +20,8 @@ from src.service.store.ids import new_id
 from src.service.store.models import Version, find_version
 from src.service.store.runs import Run, create_run, find_run, unfinished_runs
 from src.service.times import parse_time
-from src.service.work.engine_client import EngineClient, EngineError, Message
+from src.service.work.engine_client import EngineError, Message
+from src.service.work.engines import Engines
 
 log = logging.getLogger("service.predictions")
 DIRECT = "direct-"
@@ -41,20 +42,20 @@ class Predictions:
         database: Database,
         live_runs: LiveRuns,
         ends: RunEnds,
-        engine: EngineClient,
+        engines: Engines,
         inputs: WorkInputs,
         *,
         limit_seconds: float,
     ) -> None:
         self._database, self._live_runs, self._ends = database, live_runs, ends
-        self._engine, self._inputs, self._limit_seconds = engine, inputs, limit_seconds
+        self._engines, self._inputs, self._limit_seconds = engines, inputs, limit_seconds
         self._queue, self._wake = FairQueue(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns: dict[str, asyncio.Future[None]] = {}
         """Of the requests without a row that wait."""
         self.is_stopping = False
         """Whether those that wait are left for the next service."""
-        engine.on_change = self._wake.set
+        engines.on_change(self._wake.set)
 
     @property
     def num_waiting(self) -> int:
@@ -96,7 +97,7 @@ class Predictions:
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await turn
-            async for message in self._engine.stream(request_id, inputs):
+            async for message in self._engines.stream(request_id, inputs):
                 yield message
         except TimeoutError:
             raise EngineError("the engine had no room in time") from None
@@ -108,7 +109,7 @@ class Predictions:
     async def cancel(self, run_id: str, status: str = "canceled", error: str | None = None) -> Run:
         """End a prediction now; one that has ended stays as it is."""
         row = await self._ends.end(run_id, status, error=error)
-        await self._engine.cancel(run_id)
+        await self._engines.cancel(run_id)
         return row
 
     async def run(self) -> None:
@@ -117,9 +118,9 @@ class Predictions:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                if self._engine.error:
-                    await self._fail_all(self._engine.error)
-                num_slots = self._engine.num_slots
+                if self._engines.error:
+                    await self._fail_all(self._engines.error)
+                num_slots = self._engines.num_slots
                 most, num_free = num_slots + MORE_THAN_SLOTS, num_slots // FREE_PART
                 most_of_owner = num_slots - num_free if num_free else most
                 while self._takes_more(most):
@@ -146,11 +147,10 @@ class Predictions:
             turn.set_exception(EngineError(error))
 
     def _takes_more(self, most: int) -> bool:
-        return self._engine.is_ready and self._queue.num_taken < most and not self.is_stopping
+        return self._engines.is_ready and self._queue.num_taken < most and not self.is_stopping
 
     def _add(self, row: Run) -> LiveRun:
-        live = self._live_runs.add(row.id, row.owner)
-        live.logs = row.logs
+        live = self._live_runs.add(row)
         self._queue.put(row.owner, row.id)
         self._wake.set()
         if row.deadline is not None:
@@ -206,7 +206,7 @@ class Predictions:
             self._inputs.of_prediction(row, version, live) as inputs,
             telling_news(self._database, row, live),
         ):
-            async for message in self._engine.stream(row.id, inputs):
+            async for message in self._engines.stream(row.id, inputs):
                 match message["event"]:
                     case "started":
                         if not await self._ends.start(row.id):

@@ -29,7 +29,7 @@ from src.service.store.runs import (
     save_progress,
     unfinished_runs,
 )
-from src.service.work.engine_client import EngineClient
+from src.service.work.engines import Engines
 from src.service.work.leftover import end_leftover, note_worker
 from src.service.work.workers import Executor, ProcessWorker, Worker
 
@@ -50,13 +50,13 @@ class Trainings:
         blobs: Blobs,
         live_runs: LiveRuns,
         ends: RunEnds,
-        engine: EngineClient,
+        engines: Engines,
         executor: Executor,
         inputs: WorkInputs,
     ) -> None:
         self._settings, self._database, self._blobs = settings, database, blobs
         self._live_runs, self._ends, self._inputs = live_runs, ends, inputs
-        self._engine, self._executor = engine, executor
+        self._engines, self._executor = engines, executor
         self._queue, self._wake = FairQueue(), asyncio.Event()
         self._workers: dict[str, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,8 +113,7 @@ class Trainings:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _add(self, row: Run) -> LiveRun:
-        live = self._live_runs.add(row.id, row.owner)
-        live.logs = row.logs
+        live = self._live_runs.add(row)
         self._queue.put(row.owner, row.id)
         self._wake.set()
         return live
@@ -145,8 +144,8 @@ class Trainings:
             if row.status == "starting" and not await self._ends.start(row.id):
                 return
             if self._makes_room():
-                stack.callback(self._engine.resume)
-                await self._engine.pause()
+                stack.callback(self._engines.resume)
+                await self._engines.pause()
             environment = {
                 **worker_environment(self._settings),
                 "CHECKPOINT_DIR": str(folder / "checkpoints"),

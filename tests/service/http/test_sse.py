@@ -3,14 +3,19 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import aclosing
+from pathlib import Path
 
 import httpx
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from src.service.http.sse import Encoder, Event, number_of, stream
+from src.service.http.sse import KEEP_ALIVE, Encoder, Event, number_of, stream
+from src.service.runs.live import LiveRun
+from src.service.store.database import Database
+from src.service.store.runs import create_run
 
 LOST = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 """Ends of a line for httpx, and so for replicate-python, which cannot be told otherwise."""
@@ -110,39 +115,41 @@ def test_what_is_no_id_begins_at_the_first_event(id: str | None):
     assert number_of("1699:41") == 41
 
 
-def test_silence_is_filled_with_comments_and_the_source_is_closed():
+def test_silence_is_filled_with_comments_and_nothing_is_lost_after_it(tmp_path: Path):
+    database = Database(f"sqlite:///{tmp_path / 'service.db'}")
+    values = {"kind": "prediction", "owner": "ann", "model": "meta/m", "version": "v", "input": {}}
+    accepted = database.write_now(create_run, {**values, "base_url": "http://x"})
+    database.close()
+
     async def run() -> None:
-        state = []
+        live = LiveRun(accepted)
 
-        async def events() -> AsyncIterator[Event]:
-            try:
-                await asyncio.sleep(1.0)
-                yield Event("output", "late", 5.0)
-                await asyncio.sleep(60)
-            finally:
-                state.append("closed")
+        async def batches() -> AsyncGenerator[list[Event]]:
+            async with aclosing(live.output(quiet_seconds=0.05)) as output:
+                async for texts in output:
+                    yield [Event("output", text, 5.0) for text in texts]
 
-        source = events()
-        body = stream(source, keep_alive_seconds=0.1)
-        parts = [await anext(body)]
-        while parts[-1].startswith(b":"):
-            parts.append(await anext(body))
-        assert len(parts) > 2
-        assert list(read(standard_lines(b"".join(parts)))) == [("output", "5:0", "late")]
-        assert (await anext(body)).startswith(b":")
+        body = stream(batches())
+        assert await anext(body) == await anext(body) == KEEP_ALIVE
+        live.push("la")
+        live.push("te")
+        found = list(read(standard_lines(await anext(body))))
+        assert found == [("output", "5:0", "la"), ("output", "5:1", "te")]
+        assert await anext(body) == KEEP_ALIVE
+        assert len(live._followers) == 1
         await body.aclose()  # type: ignore[attr-defined]
-        assert state == ["closed"]
+        assert not live._followers
 
     asyncio.run(run())
 
 
 def test_a_stream_ends_with_its_source():
     async def run(last_event_id: str | None) -> list[tuple[str, str, str]]:
-        async def events() -> AsyncIterator[Event]:
-            yield Event("output", "a", 5.0)
-            yield Event("done", "", 6.0)
+        async def batches() -> AsyncGenerator[list[Event]]:
+            yield [Event("output", "a", 5.0)]
+            yield [Event("done", "", 6.0)]
 
-        body = [part async for part in stream(events(), last_event_id=last_event_id)]
+        body = [part async for part in stream(batches(), last_event_id=last_event_id)]
         return list(read(standard_lines(b"".join(body))))
 
     assert asyncio.run(run(None)) == [("output", "5:0", "a"), ("done", "6:1", "{}")]

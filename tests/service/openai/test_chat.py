@@ -147,6 +147,6 @@ def test_a_client_that_goes_away_ends_its_answers(api: Api, is_streamed: bool):
 def wait_until(api: Api, num_running: int) -> None:
     """Wait until the engine generates so many answers."""
     deadline = time.monotonic() + 10
-    while api.metrics().get("cog_finetune_engine_answers_running") != num_running:
+    while api.metrics().get('cog_finetune_engine_answers_running{engine="0"}') != num_running:
         assert time.monotonic() < deadline
         time.sleep(0.05)

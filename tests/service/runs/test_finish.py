@@ -29,7 +29,7 @@ def test_an_answer_without_text_is_an_empty_list(
     async def end() -> Run:
         row = await database.write(create_run, {**values, "base_url": "http://x"})
         live_runs = LiveRuns()
-        live = live_runs.add(row.id, row.owner)
+        live = live_runs.add(row)
         for chunk in chunks:
             live.push(chunk)
         return await RunEnds(database, live_runs).end(row.id, status)

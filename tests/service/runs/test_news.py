@@ -52,7 +52,7 @@ def follow(
         }  # fmt: skip
         row: Run = await database.write(create_run, values)
         live_runs = LiveRuns()
-        live = live_runs.add(row.id, row.owner)
+        live = live_runs.add(row)
         ends = RunEnds(database, live_runs)
         async with telling_news(database, row, live, seconds=0.3):
             live.log("seed 1\n")

@@ -1,13 +1,14 @@
 """Which version a request means: a bare id, owner/name:id, owner/name, or an id of an old guide."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
 from src.service.http.problem import Problem
 from src.service.replicate.checks.old_versions import OLD_VERSIONS
 from src.service.store.models import (
+    Model,
     Version,
     base_model_name,
     latest_version,
@@ -44,12 +45,22 @@ def find_version(connection: Connection, asked: str, asker: str) -> Found:
             model = base_model_name(OLD_VERSIONS[version_id])
     owner, _, name = model.lower().partition("/")
     found = visible_model(connection, owner, name, asker)
-    if found is not None and (not version_id or (found.is_base and _ID.fullmatch(version_id))):
-        latest = latest_version(connection, owner, name)
-        if latest is not None:
-            log = f"version {version_id} of {model} is taken as the current one\n"
-            return Found(latest, log if version_id else "")
-    raise Problem(
+    if found is None or (version_id and not (found.is_base and _ID.fullmatch(version_id))):
+        raise _unknown(asked)
+    log = f"version {version_id} of {model} is taken as the current one\n" if version_id else ""
+    return replace(find_current(connection, found), log=log)
+
+
+def find_current(connection: Connection, model: Model) -> Found:
+    """Return a model's newest version; raises Problem where it has none."""
+    version = latest_version(connection, model.owner, model.name)
+    if version is None:
+        raise _unknown(f"{model.owner}/{model.name}")
+    return Found(version)
+
+
+def _unknown(asked: str) -> Problem:
+    return Problem(
         422,
         f"The specified version does not exist (or perhaps you don't have permission to use it?): "
         f"{asked[:200]}",
