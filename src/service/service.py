@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from src.cli.schema import build_schema
 from src.service.files.blobs import Blobs
+from src.service.files.removal import delete_unnamed
 from src.service.http.auth import Owners
 from src.service.http.limits import RateLimits, check_stored, check_unfinished
 from src.service.http.signed import Signer
@@ -52,6 +53,8 @@ class Service:
             settings, database, self.blobs, self.live_runs, ends, self.engines, executor, inputs
         )
         self.webhooks = WebhookSender(database, self.signer, any_address=settings.any_address)
+        self.uploads: set[str] = set()
+        """Those whose bytes are coming."""
         self._retention = Retention(settings, database, self.blobs)
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -59,6 +62,7 @@ class Service:
         """Take up what was left, and begin to work."""
         await self.database.write(add_base_models, self.settings.base_model)
         await self.database.write(count_usage)
+        await delete_unnamed(self.database, self.blobs)
         await self.predictions.recover()
         await self.trainings.recover()
         parts = (self.engines, self.predictions, self.trainings, self.webhooks, self._retention)

@@ -5,10 +5,11 @@ import hashlib
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import obstore
 from obstore.exceptions import BaseError
@@ -19,7 +20,7 @@ from src.files.atomic import sync
 
 BLOCK = 1 << 20
 COPIES_BYTES = 20 << 30
-_PARTIAL = ".partial"
+_PARTIAL, _PENDING = ".partial", ".pending"
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,13 @@ class Blobs:
         self._copies_bytes = copies_bytes
         self._copying: dict[str, asyncio.Lock] = {}
         self._in_use: Counter[str] = Counter()
+        self._pending: Counter[str] = Counter()
         # What was being written when the last process was killed.
         shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
         (folder / _PARTIAL).mkdir(parents=True)
+        (folder / _PENDING).mkdir(exist_ok=True)
+        self.left_pending = [unquote(path.name) for path in (folder / _PENDING).iterdir()]
+        """The keys that were pending when the last process was killed."""
         self._remote = _open_remote(url) if url else None
         self._store = self._remote or LocalStore(folder)
 
@@ -94,6 +99,29 @@ class Blobs:
             with suppress(FileNotFoundError):
                 await obstore.delete_async(self._remote, key)
         (self._folder / key).unlink(missing_ok=True)
+
+    @contextmanager
+    def pending(self, key: str) -> Iterator[None]:
+        """Context in which bytes are stored and then named by a row.
+
+        The next process finds the key in `left_pending` if this one is killed in it.
+        """
+        self._pending[key] += 1
+        (self._folder / _PENDING / quote(key, safe="")).touch()
+        has_ended = True
+        try:
+            yield
+        except asyncio.CancelledError:
+            has_ended = False  # the row may be written yet
+            raise
+        finally:
+            self._pending -= Counter({key: 1})
+            if has_ended and key not in self._pending:
+                self.settle(key)
+
+    def settle(self, key: str) -> None:
+        """Forget that a key was pending."""
+        (self._folder / _PENDING / quote(key, safe="")).unlink(missing_ok=True)
 
     @asynccontextmanager
     async def local_path(self, key: str) -> AsyncIterator[Path]:
@@ -183,8 +211,8 @@ def _move(partial: Path, path: Path) -> None:
 
 def _trim(folder: Path, max_bytes: int, in_use: set[Path]) -> None:
     """Remove the files that were not used for longest, until the rest is small enough."""
-    partial = folder / _PARTIAL
-    files = [path for path in folder.rglob("*") if path.is_file() and partial not in path.parents]
+    own = {folder / _PARTIAL, folder / _PENDING}
+    files = [path for path in folder.rglob("*") if path.is_file() and not own & {*path.parents}]
     stats = [(path.stat(), path) for path in files]
     num_bytes = sum(stat.st_size for stat, _ in stats)
     for stat, path in sorted(stats, key=lambda pair: pair[0].st_mtime):

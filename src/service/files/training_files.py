@@ -4,40 +4,48 @@ import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from src.data.reading.example_file import ExampleFile
 from src.errors import UserError
-from src.service.files.blobs import TooLarge
+from src.service.files.keep import keep_file
 from src.service.files.own_files import find_own_file
+from src.service.files.removal import delete_bytes
 from src.service.http.addresses import own_address
-from src.service.http.problem import Problem, invalid
+from src.service.http.problem import invalid
 from src.service.runs.inputs import DATA_FILES
 from src.service.service import Service
-from src.service.store.file_rows import add_file
+from src.service.store.file_rows import delete_file
 from src.service.store.ids import new_id
 from src.weights.download.data_url import decode_data_url
 
 
-async def bring_files(
-    service: Service, inputs: dict[str, Any], owner: str, base: str
-) -> dict[str, Any]:
-    """Return the inputs with the files that came inside of them stored, and named by their URLs.
+@asynccontextmanager
+async def bringing_files(
+    service: Service, inputs: object, owner: str, base: str
+) -> AsyncIterator[object]:
+    """Context of the inputs with the files that came inside of them stored, and named by URLs.
 
-    Clients send them as data URLs, as bare base64, or as the JSON of a JavaScript Buffer.
-    Raises Problem.
+    Clients send them as data URLs, as bare base64, or as the JSON of a JavaScript Buffer. A request
+    that is refused in the context leaves none of them. Raises Problem.
     """
-    brought = dict(inputs)
-    for name in DATA_FILES:
-        content = _content(name, inputs.get(name), service.settings.file_bytes)
-        if content is None:
-            continue
-        await service.check_room(owner, len(content))
-        file_id = new_id()
-        await store_file(service, file_id, owner, f"{name}.jsonl", content)
-        brought[name] = f"{base}/v1/files/{file_id}"
-    return brought
+    given: dict[str, Any] = inputs if isinstance(inputs, dict) else {}
+    brought: dict[str, str] = {}
+    try:
+        for name in DATA_FILES:
+            content = _content(name, given.get(name), service.settings.file_bytes)
+            if content is not None:
+                file_id = new_id()
+                await _keep(service, file_id, owner, f"{name}.jsonl", content)
+                brought[name] = file_id
+        urls = {name: f"{base}/v1/files/{file_id}" for name, file_id in brought.items()}
+        yield {**given, **urls} if urls else inputs
+    except Exception:
+        for file_id in brought.values():
+            await delete_bytes(service.database, service.blobs, file_id, delete_file, file_id)
+        raise
 
 
 async def check_files(service: Service, inputs: dict[str, Any], owner: str, base: str) -> None:
@@ -64,22 +72,17 @@ async def check_files(service: Service, inputs: dict[str, Any], owner: str, base
                 raise invalid(f"input.{name}", str(error), "invalid_file") from None
 
 
-async def store_file(service: Service, file_id: str, owner: str, name: str, content: bytes) -> None:
+async def _keep(service: Service, file_id: str, owner: str, name: str, content: bytes) -> None:
     """Store a file that came inside of a request; nobody lists it."""
 
     async def chunks() -> AsyncIterator[bytes]:
         yield content
 
-    try:
-        stored = await service.blobs.put(file_id, chunks(), max_bytes=service.settings.file_bytes)
-    except TooLarge as error:
-        raise Problem(413, str(error)) from None
     values = {
         "id": file_id, "owner": owner, "name": name, "api": "input",
         "content_type": "application/jsonl",
-        "size": stored.size, "sha256": stored.sha256, "md5": stored.md5,
     }  # fmt: skip
-    await service.database.write(add_file, values)
+    await keep_file(service, values, chunks())
 
 
 def _content(name: str, value: Any, max_bytes: int) -> bytes | None:

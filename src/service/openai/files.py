@@ -8,14 +8,14 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from src.service.files.blobs import TooLarge
+from src.service.files.keep import keep_file
+from src.service.files.removal import delete_bytes
 from src.service.http.body import read_form, unicode_text
 from src.service.openai.endpoint import service_of
 from src.service.openai.errors import ApiError, bad_request
 from src.service.openai.jobs.results import find_result, is_result, write_result
 from src.service.openai.paging import page_after, read_limit
-from src.service.service import Service
-from src.service.store.file_rows import File, add_file, delete_file, find_file, list_files
+from src.service.store.file_rows import File, delete_file, find_file, list_files
 from src.service.store.ids import new_id
 from src.service.times import now_text, unix_time
 
@@ -38,13 +38,12 @@ async def create(request: Request, owner: str) -> Response:
         if len(name.encode()) > MAX_NAME_BYTES:
             raise bad_request("file", f"expected a name of at most {MAX_NAME_BYTES} bytes")
         seconds = _seconds_to_live(form, service.settings.keep_files_seconds)
-        await service.check_room(owner, file.size or 0)
         values: dict[str, Any] = {
             "id": f"file-{new_id()}", "owner": owner, "name": name, "api": "openai",
             "purpose": purpose, "content_type": "application/jsonl",
             "expires_at": None if seconds is None else now_text(plus_seconds=seconds),
         }  # fmt: skip
-        row = await _store(service, values, file)
+        row = await keep_file(service, values, _chunks(file))
     return JSONResponse(render_file(row))
 
 
@@ -79,8 +78,7 @@ async def delete(request: Request, owner: str) -> Response:
     if is_result(file_id):
         raise ApiError(400, "the results of a job are kept with the job, and not as a file")
     file = await _own(request, owner)
-    await service.database.write(delete_file, file.id)
-    await service.blobs.delete(file.id)
+    await delete_bytes(service.database, service.blobs, file.id, delete_file, file.id)
     return JSONResponse({"id": file.id, "object": "file", "deleted": True})
 
 
@@ -114,18 +112,9 @@ def render_file(row: File) -> dict[str, Any]:
     }
 
 
-async def _store(service: Service, values: dict[str, Any], file: UploadFile) -> File:
-    async def chunks() -> AsyncIterator[bytes]:
-        while chunk := await file.read(READ_BYTES):
-            yield chunk
-
-    most = service.settings.file_bytes
-    try:
-        stored = await service.blobs.put(values["id"], chunks(), max_bytes=most)
-    except TooLarge as error:
-        raise ApiError(413, f"file: {error}", param="file") from None
-    sums = {"size": stored.size, "sha256": stored.sha256, "md5": stored.md5}
-    return await service.database.write(add_file, {**values, **sums})
+async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
+    while chunk := await file.read(READ_BYTES):
+        yield chunk
 
 
 def _seconds_to_live(form: FormData, default: float | None) -> float | None:

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from src.base_models import KNOWN_MODELS
+from src.service.files.removal import delete_bytes
 from src.service.openai.endpoint import service_of
 from src.service.openai.errors import ApiError, no_such_model
 from src.service.openai.find_model import find_model_version, short_name
@@ -56,8 +57,7 @@ async def delete(request: Request, owner: str) -> Response:
             raise ApiError(409, f"The model `{name}` answers predictions that have not ended")
         delete_version(connection, version.id)
 
-    await service.database.write(remove)
-    await service.blobs.delete(version.weights)
+    await delete_bytes(service.database, service.blobs, version.weights, remove)
     return JSONResponse({"id": name, "object": "model", "deleted": True})
 
 

@@ -4,6 +4,8 @@ import json
 import mimetypes
 import re
 import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -11,7 +13,8 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from src.service.files.blobs import TooLarge
+from src.service.files.keep import keep_file, keep_upload
+from src.service.files.removal import delete_bytes
 from src.service.http.addresses import base_url
 from src.service.http.body import parse_json, read_chunks, read_form, unicode_text
 from src.service.http.paging import PAGE_SIZE, page, read_cursor
@@ -22,7 +25,6 @@ from src.service.store.file_rows import (
     File,
     add_file,
     delete_file,
-    fill_file,
     find_file,
     list_files,
 )
@@ -54,22 +56,13 @@ async def accept(request: Request, owner: str) -> File:
         if not _MEDIA_TYPE.fullmatch(kind):
             raise invalid("type", f"expected a media type, found {json.dumps(kind[:80])}")
         metadata = await _metadata(form)
-        await service.check_room(owner, content.size or 0)
-        values = {"owner": owner, "name": name, "content_type": kind, "metadata": metadata}
-        return await store(service, {**values, "api": "replicate"}, _chunks(content))
-
-
-async def store(service: Service, values: dict[str, Any], chunks: Any) -> File:
-    """Store a file's bytes and its row; raises Problem for one that is too large."""
-    file_id = values.setdefault("id", new_id())
-    try:
-        stored = await service.blobs.put(file_id, chunks, max_bytes=service.settings.file_bytes)
-    except TooLarge as error:
-        raise Problem(413, str(error)) from None
-    keep = service.settings.keep_files_seconds
-    values |= {"size": stored.size, "sha256": stored.sha256, "md5": stored.md5}
-    values |= {"expires_at": keep and now_text(plus_seconds=keep)}
-    return await service.database.write(add_file, values)
+        keep = service.settings.keep_files_seconds
+        values = {
+            "id": new_id(), "owner": owner, "name": name, "api": "replicate",
+            "content_type": kind, "metadata": metadata,
+            "expires_at": keep and now_text(plus_seconds=keep),
+        }  # fmt: skip
+        return await keep_file(service, values, _chunks(content))
 
 
 async def list_all(request: Request, owner: str) -> Response:
@@ -97,8 +90,7 @@ async def delete(request: Request, owner: str) -> Response:
     """DELETE /files/{id}."""
     service: Service = request.app.state.service
     file = await _own(request, owner)
-    await service.database.write(delete_file, file.id)
-    await service.blobs.delete(file.id)
+    await delete_bytes(service.database, service.blobs, file.id, delete_file, file.id)
     return Response(status_code=204)
 
 
@@ -130,18 +122,12 @@ async def begin_upload(request: Request, owner: str) -> Response:
 async def put_upload(request: Request) -> Response:
     """PUT upload_url: the bytes, once."""
     service: Service = request.app.state.service
-    file = await _told(request)
-    if file.size is not None:
-        raise Problem(409, "the bytes of this upload have come already")
-    await service.check_room(file.owner, int(request.headers.get("content-length") or 0))
-    try:
-        stored = await service.blobs.put(
-            file.id, read_chunks(request), max_bytes=service.settings.file_bytes
-        )
-    except TooLarge as error:
-        raise Problem(413, str(error)) from None
-    values = {"size": stored.size, "sha256": stored.sha256, "md5": stored.md5}
-    await service.database.write(fill_file, file.id, values)
+    with _alone(service.uploads, request.path_params["id"]):
+        file = await _told(request)
+        if file.size is not None:
+            raise Problem(409, "the bytes of this upload have come already")
+        await service.check_room(file.owner, int(request.headers.get("content-length") or 0))
+        await keep_upload(service, file, read_chunks(request))
     return Response(status_code=200)
 
 
@@ -176,7 +162,19 @@ async def send_bytes(request: Request, key: str, size: int, name: str, kind: str
     return StreamingResponse(service.blobs.get(key), media_type=kind, headers=headers)
 
 
-async def _chunks(content: UploadFile) -> Any:
+@contextmanager
+def _alone(uploads: set[str], upload_id: str) -> Iterator[None]:
+    """Context of an upload whose bytes come; raises Problem where they come already."""
+    if upload_id in uploads:
+        raise Problem(409, "the bytes of this upload are coming already")
+    uploads.add(upload_id)
+    try:
+        yield
+    finally:
+        uploads.remove(upload_id)
+
+
+async def _chunks(content: UploadFile) -> AsyncIterator[bytes]:
     while chunk := await content.read(READ_BYTES):
         yield chunk
 

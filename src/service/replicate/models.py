@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from src.service.files.removal import delete_bytes
 from src.service.http.addresses import base_url
 from src.service.http.body import parse_json, read_body, read_object, text_field
 from src.service.http.paging import PAGE_SIZE, page, read_cursor
@@ -168,19 +169,19 @@ async def remove_version(request: Request, owner: str) -> Response:
     model = await _own(request, owner)
     version_id = request.path_params["version"]
 
-    def remove(connection: Connection) -> Any:
-        rows = list_versions(connection, model.owner, model.name)
-        version = next((row for row in rows if row.id == version_id), None)
-        if version is None:
-            raise not_found("The version")
+    rows = await service.database.read(list_versions, model.owner, model.name)
+    version = next((row for row in rows if row.id == version_id), None)
+    if version is None:
+        raise not_found("The version")
+    if version.weights is None:
+        raise Problem(403, "The version of a base model cannot be deleted")
+
+    def remove(connection: Connection) -> None:
         if is_used(connection, version_id):
             raise Problem(409, "A version with running predictions cannot be deleted")
         delete_version(connection, version_id)
-        return version
 
-    version = await service.database.write(remove)
-    if version.weights is not None:
-        await service.blobs.delete(version.weights)
+    await delete_bytes(service.database, service.blobs, version.weights, remove)
     return Response(status_code=204)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from src.service.files.training_files import bring_files, check_files
+from src.service.files.training_files import bringing_files, check_files
 from src.service.http.addresses import base_url
 from src.service.http.body import read_object, text_field
 from src.service.http.problem import Problem, invalid
@@ -40,18 +40,16 @@ async def accept(
     if found.version.weights is not None:
         raise invalid("version", "expected a version of a base model, found a fine-tuned one")
     destination = await _destination(service, body, owner)
-    inputs = body.get("input", {})
-    if isinstance(inputs, dict):
-        inputs = await bring_files(service, inputs, owner, base)
-    inputs = check_inputs(inputs, service.schema, "TrainingInput", only_known=True)
-    await check_files(service, inputs, owner, base)
-    values: dict[str, Any] = {
-        "owner": owner, "model": found.model, "version": found.version.id, "input": inputs,
-        "logs": found.log, "destination": destination, "base_url": base, **columns,
-        **read_webhook(body),
-    }  # fmt: skip
-    await service.check_room(owner, len(str(inputs)))
-    return await service.trainings.create(values)
+    async with bringing_files(service, body.get("input", {}), owner, base) as brought:
+        inputs = check_inputs(brought, service.schema, "TrainingInput", only_known=True)
+        await check_files(service, inputs, owner, base)
+        values: dict[str, Any] = {
+            "owner": owner, "model": found.model, "version": found.version.id, "input": inputs,
+            "logs": found.log, "destination": destination, "base_url": base, **columns,
+            **read_webhook(body),
+        }  # fmt: skip
+        await service.check_room(owner, len(str(inputs)))
+        return await service.trainings.create(values)
 
 
 async def list_trainings(request: Request, owner: str) -> Response:

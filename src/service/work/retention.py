@@ -5,6 +5,7 @@ import logging
 import shutil
 
 from src.service.files.blobs import Blobs
+from src.service.files.removal import delete_bytes
 from src.service.settings import ServiceSettings
 from src.service.store.database import Database
 from src.service.store.file_rows import delete_file, expired_files
@@ -34,8 +35,7 @@ class Retention:
     async def delete_old(self) -> None:
         """Delete the files whose time is over, and the data of predictions that ended long ago."""
         for file in await self._database.read(expired_files):
-            await self._database.write(delete_file, file.id)
-            await self._blobs.delete(file.id)
+            await delete_bytes(self._database, self._blobs, file.id, delete_file, file.id)
         if self._settings.keep_runs_seconds is not None:
             before = now_text(plus_seconds=-self._settings.keep_runs_seconds)
             for run_id in await self._database.read(old_runs, before):

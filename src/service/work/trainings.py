@@ -201,7 +201,6 @@ class Trainings:
         """Store the archive, and make the new version together with the training's end."""
         key = f"weights-{row.id}"
         size = archive.stat().st_size
-        await self._blobs.put_file(key, archive)
         version_id = hashlib.sha256(f"version of training {row.id}".encode()).hexdigest()
         owner, _, name = row.destination.partition("/")
         capability = new_capability()
@@ -211,12 +210,15 @@ class Trainings:
         }  # fmt: skip
         url = weights_url(version_id, capability, row.base_url)
         output = {"weights": url, "version": f"{row.destination}:{version_id}"}
-        ended = await self._ends.end(
-            row.id, "succeeded", output=output, new_version=(owner, name, version_id, values),
-            metrics=await asyncio.to_thread(read_totals, archive),
-        )  # fmt: skip
-        if ended.status != "succeeded":  # canceled in the last moment
-            await self._blobs.delete(key)
+        metrics = await asyncio.to_thread(read_totals, archive)
+        with self._blobs.pending(key):
+            await self._blobs.put_file(key, archive)
+            ended = await self._ends.end(
+                row.id, "succeeded", output=output, metrics=metrics,
+                new_version=(owner, name, version_id, values),
+            )  # fmt: skip
+            if ended.status != "succeeded":  # canceled in the last moment
+                await self._blobs.delete(key)
 
     def _makes_room(self) -> bool:
         if self._settings.makes_room is not None:

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from src.service.files.removal import delete_bytes
 from src.service.files.training_files import check_files
 from src.service.http.addresses import base_url
 from src.service.http.problem import Problem
@@ -49,8 +50,7 @@ async def upload(request: Request, owner: str) -> Response:
         try:
             await check_files(service, {name: f"{base}/v1/files/{file.id}"}, owner, base)
         except Problem:
-            await service.database.write(delete_file, file.id)
-            await service.blobs.delete(file.id)
+            await delete_bytes(service.database, service.blobs, file.id, delete_file, file.id)
             raise
     except Problem as problem:
         faults, rest = faults_of(problem)
