@@ -48,9 +48,9 @@ class SummedLoss(nn.Module):
     def can_be_captured(self) -> bool:
         """Whether a pass is the same steps for all batches of a size.
 
-        No kernel caps scores: that is done span by span.
+        What no kernel serves is done span by span.
         """
-        return self.decoder is not None and self.decoder.switches.score_cap is None
+        return self.decoder is not None and self.decoder.can_be_captured
 
     @property
     def num_layers(self) -> int:

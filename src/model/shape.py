@@ -47,14 +47,19 @@ class ModelShape:
     """Whether embeddings and head are the same weights."""
     qkv_names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     gate_up_names: tuple[str, ...] = ("gate_proj", "up_proj")
-    num_biases: int = 0
-    """Parameters of the biases and norms of a layer, beside its two norms of hidden states."""
+    num_experts: int = 0
+    """Of a layer, in place of gate, up and down; none is adapted."""
+    num_chosen: int = 0
+    """Experts that a token goes through."""
+    num_more: int = 0
+    """Parameters of experts, biases and norms, beside the two norms of each layer's states."""
     num_normed: int = 0
     """Features of a token before the norms in a layer that is no linear layer's input."""
     norms_in_float32: bool = False
     windows: tuple[int | None, ...] = ()
     """How many of the last tokens each layer sees; None is all."""
     has_score_cap: bool = False
+    has_sinks: bool = False
     has_logit_cap: bool = False
 
     @property
@@ -70,9 +75,14 @@ class ModelShape:
         """Linear layers of one decoder layer; those that read the same input are together."""
         hidden, inner = self.hidden_size, self.intermediate_size
         qkv = self.query_size, self.key_value_size, self.key_value_size
-        return (
+        attention = (
             _name_sizes(self.qkv_names, qkv, hidden),
             {"o_proj": (hidden, self.query_size)},
+        )
+        if self.num_experts:
+            return attention
+        return (
+            *attention,
             _name_sizes(self.gate_up_names, (inner, inner), hidden),
             {"down_proj": (hidden, inner)},
         )
@@ -89,10 +99,10 @@ class ModelShape:
 
     @property
     def other_parameters(self) -> int:
-        """Parameters of embeddings, head, norms and biases."""
+        """Parameters of embeddings, head, norms, biases and experts."""
         tables = (1 if self.is_tied else 2) * self.vocab_size * self.hidden_size
         norms = (2 * self.num_layers + 1) * self.hidden_size
-        return tables + norms + self.num_layers * self.num_biases
+        return tables + norms + self.num_more
 
     def adapted(self, target_modules: str) -> Sizes:
         """Return the adapted layers of one decoder layer; `target_modules` as users write it."""

@@ -26,30 +26,36 @@ def shape_of(config: Any) -> ModelShape | None:
         model = AutoModelForCausalLM.from_config(config)
     decoder = open_decoder(model)
     assert not isinstance(decoder, str)
-    layer, switches = decoder.layers[0], decoder.switches
+    layers, switches = decoder.layers, decoder.switches
+    layer = next((layer for layer in layers if layer.experts is not None), layers[0])
+    experts, down, gate_up = layer.experts, layer.down, layer.gate_up
+    inner = experts.down.shape[1] if experts else down.in_features if down else 0
     hidden_size, rows = layer.o.out_features[0], (decoder.num_heads, decoder.num_key_value_heads)
     after = [norm for norm in (layer.after_attention, layer.after_mlp) if norm is not None]
     shape = ModelShape(
         hidden_size=hidden_size,
-        intermediate_size=layer.down.in_features,
-        num_layers=len(decoder.layers),
+        intermediate_size=inner,
+        num_layers=len(layers),
         num_heads=rows[0],
         num_key_value_heads=rows[1],
         head_size=switches.head_size,
         vocab_size=decoder.head.out_features[0],
         is_tied=decoder.head.modules[0].weight is decoder.like,
         qkv_names=_names(layer.qkv),
-        gate_up_names=_names(layer.gate_up),
+        gate_up_names=_names(gate_up) if gate_up else (),
+        num_experts=len(experts.router) if experts else 0,
+        num_chosen=experts.num_chosen if experts else 0,
         num_normed=hidden_size * len(after)
         + (0 if layer.query_norm is None else sum(rows) * switches.head_size),
         norms_in_float32=switches.adds_one_to_norms,
         windows=switches.windows,
         has_score_cap=switches.score_cap is not None,
+        has_sinks=layer.sinks is not None,
         has_logit_cap=switches.logit_cap is not None,
     )
     num_known = shape.linear_parameters + shape.other_parameters
     num_more = sum(parameter.numel() for parameter in model.parameters()) - num_known
-    return replace(shape, num_biases=num_more // shape.num_layers)
+    return replace(shape, num_more=num_more)
 
 
 def _names(projection: Projection) -> tuple[str, ...]:

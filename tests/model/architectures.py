@@ -57,6 +57,6 @@ def make_architecture(folder: Path, model_type: str, **options: object) -> None:
     config = AutoConfig.for_model(model_type, **{**ARCHITECTURES.get(model_type, {}), **options})
     model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 1 and ("norm" in name or name.endswith("bias")):
+        if ("norm" in name and parameter.dim() == 1) or name.endswith("bias"):
             torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.1)
     model.save_pretrained(folder)

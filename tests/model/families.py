@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.model.architectures import SIZES, make_architecture
+from tests.model.architectures import EXPERTS, SIZES, make_architecture
 
 HEADS = {**SIZES, "head_dim": 24}
 """Heads that are wider than their share of the hidden size."""
@@ -48,6 +48,9 @@ CONFIGS = {
     "granite": {**SIZES, "attention_multiplier": 0.1, "embedding_multiplier": 3.0,
                 "residual_multiplier": 0.7, "logits_scaling": 2.0},
     "seed_oss": {**HEADS, "attention_bias": True},
+    "mixtral": {**HEADS, **EXPERTS, "sliding_window": 5},
+    "qwen3_moe": {**HEADS, **EXPERTS, "norm_topk_prob": True},
+    "gpt_oss": {**HEADS, **EXPERTS, **WINDOWED},
 }  # fmt: skip
 
 

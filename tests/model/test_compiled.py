@@ -37,7 +37,7 @@ def learned(module: SummedLoss, *lengths: int) -> tuple[float, dict[str, torch.T
 
 @pytest.mark.parametrize(
     ("family", "num_expected"),
-    [("llama", 4), ("smollm3", 6), ("4-bit llama", 4)],
+    [("llama", 4), ("smollm3", 6), ("4-bit llama", 4), ("gpt_oss", 4)],
 )
 def test_all_layers_and_sizes_share_few_variants(tmp_path: Path, family: str, num_expected: int):
     """Two functions, with and without gradient; twice the first where some layers have no rope."""

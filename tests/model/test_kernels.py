@@ -28,27 +28,27 @@ ON_GPU = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("lengths", "window", "score_cap", "expected"),
+    ("lengths", "window", "is_plain", "expected"),
     [
-        (FULL, None, None, attend_in_batch),
-        ((8192,), None, None, attend_in_batch),
-        (FULL, 2048, None, attend_in_batch),
-        (FULL, 2047, None, attend_varlen),
-        ((2048, 1024), None, None, attend_varlen),
-        ((1024,), None, None, attend_varlen),  # too short to plan for
-        ((2100, 2100), None, None, attend_varlen),  # one of thousands of lengths
-        (None, None, None, attend_varlen),
-        (FULL, None, 50.0, attend_one_by_one),
-        (None, None, 50.0, attend_by_mask),
+        (FULL, None, False, attend_in_batch),
+        ((8192,), None, False, attend_in_batch),
+        (FULL, 2048, False, attend_in_batch),
+        (FULL, 2047, False, attend_varlen),
+        ((2048, 1024), None, False, attend_varlen),
+        ((1024,), None, False, attend_varlen),  # too short to plan for
+        ((2100, 2100), None, False, attend_varlen),  # one of thousands of lengths
+        (None, None, False, attend_varlen),
+        (FULL, None, True, attend_one_by_one),
+        (None, None, True, attend_by_mask),
     ],
 )
-def test_the_fastest_kernel_that_takes_the_spans_is_chosen(lengths, window, score_cap, expected):
-    options = {"sliding_window": window, "score_cap": score_cap}
+def test_the_fastest_kernel_that_takes_the_spans_is_chosen(lengths, window, is_plain, expected):
+    options = {"sliding_window": window, "is_plain": is_plain}
     assert choose_kernel(lengths, **options, is_right=lambda kernel: True) is expected
 
 
 def test_a_kernel_that_is_wrong_here_gives_way_to_the_next():
-    choose = partial(choose_kernel, sliding_window=None, score_cap=None)
+    choose = partial(choose_kernel, sliding_window=None, is_plain=False)
     assert choose(FULL, is_right=lambda kernel: kernel is attend_varlen) is attend_varlen
     assert choose(FULL, is_right=lambda kernel: kernel is attend_in_batch) is attend_in_batch
     assert choose(FULL, is_right=lambda kernel: False) is attend_one_by_one
@@ -59,7 +59,7 @@ def test_a_kernel_is_not_tried_for_spans_that_it_does_not_take():
     """Its plan would take a second when an engine loads that never uses it."""
     tried: list[Kernel] = []
     choose_kernel(
-        (8,), sliding_window=None, score_cap=None, is_right=lambda k: bool(tried.append(k))
+        (8,), sliding_window=None, is_plain=False, is_right=lambda k: bool(tried.append(k))
     )
     assert tried == [attend_varlen]
 

@@ -61,7 +61,7 @@ def test_answers_are_those_of_eager_layers(
         assert num_variants() == NUM_VARIANTS
 
 
-@pytest.mark.parametrize("family", ["smollm3", "gemma3_text", "phi3", "ministral3"])
+@pytest.mark.parametrize("family", ["smollm3", "gemma3_text", "phi3", "ministral3", "gpt_oss"])
 def test_families_share_few_variants(
     tmp_path: Path,
     base_dir: Path,

@@ -14,13 +14,15 @@ SIZES = {"q": (16, 24), "k": (16, 8), "o": (24, 16)}
 BYTES_PER_PAGE = 4 * 8 * (2 * (16 + 24 + 8) + 24 + 16)
 
 
+QK, OUT = (
+    Projection(list(names), [torch.nn.Linear(*SIZES[name]) for name in names])
+    for names in ("qk", "o")
+)
+
+
 def make_slots(max_bytes: int = 10**7, max_slots: int = 3, **options: bool) -> LoraSlots:
-    projections = [
-        Projection(["q", "k"], [torch.nn.Linear(*SIZES["q"]), torch.nn.Linear(*SIZES["k"])]),
-        Projection(["o"], [torch.nn.Linear(*SIZES["o"])]),
-    ]
     return LoraSlots(
-        projections, max_slots=max_slots, max_rows=5, like=torch.zeros(0), max_bytes=max_bytes,
+        [QK, OUT], max_slots=max_slots, max_rows=5, like=torch.zeros(0), max_bytes=max_bytes,
         **{"has_fixed_shapes": False, **options},
     )  # fmt: skip
 
@@ -65,7 +67,7 @@ def check(slots: LoraSlots, slot: int, one: LoadedAdapter) -> None:
 
 
 def add(batch: LoraBatch, output: torch.Tensor, x: torch.Tensor) -> None:
-    update = batch.update(0)
+    update = batch.update(QK)
     if update is not None:
         update.add_([output], update.low(x))
 

@@ -18,7 +18,7 @@ from tests.model.architectures import ARCHITECTURES, make_architecture
 from tests.model.batches import assert_same, build_model, cut, gradients, make_batch
 from tests.serving.clients import TWELVE, Client, generate_twelve
 
-LEAKING = {"opt", "lfm2", "qwen3_next", "gpt_oss", "bloom", "falcon_h1"}
+LEAKING = {"opt", "lfm2", "qwen3_next", "bloom", "falcon_h1"}
 """Those whose examples share a row only as neighbours that see each other."""
 ROWS = [{"prompt": f"Number {n}?", "completion": "It is red."} for n in range(8)]
 

@@ -57,7 +57,7 @@ def test_weights_that_ranks_share_out_are_refused(base_dir: Path, write_rows):
 
 def test_weights_that_run_in_transformers_are_refused(tmp_path: Path, write_rows, base_dir: Path):
     """Before the base model is loaded, and not where they are in 4-bit."""
-    make_architecture(tmp_path, "mixtral")
+    make_architecture(tmp_path, "cohere2")
     for file in base_dir.glob("tokenizer*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     os.environ |= {"BASE_MODEL": str(tmp_path), "BASE_WEIGHTS": "fp8"}

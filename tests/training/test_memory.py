@@ -61,6 +61,12 @@ CASES = {
     "norms of heads": {"model_type": "qwen3"},
     "norms in float32": {"model_type": "gemma3_text", "spans": 8},
     "capped scores": {"model_type": "gemma2", "spans": 8},
+    "experts": {"model_type": "mixtral"},
+    "experts, all recomputed": {"model_type": "qwen3_moe", "num_recomputed": 6},
+    "experts and sinks": {"model_type": "gpt_oss", "spans": 8},
+    "experts and sinks, bfloat16": {"model_type": "gpt_oss", "dtype": torch.bfloat16},
+    "experts in transformers": {**IN_TRANSFORMERS, "model_type": "mixtral"},
+    "experts, 4-bit": {"model_type": "mixtral", "in_4bit": True},
     "norms in float32 beside bfloat16": {"model_type": "gemma3_text", "dtype": torch.bfloat16},
 }
 

@@ -43,6 +43,7 @@ def attend_one_by_one(
     scale: float | None = None,
     sliding_window: int | None = None,
     score_cap: float | None = None,
+    sinks: torch.Tensor | None = None,  # (heads,)
 ) -> torch.Tensor:
     """Attend causally within each span, one call for each; return (tokens, heads, head size)."""
     assert spans.lengths is not None
@@ -54,7 +55,7 @@ def attend_one_by_one(
         if sliding_window is not None and num_tokens > sliding_window:
             positions = torch.arange(num_tokens, device=query.device)
             mask = sees(positions, positions, sliding_window)
-        output = attend_under(mask, span_query, span_key, span_value, scale, score_cap)
+        output = attend_under(mask, span_query, span_key, span_value, scale, score_cap, sinks)
         outputs.append(output[0].transpose(0, 1))
     return torch.cat(outputs)
 
@@ -68,13 +69,14 @@ def attend_by_mask(
     scale: float | None = None,
     sliding_window: int | None = None,
     score_cap: float | None = None,
+    sinks: torch.Tensor | None = None,  # (heads,)
 ) -> torch.Tensor:
     """Do what `attend_one_by_one` does in one call, for lengths that only the device knows."""
     positions = torch.arange(len(query), device=query.device)
     span = torch.searchsorted(spans.offsets, positions, right=True)
     mask = sees(positions, positions, sliding_window) & (span[:, None] == span)
     query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
-    return attend_under(mask, query, key, value, scale, score_cap)[0].transpose(0, 1)
+    return attend_under(mask, query, key, value, scale, score_cap, sinks)[0].transpose(0, 1)
 
 
 def attend_under(
@@ -84,10 +86,11 @@ def attend_under(
     value: torch.Tensor,
     scale: float | None,
     score_cap: float | None,
+    sinks: torch.Tensor | None,  # (heads,)
 ) -> torch.Tensor:
-    """Attend in one call, or step by step with capped scores (Gemma 2, 2024)."""
+    """Attend in one call, or step by step with capped scores (Gemma 2, 2024) and with sinks."""
     is_small = query.device.type == "cpu" and query.dtype.itemsize < 4
-    if score_cap is not None or (is_small and key.shape[2] <= SHORT):
+    if score_cap is not None or sinks is not None or (is_small and key.shape[2] <= SHORT):
         num_keys = key.shape[2]
         if mask is None:
             size = max(SHORT, 1 << (num_keys - 1).bit_length())  # few sizes
@@ -96,7 +99,7 @@ def attend_under(
             bias = mask_bias(mask)
         # The query heads that share a key head are its queries: no key is repeated.
         grouped = query.reshape(1, key.shape[1], -1, query.shape[-1])
-        output = attend_in_steps(bias, grouped, key, value, scale, score_cap)
+        output = attend_in_steps(bias, grouped, key, value, scale, score_cap, sinks)
         return output.view(query.shape)
     return scaled_dot_product_attention(
         *(query, key, value),
@@ -114,15 +117,27 @@ def attend_in_steps(
     value: torch.Tensor,
     scale: float | None,
     score_cap: float | None,
+    sinks: torch.Tensor | None,  # (heads * groups,)
 ) -> torch.Tensor:
-    """Attend by plain products, with softmax in float32."""
+    """Attend by plain products, with softmax in float32.
+
+    A sink (gpt-oss, 2025) is a score of its head that takes part in the softmax, without a value.
+    """
     scores = (query * (scale or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)
     shape = scores.shape
     if score_cap is not None:
         scores = score_cap * torch.tanh(scores.float() / score_cap)
     if bias is not None:
         scores = (scores.view(*shape[:2], -1, *bias.shape[-2:]) + bias).view(shape)
-    return scores.float().softmax(-1).to(value.dtype) @ value
+    scores = scores.float()
+    weights = scores.softmax(-1)
+    output = weights.to(value.dtype) @ value
+    if sinks is None:
+        return output
+    largest, at = scores.max(-1, keepdim=True)
+    log_sum = largest - weights.gather(-1, at).log()  # of the exponentials of scores
+    of_query = sinks.float().repeat_interleave(shape[1] * shape[2] // len(sinks))
+    return output * (log_sum - of_query.view(*shape[1:3], 1)).sigmoid().to(output.dtype)
 
 
 def mask_bias(mask: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -64,12 +64,14 @@ class Decoder:
             read_layer(number, layer, body.config, switches, names, projection, self.dtype)
             for number, layer in enumerate(body.layers)
         ]
+        sinks = [layer.sinks for layer in self.layers if layer.sinks is not None]
+        self.sinks = sinks or None
+        """Those of each layer's attention; None where it has none."""
         self._tables = {
             name: RotaryTable(
-                body.rotary_emb,
-                name,
-                self.like.new_empty(0),
+                *(body.rotary_emb, name, self.like.new_empty(0)),
                 is_interleaved=switches.is_interleaved,
+                is_doubled=switches.doubles_rope,
             )
             for name in switches.ropes
             if name is not None
@@ -90,6 +92,24 @@ class Decoder:
         return [*(p for layer in self.layers for p in layer.projections), self.head]
 
     @property
+    def attention_reason(self) -> str | None:
+        """Return why no kernel serves its attention, which is done in plain steps; None if one."""
+        if self.switches.score_cap is not None:
+            return "its attention scores are capped"
+        return None if self.sinks is None else "its attention has sinks"
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Return whether a pass is the same steps on a GPU for all lengths of spans."""
+        experts = (layer.experts for layer in self.layers if layer.experts is not None)
+        return self.attention_reason is None and all(part.has_kernel for part in experts)
+
+    @property
+    def has_experts(self) -> bool:
+        """Return whether a layer has experts in place of an MLP."""
+        return any(layer.experts is not None for layer in self.layers)
+
+    @property
     def bytes_per_token(self) -> int:
         """Return what the keys and values of a token take."""
         numbers = 2 * len(self.layers) * self.num_key_value_heads * self.switches.head_size
@@ -100,7 +120,8 @@ class Decoder:
 
         The MLP's last product stays as it is: outliers of its inputs make most of the error.
         """
-        chosen = [p for layer in self.layers for p in (layer.qkv, layer.o, layer.gate_up)]
+        parts = (p for layer in self.layers for p in (layer.qkv, layer.o, layer.gate_up))
+        chosen = [part for part in parts if part is not None]
         num_held = sum(p.hold_in_float8(for_training=for_training) for p in chosen)
         release_memory()
         total = sum(len(p.names) for layer in self.layers for p in layer.projections)
@@ -156,15 +177,16 @@ class Decoder:
         scale, score_cap = self.switches.scale, self.switches.score_cap
 
         def attend_within(layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            options = {"scale": scale, "score_cap": score_cap, "sliding_window": layer.window}
-            return attend(query, key, value, spans, **options).flatten(1)
+            options = {"scale": scale, "score_cap": score_cap, "sinks": layer.sinks}
+            window = layer.window
+            return attend(query, key, value, spans, sliding_window=window, **options).flatten(1)
 
         return attend_within
 
     def prove_attention(self) -> str | None:
         """Return which kernels of attention a GPU will use, and why no faster ones."""
         rows = self.num_heads, self.num_key_value_heads, self.switches.head_size
-        return prove_kernels(Heads(self.device, self.dtype, *rows), self.switches.score_cap)
+        return prove_kernels(Heads(self.device, self.dtype, *rows), self.attention_reason)
 
     def head_input(self, hidden: Tensor) -> Tensor:
         """Return what the head reads (tokens, hidden size)."""

@@ -43,18 +43,19 @@ def attend(
     scale: float | None = None,
     sliding_window: int | None = None,
     score_cap: float | None = None,
+    sinks: Tensor | None = None,  # (heads,)
 ) -> Tensor:
     """Attend causally within each span; return (tokens, heads, head size)."""
     heads = Heads(query.device, query.dtype, query.shape[1], *key.shape[1:])
     kernel = choose_kernel(
         spans.lengths,
         sliding_window=sliding_window,
-        score_cap=score_cap,
+        is_plain=score_cap is not None or sinks is not None,
         is_right=lambda kernel: unsupported_reason(kernel, heads) is None,
     )
     options: dict[str, Any] = {"scale": scale, "sliding_window": sliding_window}
-    if score_cap is not None:
-        options["score_cap"] = score_cap
+    if score_cap is not None or sinks is not None:
+        options |= {"score_cap": score_cap, "sinks": sinks}
     return kernel(query, key, value, spans, **options)
 
 
@@ -62,11 +63,14 @@ def choose_kernel(
     lengths: tuple[int, ...] | None,
     *,
     sliding_window: int | None,
-    score_cap: float | None,
+    is_plain: bool,
     is_right: Callable[[Kernel], bool],
 ) -> Kernel:
-    """Return the fastest kernel that takes spans of these lengths; None where they are unknown."""
-    if score_cap is None:
+    """Return the fastest kernel that takes spans of these lengths; None where they are unknown.
+
+    Capped scores and sinks are done in plain steps.
+    """
+    if not is_plain:
         if lengths and _fill_batch(lengths, sliding_window) and is_right(attend_in_batch):
             return attend_in_batch
         if is_right(attend_varlen):
@@ -144,7 +148,7 @@ def _arguments(function: Any) -> frozenset[str]:
     return frozenset(signature(function).parameters)
 
 
-def prove_kernels(heads: Heads, score_cap: float | None) -> str | None:
+def prove_kernels(heads: Heads, plain_reason: str | None) -> str | None:
     """Return which kernels a GPU will use, and why no faster ones, after trying them.
 
     None where it is no GPU.
@@ -152,8 +156,8 @@ def prove_kernels(heads: Heads, score_cap: float | None) -> str | None:
     if heads.device.type != "cuda":
         return None
     by_span = "attention is a call for each example"
-    if score_cap is not None:
-        return f"{by_span}: no kernel caps scores"
+    if plain_reason is not None:
+        return f"{by_span}: {plain_reason}"
     against_varlen = unsupported_reason(attend_varlen, heads)
     line = f"{by_span}, not varlen: {against_varlen}" if against_varlen else "attention is varlen"
     if reason := unsupported_reason(attend_in_batch, heads):

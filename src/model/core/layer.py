@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.model.core.blocks.experts import Experts, mix_experts, read_experts
 from src.model.core.families.switches import Switches
 from src.model.core.layers import ACTIVATIONS, Norm, Projection, normalize, recomputed, rotate
 from src.model.core.lora import Update, Updates
@@ -28,8 +29,12 @@ class Layer:
     key_norm: Norm | None
     qkv: Projection
     o: Projection
-    gate_up: Projection
-    down: Projection
+    gate_up: Projection | None
+    down: Projection | None
+    experts: Experts | None
+    """In place of gate, up and down."""
+    sinks: Tensor | None
+    """A score for each head that takes its share of the attention and gives nothing."""
     qkv_sizes: tuple[int, ...]
     dtype: torch.dtype
     """Of what the products read."""
@@ -37,7 +42,8 @@ class Layer:
     @property
     def projections(self) -> tuple[Projection, ...]:
         """Return them in the order of `Updates`."""
-        return self.qkv, self.o, self.gate_up, self.down
+        mlp = (self.gate_up, self.down)
+        return self.qkv, self.o, *(part for part in mlp if part is not None)
 
 
 def before_attention(
@@ -69,15 +75,24 @@ def after_attention(
     (output,) = project(layer.o, updates.o, None, mixed)
     output = normalize(output, layer.after_attention, layer.dtype)
     x = _add(x, output, switches.residual_scale)
-    gate_up = project(
-        layer.gate_up, updates.gate_up, lambda x: normalize(x, layer.before_mlp, layer.dtype), x
-    )
+    output = normalize(_mlp(x, layer, switches, updates), layer.after_mlp, layer.dtype)
+    return _add(x, output, switches.residual_scale)
+
+
+def _mlp(x: Tensor, layer: Layer, switches: Switches, updates: Updates) -> Tensor:
+    def read(x: Tensor) -> Tensor:
+        return normalize(x, layer.before_mlp, layer.dtype)
+
+    if layer.experts is not None:
+        return mix_experts(recomputed(read, x), layer.experts)
+    assert layer.gate_up is not None
+    assert layer.down is not None
+    gate_up = project(layer.gate_up, updates.gate_up, read, x)
     if len(gate_up) == 1:
         gate_up = gate_up[0].chunk(2, dim=-1)
     act = ACTIVATIONS[switches.activation]
     (output,) = project(layer.down, updates.down, lambda gate, up: act(gate) * up, *gate_up)
-    output = normalize(output, layer.after_mlp, layer.dtype)
-    return _add(x, output, switches.residual_scale)
+    return output
 
 
 def _add(x: Tensor, output: Tensor, scale: float) -> Tensor:
@@ -126,7 +141,8 @@ def read_layer(
     dtype: torch.dtype,
 ) -> Layer:
     """Return the weights of a layer as transformers loaded it; `names` are those of modules."""
-    attention = layer.self_attn
+    attention, mlp = layer.self_attn, layer.mlp
+    experts, sinks = read_experts(mlp, switches.activation), getattr(attention, "sinks", None)
 
     def norm(module: Any, name: str | None) -> Norm | None:
         part = getattr(module, name, None) if name else None
@@ -150,8 +166,10 @@ def read_layer(
         key_norm=norm(attention, "k_norm"),
         qkv=read(attention, ("q_proj", "k_proj", "v_proj"), ("qkv_proj",)),
         o=read(attention, ("o_proj",)),
-        gate_up=read(layer.mlp, ("gate_proj", "up_proj"), ("gate_up_proj",)),
-        down=read(layer.mlp, ("down_proj",)),
+        gate_up=None if experts else read(mlp, ("gate_proj", "up_proj"), ("gate_up_proj",)),
+        down=None if experts else read(mlp, ("down_proj",)),
+        experts=experts,
+        sinks=None if sinks is None else sinks.data,
         qkv_sizes=tuple(number * switches.head_size for number in rows),
         dtype=dtype,
     )

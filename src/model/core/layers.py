@@ -55,9 +55,17 @@ def rotate(x: Tensor, rope: tuple[Tensor, ...], is_interleaved: bool) -> Tensor:
 class RotaryTable:
     """Cosines and sines of all positions, as the base model's own rotary embedding makes them."""
 
-    def __init__(self, embedding: Any, name: str, like: Tensor, *, is_interleaved: bool) -> None:
+    def __init__(
+        self,
+        embedding: Any,
+        name: str,
+        like: Tensor,
+        *,
+        is_interleaved: bool,
+        is_doubled: bool = True,
+    ) -> None:
         self._embedding, self._name, self._like = embedding, name, like
-        self._is_interleaved = is_interleaved
+        self._is_interleaved, self._is_doubled = is_interleaved, is_doubled
         self._tables = [torch.empty(0)]
         """The last one counts: captured passes may still read those before."""
 
@@ -70,8 +78,8 @@ class RotaryTable:
         positions = torch.arange(num_positions, device=self._like.device)
         names = (self._name,) if self._name else ()
         cos, sin = (x[0] for x in self._embedding(self._like, positions[None], *names))
-        # Both halves of transformers' tables are the same. The minus of the rotation is in ours.
-        half = cos.shape[-1] // 2
+        # The halves of doubled tables are the same. The minus of the rotation is in ours.
+        half = cos.shape[-1] // (2 if self._is_doubled else 1)
         cos, sin = cos[:, :half], sin[:, :half]
         parts = torch.stack((cos, cos, -sin, sin)).view(2, 2, num_positions, half)
         order = (2, 0, 3, 1) if self._is_interleaved else (2, 0, 1, 3)

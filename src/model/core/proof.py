@@ -16,6 +16,8 @@ D = TypeVar("D", bound=Decoder)
 LENGTH = 8
 """Tokens that are tried."""
 MAX_ID = 1000
+SHARE = 0.75
+"""Of the tokens whose states are right, where rounding may choose an expert."""
 
 
 def open_proven(model: Any, kind: type[D], projection: type[Projection] = Projection) -> D | str:
@@ -41,11 +43,14 @@ def find_difference(model: Any, decoder: Decoder) -> str | None:
     spans = Spans.between((0, LENGTH), decoder.device)
     layers = decoder.run_alone(states[:-1], spans, decoder.updates(LENGTH))
     tolerance = tolerance_of(decoder.dtype)
+    # In 16 bits a router may take the other of two experts whose scores are nearly the same.
+    share = SHARE if decoder.has_experts and decoder.dtype.itemsize < 4 else 1.0
     pairs = [*zip(layers, states[1:], strict=True), (decoder.scores(states[-1]), scores)]
     for ours, theirs in pairs:
         # Token by token: the first one's states may be a hundred times as large as those of others.
         off, size = (x.float().norm(dim=-1) for x in (ours - theirs, theirs))
-        if not (off <= tolerance * size).all():  # neither is a NaN
+        is_right = off <= tolerance * size  # neither is a NaN
+        if is_right.float().mean() < share:
             return f"this {model.config.model_type} differs from those that ours knows"
     return None
 

@@ -56,8 +56,7 @@ class ModelRunner:
         )
         # Captured steps read lengths on the device, where there is a kernel that does.
         reason = split_unsupported_reason(self.kv_cache, decoder.num_heads)
-        if switches.score_cap is not None:
-            reason = "its attention scores are capped"
+        reason = decoder.attention_reason or reason
         self._is_split = has_fixed_shapes and reason is None
         if has_fixed_shapes and reason:
             print(f"decoding reads the cache in buckets of lengths: {reason}", flush=True)
@@ -78,9 +77,11 @@ class ModelRunner:
             has_fixed_shapes=has_fixed_shapes or is_compiled,
             has_kernel=has_kernel,
         )
-        self._head = len(decoder.projections) - 1
-        """The number of the head among the projections."""
-        self._scoring = {"scale": switches.scale, "score_cap": switches.score_cap}
+        self._scoring = {
+            "scale": switches.scale,
+            "score_cap": switches.score_cap,
+            "sinks": decoder.sinks,
+        }
         self._slot_starts = torch.arange(num_slots, device=self._device) * (max_seq_len + 1)
 
     def prefill(
@@ -133,7 +134,7 @@ class ModelRunner:
         return self._scores(hidden, lora)
 
     def _scores(self, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
-        return self._decoder.scores(hidden, lora.update(self._head) if lora else None)
+        return self._decoder.scores(hidden, lora.update(self._decoder.head) if lora else None)
 
     def length_bucket(self, length: int) -> int:
         """Return how much of the cache a captured step reads, of rows up to this length."""

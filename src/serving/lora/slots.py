@@ -33,7 +33,7 @@ class _Resident:
 
     slot: int
     pages: list[int]
-    projections: frozenset[int]
+    projections: frozenset[Projection]
     """Which of the model's it adapts."""
     num_bytes: int
     num_users: int = 0
@@ -57,14 +57,14 @@ class LoraSlots:
         self._projections, self._like, self._has_kernel = projections, like, has_kernel
         self._max_slots, self._max_bytes = max_slots, max_bytes
         self._has_fixed_shapes = has_fixed_shapes
-        self._page_bytes = [
-            PAGE_RANK * len(p.names) * (p.in_features + sum(p.out_features)) * like.itemsize
+        self._page_bytes = {
+            p: PAGE_RANK * len(p.names) * (p.in_features + sum(p.out_features)) * like.itemsize
             for p in projections
-        ]
+        }
         self._num_pages = max(max_slots * USUAL_RANK, MAX_RANK) // PAGE_RANK
         if has_fixed_shapes:  # else memory is taken as pages are written
-            self._num_pages = min(self._num_pages, max_bytes // sum(self._page_bytes))
-        self._stacks: dict[int, StackedLora] = {}
+            self._num_pages = min(self._num_pages, max_bytes // sum(self._page_bytes.values()))
+        self._stacks: dict[Projection, StackedLora] = {}
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
         # What a captured step reads: the same memory whatever the rows are.
         self._table = torch.zeros(max_rows * MAX_PAGES, dtype=torch.int32, device=like.device)
@@ -114,7 +114,7 @@ class LoraSlots:
         if len(set(slots)) == 1:
             return self.of_slot(*used)
         owners = {page: slot for slot, resident in residents.items() for page in resident.pages}
-        projections = frozenset[int]().union(*(r.projections for r in residents.values()))
+        projections = frozenset[Projection]().union(*(r.projections for r in residents.values()))
         device, ids = self._like.device, list(range(max(owners) + 1))
         pages: slice | torch.Tensor = slice(0, len(ids))
         if len(ids) > GATHER_COST * len(owners):
@@ -125,11 +125,11 @@ class LoraSlots:
 
     def _of_pages(
         self,
-        projections: Collection[int],
+        projections: Collection[Projection],
         pages: slice | torch.Tensor,
         is_other: torch.Tensor | None = None,
     ) -> LoraBatch:
-        stacks = {number: self._stacks[number] for number in projections}
+        stacks = {projection: self._stacks[projection] for projection in projections}
         return LoraBatch(stacks, lambda stack: PagesUpdate(*stack.read(pages), is_other))
 
     def _by_table(self, pages: Sequence[Sequence[int]]) -> LoraBatch:
@@ -151,12 +151,12 @@ class LoraSlots:
     def _place(self, adapter: LoadedAdapter) -> _Resident | None:
         """Write an adapter into free pages; None, with nothing changed, while they are too few."""
         projections = frozenset(
-            number
-            for number, projection in enumerate(self._projections)
+            projection
+            for projection in self._projections
             if self._has_fixed_shapes or any(name in adapter.modules for name in projection.names)
         )
         num_pages = num_pages_of(adapter.max_rank)
-        page_bytes = sum(self._page_bytes[number] for number in projections)
+        page_bytes = sum(self._page_bytes[projection] for projection in projections)
         most = min(self._num_pages, self._max_bytes // page_bytes)
         if num_pages > most:
             raise UserError(
@@ -174,9 +174,9 @@ class LoraSlots:
         taken = {page for resident in stay.values() for page in resident.pages}
         pages = [page for page in range(self._num_pages) if page not in taken][:num_pages]
         self._residents = stay
-        for number in projections - self._stacks.keys():
-            self._stacks[number] = StackedLora(
-                self._projections[number], num_pages=self._num_pages, like=self._like
+        for projection in projections - self._stacks.keys():
+            self._stacks[projection] = StackedLora(
+                projection, num_pages=self._num_pages, like=self._like
             )
         for stack in self._stacks.values():
             stack.write(pages, adapter.modules)

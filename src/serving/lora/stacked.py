@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from src.model.core.layer import Layer
 from src.model.core.layers import Projection
 from src.model.core.lora import Update, Updates
 from src.model.shape import PAGE_RANK
@@ -82,19 +83,18 @@ class PagesUpdate(NamedTuple):
 class LoraBatch:
     """The adapters of the rows of one forward pass."""
 
-    stacks: Mapping[int, StackedLora]
-    """By the number of the projection; only those that the adapters change."""
+    stacks: Mapping[Projection, StackedLora]
+    """Only of those that the adapters change."""
     to_update: Callable[[StackedLora], Update]
     """Returns what the rows' pages of one projection add."""
     key: Hashable = None
     """Steps with the same key read the same memory."""
 
-    def update(self, number: int) -> Update | None:
+    def update(self, projection: Projection) -> Update | None:
         """Return what the adapters add to a projection."""
-        stack = self.stacks.get(number)
+        stack = self.stacks.get(projection)
         return None if stack is None else self.to_update(stack)
 
-    def of_layer(self, number: int) -> Updates:
+    def of_layer(self, layer: Layer) -> Updates:
         """Return what the adapters add in a layer."""
-        first = number * len(Updates._fields)
-        return Updates(*(self.update(first + part) for part in range(len(Updates._fields))))
+        return Updates(*map(self.update, layer.projections))

@@ -72,7 +72,7 @@ class KVCache:
 class DecodeAttention:
     """One new token in each of the first rows of the cache.
 
-    A window is None, or how many of the last tokens a layer sees.
+    A window is None, or how many of the last tokens a layer sees; `sinks` has those of each layer.
     """
 
     def __init__(
@@ -86,8 +86,9 @@ class DecodeAttention:
         position: torch.Tensor,  # (rows,) the last token's
         scale: float | None = None,
         score_cap: float | None = None,
+        sinks: Sequence[torch.Tensor | None] | None = None,
     ) -> None:
-        self._scale, self._score_cap = scale, score_cap
+        self._scale, self._score_cap, self._sinks = scale, score_cap, sinks
         self._views = {}
         is_even = False
         if lengths is not None:
@@ -102,7 +103,7 @@ class DecodeAttention:
             if not is_even:
                 read = torch.arange(start, length, device=position.device)
                 seen = sees(position, read, window)[:, None, None]  # (rows, 1, 1, positions)
-                if score_cap is None:
+                if score_cap is None and sinks is None:
                     mask = mask_bias(seen, keys[0].dtype)
                 else:
                     mask = mask_bias(seen)[:, None]
@@ -115,12 +116,14 @@ class DecodeAttention:
         rows, heads, size = query.shape
         # The query heads that share a key head are its queries: no key is repeated.
         grouped = query.reshape(rows, key.shape[1], -1, size)
-        if self._score_cap is None:
+        sinks = None if self._sinks is None else self._sinks[layer]
+        if self._score_cap is None and sinks is None:
             output = scaled_dot_product_attention(
                 grouped, key, value, attn_mask=mask, scale=self._scale
             )
         else:
-            output = attend_in_steps(mask, grouped, key, value, self._scale, self._score_cap)
+            scoring = self._scale, self._score_cap, sinks
+            output = attend_in_steps(mask, grouped, key, value, *scoring)
         return output.reshape(rows, heads * size)
 
 
@@ -187,8 +190,9 @@ class PrefillAttention:
         device: torch.device,
         scale: float | None = None,
         score_cap: float | None = None,
+        sinks: Sequence[torch.Tensor | None] | None = None,
     ) -> None:
-        self._scale, self._score_cap = scale, score_cap
+        self._scale, self._score_cap, self._sinks = scale, score_cap, sinks
         self._views = {}
         queries = torch.arange(start, stop, device=device)
         for window in windows:
@@ -208,5 +212,6 @@ class PrefillAttention:
             # For shared heads under a mask there is only a kernel that holds all scores in memory.
             key, value = (x.repeat_interleave(num_sharing, 1) for x in (key, value))
         query = query.transpose(0, 1)[None]
-        output = attend_under(mask, query, key, value, self._scale, self._score_cap)
+        sinks = None if self._sinks is None else self._sinks[layer]
+        output = attend_under(mask, query, key, value, self._scale, self._score_cap, sinks)
         return output[0].transpose(0, 1).flatten(1)

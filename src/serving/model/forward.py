@@ -83,15 +83,15 @@ class CachedDecoder:
         def enter(layer: Layer, updates: Updates) -> Entry:
             return Entry(where.rope(layer), where.query_growth, places, updates.qkv)
 
-        def of_layer(number: int) -> Updates:
-            return lora.of_layer(number) if lora else Updates()
+        def of_layer(layer: Layer) -> Updates:
+            return lora.of_layer(layer) if lora else Updates()
 
         between = self.pass_adapted_between if lora else self.pass_between
-        updates = of_layer(0)
+        updates = of_layer(first)
         query = enter_attention(x, first, switches, enter(first, updates), cache.places(0))
         for layer, following in pairwise(decoder.layers):
             mixed, passed = attend(query, layer.number, layer.window), updates
-            updates = of_layer(following.number)
+            updates = of_layer(following)
             x, query = between(
                 *(x, mixed, layer, passed, following, switches),
                 enter(following, updates),

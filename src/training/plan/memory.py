@@ -59,9 +59,10 @@ def attention_bytes(work: Workload, lengths: Sequence[int]) -> float:
     """
     shape, b = work.shape, work.element_bytes
     weight = 4 + (b if b < 4 else 0) + (4 if shape.has_score_cap else 0)
+    is_plain = shape.has_score_cap or shape.has_sinks
     kept = 0.0
     for length in lengths:
-        if shape.has_score_cap or (b < 4 and not work.on_gpu and length <= SHORT):
+        if is_plain or (b < 4 and not work.on_gpu and length <= SHORT):
             kept += length**2 * shape.num_heads * weight
         elif not work.on_gpu:
             masked = sum(window is not None and length > window for window in shape.windows)
@@ -139,7 +140,7 @@ def _layer_activations(work: Workload) -> float:
         shape.intermediate_size,
     )
     # The residual, twice; query, key, value, what attention gives; gate and up.
-    elements = 2 * h + 2 * q + 2 * kv + 2 * f
+    elements = 2 * h + 2 * q + 2 * kv + 2 * f * max(1, shape.num_chosen)
     adapted = shape.adapted(work.target_modules)
     if not work.on_gpu and "o_proj" in adapted:
         elements += q  # outputs of the spans are joined by a copy
@@ -147,6 +148,11 @@ def _layer_activations(work: Workload) -> float:
         elements += q + kv  # the value is a part of all three
     elements += len(adapted) * work.lora_rank
     statistics = 4 * shape.num_heads
+    if shape.has_sinks:
+        elements += q  # what attention gives without them
+        statistics += 24 * shape.num_heads
+    # Their shares, and for each chosen one its weights, its number and three orders.
+    statistics += 4 * shape.num_experts + (8 + b + 32) * shape.num_chosen
     normed = shape.num_normed * (4 if shape.norms_in_float32 else b)
     a_token = elements * b + statistics + normed + work.attention_bytes
     if work.shares_weights:
@@ -159,6 +165,10 @@ def _more_in_transformers(work: Workload) -> float:
     shape, b = work.shape, work.element_bytes
     # Both normed states, before and after their weight; the activation and the gated product.
     more = (4 * shape.hidden_size + 2 * shape.intermediate_size) * b
+    if shape.num_experts:
+        # For each expert of a token, and what experts read and give, before and after its weight.
+        more += (shape.num_chosen - 1) * 2 * shape.intermediate_size * b
+        more += shape.num_chosen * 5 * shape.hidden_size * b
     if b < 4:
         more += 8 * shape.hidden_size  # what the norms read, in float32
     if work.has_dropout:
@@ -195,9 +205,14 @@ def _backward_space(work: Workload) -> float:
     shape, b = work.shape, work.element_bytes
     if work.shares_weights:
         return 0.0  # what transformers has kept goes as fast as gradients come
-    inner = 4 * work.num_tokens * shape.intermediate_size * b
-    if work.has_dropout:
-        inner += work.num_tokens * shape.intermediate_size * b
+    if shape.num_experts:
+        # Gate, up, what they give and the gradients; what goes into experts and comes out of them.
+        pair = (4 * shape.intermediate_size + 2 * shape.hidden_size) * b
+        inner, widest = work.num_tokens * shape.num_chosen * pair, shape.query_size
+    else:
+        dropped = 1 if work.has_dropout else 0
+        inner = (4 + dropped) * work.num_tokens * shape.intermediate_size * b
+        widest = shape.intermediate_size
     if work.in_4bit and not work.keeps_dequantized:
-        inner += shape.hidden_size * shape.intermediate_size * (b + 4)
+        inner += shape.hidden_size * widest * (b + 4)
     return inner

@@ -36,6 +36,8 @@ class Switches:
     activation: str = "silu"
     is_interleaved: bool = False
     """Whether a rotation turns neighbouring numbers instead of the halves of a head."""
+    doubles_rope: bool = True
+    """Whether transformers' tables of cosines and sines hold each number twice."""
     score_cap: float | None = None
     logit_cap: float | None = None
     embedding_scale: float = 1.0

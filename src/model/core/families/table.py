@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from src.model.core.blocks.experts import unfit_experts
 from src.model.core.families.exaone import exaone4
 from src.model.core.families.gemma import gemma, gemma2, gemma3
 from src.model.core.families.glm import glm, glm4
+from src.model.core.families.gpt_oss import gpt_oss
 from src.model.core.families.granite import granite
 from src.model.core.families.ministral import ministral3
 from src.model.core.families.olmo import olmo2, olmo3
@@ -34,6 +36,9 @@ FAMILIES: dict[str, Callable[[Any], Switches]] = {
     "exaone4": exaone4,
     "granite": granite,
     "seed_oss": base_switches,
+    "mixtral": windowed,
+    "qwen3_moe": windowed,
+    "gpt_oss": gpt_oss,
 }
 
 _DEPENDENT_ROPES = {"dynamic", "longrope"}
@@ -46,6 +51,8 @@ def switches_of(config: Any) -> Switches | str:
         return f"its architecture is {config.model_type}"
     if (rope := dependent_rope(config)) is not None:
         return f"its rotary embedding is {rope}"
+    if hasattr(config, "num_experts_per_tok") and (reason := unfit_experts(config)) is not None:
+        return reason
     switches = family(config)
     if switches.activation not in ACTIVATIONS:
         return f"its activation is {switches.activation}"
