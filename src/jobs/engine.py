@@ -32,6 +32,8 @@ from src.jobs.printed import ContextLog, LineLog
 if TYPE_CHECKING:
     from src.serving.predictor import TextPredictor
 
+LOOK_SECONDS = 1.0
+
 
 class Requests:
     """The requests that are being answered."""
@@ -80,6 +82,17 @@ class Requests:
         self._send({"event": "end", "id": id, **end})
 
 
+async def end_with_engine(predictor: "TextPredictor") -> None:
+    """End the process once nothing answers in it: whoever started it can start another."""
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            predictor.check_alive()
+        except RuntimeError as error:
+            print(error, file=sys.stderr, flush=True)
+            os._exit(1)
+
+
 def load_predictor() -> "TextPredictor":
     """Load the base model, and the container's own weights if there are any."""
     # Here, as it takes seconds in which the end of stdin is noticed.
@@ -107,7 +120,8 @@ async def main() -> None:
         os._exit(1)
     channel.send({"event": "ready", "model": predictor.describe()})
     requests = Requests(predictor, channel.send, printed)
-    while True:
+    watch = asyncio.create_task(end_with_engine(predictor))  # held, as the loop does not
+    while not watch.done():
         requests.take(await messages.get())
         await asyncio.sleep(0)  # a request has begun before it can be canceled
 

@@ -17,6 +17,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,6 @@ class Commands:
     def __init__(self, channel: Channel) -> None:
         self._training: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._has_ended = threading.Event()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         threading.Thread(target=self._receive, args=[channel], daemon=True).start()
 
     def training(self) -> Message:
@@ -74,23 +75,34 @@ def run_job(commands: Commands, channel: Channel) -> Message:
     """Train, and return how it ended."""
     end = {"event": "end", "status": "succeeded", "error": None, "weights": None}
     try:
-        asked = commands.training()
-        check_names(train.train, asked["input"])
-        archive = run_training(
-            {name: _value(name, value) for name, value in asked["input"].items()},
-            record_metric=lambda *_, **__: None,
-            on_record=lambda record: channel.send({"event": "metric", "record": record}),
-            names=asked.get("names", {}),
-            server=commands,
-        )
-        if archive is not None:
-            _move(archive, Path(asked["output"]))
-            end["weights"] = asked["output"]
+        with _cancelable():
+            asked = commands.training()
+            check_names(train.train, asked["input"])
+            archive = run_training(
+                {name: _value(name, value) for name, value in asked["input"].items()},
+                record_metric=lambda *_, **__: None,
+                on_record=lambda record: channel.send({"event": "metric", "record": record}),
+                names=asked.get("names", {}),
+                server=commands,
+            )
+            if archive is not None:
+                _move(archive, Path(asked["output"]))
+                end["weights"] = asked["output"]
     except KeyboardInterrupt:
         end["status"] = "canceled"
     except Exception as error:
         end |= {"status": "failed", "error": describe_failure(error)}
     return end
+
+
+@contextmanager
+def _cancelable() -> Iterator[None]:
+    """Context in which a cancel raises KeyboardInterrupt, one that came before it at once."""
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
 def _value(name: str, value: Any) -> Any:
@@ -107,11 +119,12 @@ def _move(archive: Path, output: Path) -> None:
 
 def main() -> int:
     """Run the job and return the exit code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     channel = Channel()
     sys.stdout = LineLog(lambda lines: channel.send({"event": "log", "text": lines}))
     commands = Commands(channel)
     end = run_job(commands, channel)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not commands.is_gone():
         channel.send(end)
     channel.close()

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from src.errors import UserError
 from src.service.app import make_app
 from src.service.http.access_log import log_as_json
+from src.service.listen import open_sockets
 from src.service.service import Service
 from src.service.settings import ServiceSettings, is_loopback, read_service_settings
 from src.service.store.database import Database
@@ -49,6 +50,7 @@ def _serve(settings: ServiceSettings, database: Database, options: argparse.Name
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"DATA_DIR: another service runs in {settings.data_dir}") from None
+    sockets = open_sockets(options.host, options.port)
     if not database.read_now(list_tokens):
         token = database.write_now(add_token, FIRST_OWNER)
         print(f"the token of {FIRST_OWNER}, shown only now: {token}", flush=True)
@@ -61,8 +63,6 @@ def _serve(settings: ServiceSettings, database: Database, options: argparse.Name
     service = Service(settings, database)
     config = uvicorn.Config(
         make_app(service),
-        host=options.host,
-        port=options.port,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -70,8 +70,8 @@ def _serve(settings: ServiceSettings, database: Database, options: argparse.Name
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     server = _Server(config, service)
-    server.run()
-    return 0 if server.started else 1
+    server.run(sockets=sockets)
+    return 0 if server.started and not service.has_failed else 1
 
 
 class _Server(uvicorn.Server):
@@ -80,11 +80,16 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        service.on_failure = self._end
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop."""
         self._service.begin_stop()
         super().handle_exit(sig, frame)
+
+    def _end(self) -> None:
+        self._service.begin_stop()
+        self.should_exit = True
 
 
 def _make_folder(folder: Path) -> None:

@@ -1,8 +1,9 @@
 """The parts of the service, put together, and their beginning and end."""
 
 import asyncio
+import logging
 import secrets
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection
@@ -27,6 +28,8 @@ from src.service.work.retention import Retention
 from src.service.work.trainings import Trainings
 from src.service.work.webhooks import WebhookSender
 from src.service.work.workers import make_executor
+
+log = logging.getLogger("service")
 
 
 class Service:
@@ -57,6 +60,9 @@ class Service:
         """Those whose bytes are coming."""
         self._retention = Retention(settings, database, self.blobs)
         self._tasks: list[asyncio.Task[Any]] = []
+        self.has_failed = False
+        """Whether a part of it has ended by itself: it can only end, and be started again."""
+        self.on_failure: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Take up what was left, and begin to work."""
@@ -67,6 +73,8 @@ class Service:
         await self.trainings.recover()
         parts = (self.engines, self.predictions, self.trainings, self.webhooks, self._retention)
         self._tasks = [asyncio.create_task(part.run()) for part in parts]
+        for task in self._tasks:
+            task.add_done_callback(self._note_end)
 
     def begin_stop(self) -> None:
         """Begin no more predictions: those that run have time to end."""
@@ -76,9 +84,15 @@ class Service:
         """End the work: trainings can go on from their checkpoints."""
         for task in reversed(self._tasks):
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait([task])
         self.database.close()
+
+    def _note_end(self, task: asyncio.Task[Any]) -> None:
+        """Have the service end with a part of it that ended before it was asked to."""
+        if not task.cancelled():
+            log.critical("a part of the service has ended", exc_info=task.exception())
+            self.has_failed = True
+            self.on_failure()
 
     async def check_room(self, owner: str, num_bytes: int) -> None:
         """Raise Problem where an owner has too much stored or unfinished for more."""

@@ -137,6 +137,10 @@ class TextPredictor:
             "num_slots": self._engine.num_slots,
         }
 
+    def check_alive(self) -> None:
+        """Raise an error where no request will be answered any more."""
+        self._engine.check_alive()
+
     def process_metrics(self) -> dict[str, Any]:
         """Return what each request records as `process`."""
         return self._process.now()

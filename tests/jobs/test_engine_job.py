@@ -188,3 +188,13 @@ def test_no_cancel_is_lost(engine: Job):
         for id in ids:
             engine.send(do="cancel", id=id)
         assert [engine.event("end")["status"] for _ in ids] == ["canceled"] * 16
+
+
+def test_the_process_ends_with_its_engine(base_dir: Path):
+    job = Job("tests.jobs.dying_engine", BASE_MODEL=str(base_dir))
+    try:
+        job.event("ready")
+        ask(job, "last", prompt="?")
+        assert job.process.wait(60) == 1
+    finally:
+        job.kill()

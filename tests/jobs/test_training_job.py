@@ -114,6 +114,17 @@ def test_cancel_ends_all_ranks(start, tmp_path: Path):
     assert not (tmp_path / "weights.tar").exists()
 
 
+def test_cancel_before_the_training_has_come_is_an_end_too(base_dir: Path):
+    job = Job(TRAINING, BASE_MODEL=str(base_dir))
+    try:
+        job.send(do="cancel")
+        end = job.event("end")
+        assert (end["status"], end["error"], end["weights"]) == ("canceled", None, None)
+        assert job.process.wait(60) == 1
+    finally:
+        job.kill()
+
+
 def test_cancel_keeps_the_adapter_if_asked(start, tmp_path: Path):
     job = start({"CHECKPOINT_DIR": str(tmp_path / "kept")}, **LONG, save_on_cancel=True)
     job.event("metric")

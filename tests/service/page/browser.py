@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+
+from src.process_tree import end_together
 
 DRIVER, CHROMIUM = shutil.which("chromedriver"), shutil.which("chromium")
 SECONDS = 120.0
@@ -133,16 +136,23 @@ def running_browser() -> Iterator[Browser]:
     driver = subprocess.Popen(
         [DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+    # Neither outlives a test that is killed.
+    watchers = [end_together(os.getpid(), driver.pid)]
     try:
-        session = f"{address}/session/{_begin(address)}"
+        begun = _begin(address)
+        watchers.append(end_together(driver.pid, begun["capabilities"]["goog:processID"]))
+        session = f"{address}/session/{begun['sessionId']}"
         yield Browser(session)
         requests.delete(session, timeout=SECONDS)
     finally:
         driver.terminate()
         driver.wait()
+        for watcher in watchers:
+            if watcher is not None:
+                watcher.wait()
 
 
-def _begin(address: str) -> str:
+def _begin(address: str) -> dict[str, Any]:
     asked = {
         "browserName": "chrome",
         "goog:chromeOptions": {"args": OPTIONS, "binary": CHROMIUM},
@@ -158,4 +168,4 @@ def _begin(address: str) -> str:
             time.sleep(0.05)
         else:
             assert "sessionId" in answer, answer
-            return answer["sessionId"]
+            return answer
