@@ -11,10 +11,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from src.service.http.access_log import AccessLog
+from src.service.http.body import NoNul
 from src.service.http.limits import BodyLimit
 from src.service.http.metrics import metrics
 from src.service.http.problem import Problem, answer_fault, answer_http_error, answer_problem
-from src.service.openai.endpoint import unknown_url
+from src.service.openai.endpoint import answer_error, unknown_url
 from src.service.openai.routes import PREFIX as OPENAI_PREFIX
 from src.service.openai.routes import openai_routes
 from src.service.page.new.preview import Previews
@@ -45,6 +46,7 @@ def make_app(service: Service) -> Starlette:
         ],
         middleware=[
             Middleware(AccessLog),
+            Middleware(NoNul, answer=answer_early),
             Middleware(BodyLimit, max_bytes=service.settings.file_bytes + FORM_BYTES),
         ],
         exception_handlers={
@@ -62,9 +64,18 @@ def make_app(service: Service) -> Starlette:
 
 async def answer_unrouted(request: Request, error: Exception) -> Response:
     """Answer what no route answers, as the API that was asked does."""
-    if request.url.path.startswith(f"{OPENAI_PREFIX}/"):
+    if _asks_openai(request):
         return unknown_url(request)
     return await answer_http_error(request, error)
+
+
+def answer_early(request: Request, problem: Problem) -> Response:
+    """Answer what is refused before any route sees it, as the API that was asked does."""
+    return answer_error(problem) if _asks_openai(request) else problem.response()
+
+
+def _asks_openai(request: Request) -> bool:
+    return request.url.path.startswith(f"{OPENAI_PREFIX}/")
 
 
 async def health(request: Request) -> Response:

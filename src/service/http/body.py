@@ -1,14 +1,19 @@
-"""Bodies: JSON, whatever its Content-Type says (curl's default is that of a form), and forms."""
+"""What requests bring: JSON, whatever its Content-Type says (curl's is that of a form), and forms.
+
+No text with a NUL character gets further than this: databases take none.
+"""
 
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from src.service.http.problem import Problem, invalid
 
@@ -16,6 +21,21 @@ MAX_JSON_BYTES = 150 << 20
 """A training file of 100 MB as a data URL."""
 MAX_PART_BYTES = 1 << 20
 """Of a form, its files aside."""
+
+
+class NoNul:
+    """Middleware that refuses requests with a NUL character in their path or query."""
+
+    def __init__(self, app: ASGIApp, answer: Callable[[Request, Problem], Response]) -> None:
+        self._app, self._answer = app, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, or answer in its place."""
+        app = self._app
+        if scope["type"] == "http" and ("\0" in scope["path"] or b"%00" in scope["query_string"]):
+            problem = Problem(400, "expected a path and a query without NUL characters")
+            app = self._answer(Request(scope), problem)
+        await app(scope, receive, send)
 
 
 async def read_body(request: Request, max_bytes: int = MAX_JSON_BYTES) -> bytes:
@@ -79,8 +99,8 @@ def parse_json(body: bytes | str) -> Any:
 
 
 @asynccontextmanager
-async def read_form(request: Request, max_files: int) -> AsyncIterator[FormData]:
-    """Context of a form's parts; raises Problem for what is no form."""
+async def read_form(request: Request, max_files: int = 0) -> AsyncIterator[FormData]:
+    """Context of a form's parts; raises Problem for what is no form, and for NUL in its texts."""
     try:
         form = await request.form(max_files=max_files, max_part_size=MAX_PART_BYTES)
     except HTTPException as error:
@@ -90,6 +110,8 @@ async def read_form(request: Request, max_files: int) -> AsyncIterator[FormData]
     except ClientDisconnect:
         raise Problem(400, "the body broke off") from None
     try:
+        if any(isinstance(value, str) and "\0" in value for value in form.values()):
+            raise Problem(400, "expected a form without NUL characters")
         yield form
     finally:
         await form.close()

@@ -26,6 +26,8 @@ def read_cursor(request: Request) -> Place | None:
         text = base64.urlsafe_b64decode(cursor).decode()
     except (binascii.Error, UnicodeError, ValueError):
         raise invalid("cursor", "expected the cursor of a page") from None
+    if "\0" in text:
+        raise invalid("cursor", "expected the cursor of a page")
     created_at, _, name = text.removeprefix(_BEFORE).partition(" ")
     return Place(created_at, name, text.startswith(_BEFORE))
 

@@ -26,13 +26,18 @@ def endpoint(handler: Handler, rate: Rate = "other") -> Endpoint:
         try:
             return await guarded(request)
         except (ApiError, Problem, EngineError) as error:
-            refusal = as_api_error(error)
+            return answer_error(error)
         except Exception:
             log.exception("%s %s", request.method, request.url.path)
-            refusal = ApiError(500, "The service failed; its log says more")
-        return JSONResponse(refusal.body(), refusal.status, headers=refusal.headers)
+            return answer_error(ApiError(500, "The service failed; its log says more"))
 
     return answer
+
+
+def answer_error(error: ApiError | Problem | EngineError) -> Response:
+    """Return the answer that tells an error."""
+    told = as_api_error(error)
+    return JSONResponse(told.body(), told.status, headers=told.headers)
 
 
 def as_api_error(error: ApiError | Problem | EngineError) -> ApiError:
@@ -51,8 +56,7 @@ def as_api_error(error: ApiError | Problem | EngineError) -> ApiError:
 def unknown_url(request: Request) -> Response:
     """Answer for what this API does not have."""
     message = f"Unknown request URL: {request.method} {request.url.path[:200]}"
-    refusal = ApiError(404, message, code="unknown_url")
-    return JSONResponse(refusal.body(), refusal.status)
+    return answer_error(ApiError(404, message, code="unknown_url"))
 
 
 def service_of(request: Request) -> Service:

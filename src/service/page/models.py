@@ -3,6 +3,7 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
+from src.service.http.body import read_form
 from src.service.http.problem import Problem, not_found
 from src.service.page.answer import html, see
 from src.service.page.form import faults_of
@@ -22,7 +23,7 @@ async def show_all(request: Request, owner: str) -> Response:
 async def create(request: Request, owner: str) -> Response:
     """POST /create."""
     service: Service = request.app.state.service
-    async with request.form() as form:
+    async with read_form(request) as form:
         written = {
             field: str(form.get(field, "")).strip()
             for field in ("name", "description", "visibility")

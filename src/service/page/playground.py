@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from src.service.http.addresses import base_url
+from src.service.http.body import read_form
 from src.service.http.problem import Problem
 from src.service.page.answer import html, see
 from src.service.page.form import faults_of, make_fields, read_fields
@@ -48,7 +49,7 @@ async def show(request: Request, owner: str) -> Response:
 async def ask(request: Request, owner: str) -> Response:
     """POST /playground: a prediction by each version that was chosen."""
     service: Service = request.app.state.service
-    async with request.form() as form:
+    async with read_form(request) as form:
         chosen = {side: version for side in SIDES if (version := str(form.get(side, "")))}
         written, inputs = read_fields(service.schema, "Input", form, only=INPUTS)
     inputs["prompt"] = written["prompt"]

@@ -1,6 +1,7 @@
 """Models and versions over HTTP."""
 
 import re
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -35,13 +36,22 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,98}[a-z0-9])?")
 URLS = ("github_url", "paper_url", "license_url", "cover_image_url")
 CREATE = frozenset(("owner", "name", "visibility", "hardware", "description", *URLS))
 CHANGE = frozenset(("description", "readme", "weights_url", *URLS))
+SORT_BY = ("latest_version_created_at", "model_created_at")
 MAX_SEARCH, MAX_WORDS = 10_000, 100
 """What a search may hold: characters, and words, each of which is looked for."""
 
 
 async def list_all(request: Request, owner: str) -> Response:
     """GET /models."""
-    return await _answer_list(request, owner, None)
+    query = request.query_params
+    sort_by = query.get("sort_by", SORT_BY[0])
+    if sort_by not in SORT_BY:
+        raise invalid("sort_by", f"expected {' or '.join(SORT_BY)}, found {sort_by[:40]!r}", "enum")
+    direction = query.get("sort_direction", "desc")
+    if direction not in ("asc", "desc"):
+        raise invalid("sort_direction", f"expected asc or desc, found {direction[:40]!r}", "enum")
+    order = {"by_version": sort_by == SORT_BY[0], "oldest_first": direction == "asc"}
+    return await _answer_list(request, owner, None, **order)
 
 
 async def search(request: Request, owner: str) -> Response:
@@ -191,21 +201,28 @@ def _checked_search(text: str) -> str:
     return text.replace("\0", "")
 
 
-async def _answer_list(request: Request, owner: str, text: str | None) -> Response:
+async def _answer_list(request: Request, owner: str, text: str | None, **order: bool) -> Response:
     service: Service = request.app.state.service
     cursor = read_cursor(request)
-    listed = await service.database.read(_listed, owner, cursor, text, PAGE_SIZE + 1)
+    listed = await service.database.read(
+        partial(_listed, **order), owner, cursor, text, PAGE_SIZE + 1
+    )
 
     def position(pair: Any) -> tuple[str, str]:
-        return pair[0].created_at, f"{pair[0].owner}/{pair[0].name}"
+        return pair[0].listed_at, f"{pair[0].owner}/{pair[0].name}"
 
     return JSONResponse(page(request, listed, lambda pair: _render(request, pair), position))
 
 
 def _listed(
-    connection: Connection, owner: str, place: Place | None, text: str | None, limit: int
+    connection: Connection,
+    owner: str,
+    place: Place | None,
+    text: str | None,
+    limit: int,
+    **order: bool,
 ) -> list[Any]:
-    rows = list_models(connection, owner, limit=limit, place=place, search=text)
+    rows = list_models(connection, owner, limit=limit, place=place, search=text, **order)
     return [(row, latest_version(connection, row.owner, row.name)) for row in rows]
 
 

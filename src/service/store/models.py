@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, or_, select, update
 
 from src.base_models import KNOWN_MODELS
 from src.service.store.database import Place, select_page
@@ -86,15 +86,29 @@ def list_models(
     limit: int,
     place: Place | None = None,
     search: str | None = None,
+    by_version: bool = False,
+    oldest_first: bool = False,
 ) -> Sequence[Model]:
-    """Return the models that the asker sees, the newest first; `search` is words they hold."""
-    query = select(models).where(or_(models.c.visibility == "public", models.c.owner == asker))
+    """Return the models that the asker sees, the newest first; `search` is words they hold.
+
+    `listed_at` of a row is the time by which it is listed: its own, or that of its latest version.
+    """
+    time: Any = models.c.created_at
+    if by_version:
+        of_model = versions.c.model_owner == models.c.owner, versions.c.model_name == models.c.name
+        newest = select(func.max(versions.c.created_at)).where(*of_model).scalar_subquery()
+        time = func.coalesce(newest, time)
+    query = select(models, time.label("listed_at"))
+    query = query.where(or_(models.c.visibility == "public", models.c.owner == asker))
     full_name = models.c.owner + "/" + models.c.name
     for word in (search or "").lower().split():
         held = [full_name, models.c.description]
         query = query.where(or_(*(column.icontains(word, autoescape=True) for column in held)))
-    order = models.c.created_at, full_name
-    return select_page(connection, query, *order, limit=limit, place=place)
+    if not oldest_first:
+        return select_page(connection, query, time, full_name, limit=limit, place=place)
+    # Such a page is one that is read back from its end.
+    place = place._replace(is_before=not place.is_before) if place else Place("", "", True)
+    return select_page(connection, query, time, full_name, limit=limit, place=place)[::-1]
 
 
 def change_model(connection: Connection, owner: str, name: str, values: dict[str, Any]) -> Model:

@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from src.service.files.removal import delete_bytes
 from src.service.files.training_files import check_files
 from src.service.http.addresses import base_url
+from src.service.http.body import read_form
 from src.service.http.problem import Problem
 from src.service.page.answer import html, render, see
 from src.service.page.form import faults_of, make_fields, read_fields
@@ -62,7 +63,7 @@ async def upload(request: Request, owner: str) -> Response:
 async def report(request: Request, owner: str) -> Response:
     """POST /new/report: what a training with these inputs would do; the script asks for a part."""
     service: Service = request.app.state.service
-    async with request.form() as form:
+    async with read_form(request) as form:
         values = {name: str(value) for name, value in form.items()}
     _, inputs = read_fields(service.schema, "TrainingInput", values, only=None)
     files = _files(values)
@@ -80,7 +81,7 @@ async def report(request: Request, owner: str) -> Response:
 
 async def start(request: Request, owner: str) -> Response:
     """POST /new: start the training."""
-    async with request.form() as form:
+    async with read_form(request) as form:
         values = {name: str(value) for name, value in form.items()}
     try:
         row = await _start(request, owner, values)
