@@ -1,7 +1,6 @@
 """Models and versions over HTTP."""
 
 import re
-from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -10,13 +9,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from src.service.files.removal import delete_bytes
 from src.service.http.addresses import base_url
-from src.service.http.body import parse_json, read_body, read_object, text_field
-from src.service.http.paging import PAGE_SIZE, page, read_cursor
+from src.service.http.body import read_object, text_field
 from src.service.http.problem import Problem, invalid, not_found
 from src.service.replicate.checks.find_version import find_version
 from src.service.replicate.objects import render_model, render_version
 from src.service.service import Service
-from src.service.store.database import Place
 from src.service.store.models import (
     Model,
     change_model,
@@ -27,7 +24,6 @@ from src.service.store.models import (
     is_destination,
     is_used,
     latest_version,
-    list_models,
     list_versions,
     visible_model,
 )
@@ -36,51 +32,13 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,98}[a-z0-9])?")
 URLS = ("github_url", "paper_url", "license_url", "cover_image_url")
 CREATE = frozenset(("owner", "name", "visibility", "hardware", "description", *URLS))
 CHANGE = frozenset(("description", "readme", "weights_url", *URLS))
-SORT_BY = ("latest_version_created_at", "model_created_at")
-MAX_SEARCH, MAX_WORDS = 10_000, 100
-"""What a search may hold: characters, and words, each of which is looked for."""
-
-
-async def list_all(request: Request, owner: str) -> Response:
-    """GET /models."""
-    query = request.query_params
-    sort_by = query.get("sort_by", SORT_BY[0])
-    if sort_by not in SORT_BY:
-        raise invalid("sort_by", f"expected {' or '.join(SORT_BY)}, found {sort_by[:40]!r}", "enum")
-    direction = query.get("sort_direction", "desc")
-    if direction not in ("asc", "desc"):
-        raise invalid("sort_direction", f"expected asc or desc, found {direction[:40]!r}", "enum")
-    order = {"by_version": sort_by == SORT_BY[0], "oldest_first": direction == "asc"}
-    return await _answer_list(request, owner, None, **order)
-
-
-async def search(request: Request, owner: str) -> Response:
-    """QUERY /models: the body is the text, which two clients quote as JSON."""
-    text = (await read_body(request, MAX_SEARCH)).decode(errors="replace").strip()
-    if text.startswith('"'):
-        try:
-            text = str(parse_json(text))
-        except ValueError:
-            text = text.strip('"')
-    return await _answer_list(request, owner, _checked_search(text))
-
-
-async def find(request: Request, owner: str) -> Response:
-    """GET /search."""
-    service: Service = request.app.state.service
-    text = _checked_search(request.query_params.get("query", ""))
-    listed = await service.database.read(_listed, owner, None, text, PAGE_SIZE)
-    rendered = [
-        {"model": _render(request, pair), "metadata": {"tags": [], "score": 1.0}} for pair in listed
-    ]
-    return JSONResponse({"query": text, "models": rendered, "collections": [], "pages": []})
 
 
 async def create(request: Request, owner: str) -> Response:
     """POST /models."""
     service: Service = request.app.state.service
     model = await accept(service, owner, await read_object(request, CREATE))
-    return JSONResponse(_render(request, (model, None)), 201)
+    return JSONResponse(render(request, (model, None)), 201)
 
 
 async def accept(service: Service, owner: str, body: dict[str, Any]) -> Model:
@@ -195,38 +153,8 @@ async def remove_version(request: Request, owner: str) -> Response:
     return Response(status_code=204)
 
 
-def _checked_search(text: str) -> str:
-    if len(text) > MAX_SEARCH or len(text.split()) > MAX_WORDS:
-        raise invalid("query", f"expected at most {MAX_WORDS} words, found more")
-    return text.replace("\0", "")
-
-
-async def _answer_list(request: Request, owner: str, text: str | None, **order: bool) -> Response:
-    service: Service = request.app.state.service
-    cursor = read_cursor(request)
-    listed = await service.database.read(
-        partial(_listed, **order), owner, cursor, text, PAGE_SIZE + 1
-    )
-
-    def position(pair: Any) -> tuple[str, str]:
-        return pair[0].listed_at, f"{pair[0].owner}/{pair[0].name}"
-
-    return JSONResponse(page(request, listed, lambda pair: _render(request, pair), position))
-
-
-def _listed(
-    connection: Connection,
-    owner: str,
-    place: Place | None,
-    text: str | None,
-    limit: int,
-    **order: bool,
-) -> list[Any]:
-    rows = list_models(connection, owner, limit=limit, place=place, search=text, **order)
-    return [(row, latest_version(connection, row.owner, row.name)) for row in rows]
-
-
-def _render(request: Request, pair: Any) -> dict[str, Any]:
+def render(request: Request, pair: Any) -> dict[str, Any]:
+    """Return a model, of a pair with its latest version, as the API shows it."""
     service: Service = request.app.state.service
     model, latest = pair
     return render_model(model, latest, base_url(request), service.schema)
@@ -235,7 +163,7 @@ def _render(request: Request, pair: Any) -> dict[str, Any]:
 async def _with_latest(request: Request, model: Model) -> dict[str, Any]:
     service: Service = request.app.state.service
     latest = await service.database.read(latest_version, model.owner, model.name)
-    return _render(request, (model, latest))
+    return render(request, (model, latest))
 
 
 async def _visible(request: Request, owner: str) -> Model:
