@@ -42,7 +42,7 @@ def _find_effect(model: Any) -> str | None:
     first, second = ids.to(model.device).split(LENGTHS, dim=1)
     alone = [_scores(model, first), _scores(model, second)]
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # the rounding of many layers
-    if _differ(_scores(model, first[:, :-1]), alone[0][:-1], tolerance):
+    if differ(_scores(model, first[:, :-1]), alone[0][:-1], tolerance):
         raise UserError(
             f"base model: {model.config.model_type} lets a token see what comes after it; expected "
             "a causal language model"
@@ -54,7 +54,7 @@ def _find_effect(model: Any) -> str | None:
         return "its attention counts chunks from the beginning of a row"
     if not takes_positions(model):
         return "it takes no positions that begin again"
-    if _differ(_scores(model, first, second), torch.cat(alone), tolerance):
+    if differ(_scores(model, first, second), torch.cat(alone), tolerance):
         return "they would see each other"
     return None
 
@@ -78,7 +78,7 @@ def _scores(model: Any, *examples: torch.Tensor) -> torch.Tensor:
     return model(torch.cat(examples, 1), use_cache=False, **options).logits[0].float()
 
 
-def _differ(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
+def differ(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
     """Return whether any token's scores differ by more than a share of their spread."""
     distance, spread = (
         (one - other).norm(dim=-1),

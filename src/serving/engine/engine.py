@@ -144,7 +144,7 @@ class Engine:
         if isinstance(decoder, str):
             if in_float8:
                 raise UserError(f"BASE_WEIGHTS: expected none, found 'fp8': {decoder}")
-            print(f"this base model runs in transformers, one row at a time: {decoder}", flush=True)
+            print(f"this base model runs in transformers: {decoder}", flush=True)
             find_neighbour_effect(self.model)  # refuses a model that is not causal
             return TransformersRunner(self.model)
         if in_float8:

@@ -1,31 +1,55 @@
-"""Any other architecture: transformers' own forward pass, one row after the other."""
+"""Any other architecture: transformers' own forward pass, for the rows of one adapter at a time."""
 
 import inspect
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 from transformers import DynamicCache
 
-from src.model.base_model import linear_modules
-from src.model.isolation import takes_positions
-from src.serving.lora.weights import LoadedAdapter, LoadedModule
-from src.weights.cache.cache_use import CacheUse
+from src.model.core.families.table import dependent_rope
+from src.model.isolation import differ, takes_positions
+from src.out_of_memory import is_out_of_memory
+from src.serving.lora.hooked import HookedLora
+from src.serving.model.padded_cache import has_positions, join, take
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state")
 """What architectures call what they keep of the tokens that were read."""
 
 
-@dataclass
+LENGTHS = 3, 7, 5
+"""Of the prompts that are tried together."""
+MAX_ID = 1000
+
+
+@dataclass(eq=False)
 class _Slot:
-    """What is kept of a prompt and its answer."""
+    """A prompt and its answer."""
 
     ids: list[int] = field(default_factory=list)
     """All tokens: a prompt is read at once, as not every architecture reads on in chunks."""
-    cache: dict[str, Any] = field(default_factory=dict)
+    num_read: int = 0
+    batch: "_Batch | None" = None
+    """Those with whom its last token was read."""
+
+    def cache(self) -> dict[str, Any]:
+        """Return what is kept of it, apart from the others."""
+        if self.batch is None:
+            return {}
+        kept = self.batch.cache
+        if len(self.batch.slots) == 1:
+            return kept
+        row = self.batch.slots.index(self)
+        return {name: take(cache, row, self.num_read) for name, cache in kept.items()}
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Slots that were read together, and what is kept of them all."""
+
+    slots: list[_Slot]
+    cache: dict[str, Any]
 
 
 class _Caches:
@@ -46,66 +70,6 @@ class _Caches:
         self.of_slot.pop(slot, None)
 
 
-class _HookedLora:
-    """Adds adapters to the outputs of layers by hooks; they stay as long as a request has them."""
-
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self._device = device
-        self._adapters: dict[int, LoadedAdapter] = {}
-        self._num_users: Counter[int] = Counter()
-        self._num_hits = self._num_copied = 0
-        self._active: dict[str, LoadedModule] = {}
-        for name, module in linear_modules(model).items():
-            module.register_forward_hook(self._hook(name))
-
-    @property
-    def use(self) -> CacheUse:
-        """How well the adapters serve."""
-        num_bytes = sum(adapter.num_bytes for adapter in self._adapters.values())
-        return CacheUse(len(self._adapters), num_bytes, self._num_hits, self._num_copied)
-
-    def acquire(self, adapter: LoadedAdapter) -> int | None:
-        """Bring an adapter onto the device and return its slot."""
-        known = (n for n, other in self._adapters.items() if other.key == adapter.key)
-        if (slot := next(known, None)) is None:
-            slot = max(self._adapters, default=-1) + 1
-            modules = {
-                name: LoadedModule(module.lora_A.to(self._device), module.lora_B.to(self._device))
-                for name, module in adapter.modules.items()
-            }
-            self._adapters[slot] = LoadedAdapter(adapter.key, modules)
-            self._num_copied += 1
-        else:
-            self._num_hits += 1
-        self._num_users[slot] += 1
-        return slot
-
-    def release(self, slot: int) -> None:
-        """Let go of an adapter."""
-        self._num_users[slot] -= 1
-        if not self._num_users[slot]:
-            del self._adapters[slot]
-
-    def batch(self, slots: list[int | None]) -> Any:
-        """Return the slots of the rows of a step."""
-        return slots
-
-    def activate(self, slot: int | None) -> None:
-        """Choose the adapter of the next forward passes."""
-        self._active = {} if slot is None else dict(self._adapters[slot].modules)
-
-    def _hook(self, name: str) -> Any:
-        def add_update(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> Any:
-            update = self._active.get(name)
-            if update is None:
-                return None
-            (x,) = inputs
-            low = linear(x.to(update.lora_A.dtype), update.lora_A)
-            return output + linear(low, update.lora_B)
-
-        return add_update
-
-
 class TransformersRunner:
     """Prefills and decodes in transformers' own forward pass."""
 
@@ -122,7 +86,11 @@ class TransformersRunner:
         can_be_given = self._model._supports_default_dynamic_cache()
         self._takes_cache = can_be_given and "past_key_values" in asked
         self.kv_cache = _Caches()
-        self.lora = _HookedLora(model, self._device)
+        self.lora = HookedLora(model, self._device)
+        fault = self._find_batch_fault()
+        if fault is not None:
+            print(f"rows decode one after the other: {fault}", flush=True)
+        self._is_batched = fault is None
 
     def length_bucket(self, length: int) -> int:
         """Return the length: no step is captured here."""
@@ -136,36 +104,92 @@ class TransformersRunner:
             self.kv_cache.of_slot[slot] = kept = _Slot()
             if self._takes_cache:
                 text_config = self._model.config.get_text_config(decoder=True)
-                kept.cache = {"past_key_values": DynamicCache(config=text_config)}
-        self.kv_cache.of_slot[slot].ids += ids
-        return self._logits(slot, len(ids) + start, lora_slot) if num_scores else None
+                kept.batch = _Batch([kept], {"past_key_values": DynamicCache(config=text_config)})
+        kept = self.kv_cache.of_slot[slot]
+        kept.ids += ids
+        self.lora.activate(lora_slot)
+        return self._logits([kept], len(ids) + start) if num_scores else None
 
     def decode(
         self, tokens: torch.Tensor, positions: torch.Tensor, lengths: list[int], lora: Any
     ) -> torch.Tensor:
         """Read one token in each row and return the next scores (rows, vocabulary)."""
         logits = torch.zeros((len(tokens), self._vocab_size), device=self._device)
-        for slot, length in enumerate(lengths):
+        rows_of: dict[int | None, list[int]] = {}
+        for row, (token, length) in enumerate(zip(tokens.tolist(), lengths, strict=True)):
             if length:
-                lora_slot = None if lora is None else lora[slot]
-                self.kv_cache.of_slot[slot].ids.append(int(tokens[slot]))
-                logits[slot] = self._logits(slot, 1, lora_slot)[0]
+                self.kv_cache.of_slot[row].ids.append(token)
+                rows_of.setdefault(None if lora is None else lora[row], []).append(row)
+        for lora_slot, rows in rows_of.items():
+            self.lora.activate(lora_slot)
+            slots = [self.kv_cache.of_slot[row] for row in rows]
+            logits[rows] = self._step(slots).to(logits.dtype)
         return logits
 
-    def _logits(self, slot: int, num_new: int, lora_slot: int | None) -> torch.Tensor:
-        self.lora.activate(lora_slot)
-        kept = self.kv_cache.of_slot[slot]
+    def _step(self, slots: list[_Slot]) -> torch.Tensor:
+        """Return the scores (slots, vocabulary) after the last token of each, not yet read."""
+        if self._is_batched:
+            return self._logits(slots, 1)
+        return torch.cat([self._logits([slot], 1) for slot in slots])
+
+    def _logits(self, slots: list[_Slot], num_new: int) -> torch.Tensor:
+        cache = _gather(slots)
         # Where nothing was kept, all is read again.
-        new = kept.ids[-num_new:] if kept.cache else kept.ids
-        options = {**self._options, **kept.cache}
+        new = [slot.ids[-num_new:] if cache else slot.ids for slot in slots]
+        options = {**self._options, **cache}
+        lengths = [len(slot.ids) for slot in slots]
         if takes_positions(self._model):
             # Not every architecture counts on from what its cache holds.
-            positions = range(len(kept.ids) - len(new), len(kept.ids))
-            options["position_ids"] = torch.tensor([list(positions)], device=self._device)
+            positions = [list(range(len(slot.ids)))[-len(new[0]) :] for slot in slots]
+            options["position_ids"] = torch.tensor(positions, device=self._device)
+        if len(set(lengths)) > 1 and any(map(has_positions, cache.values())):
+            is_there = [[0] * (max(lengths) - length) + [1] * length for length in lengths]
+            options["attention_mask"] = torch.tensor(is_there, device=self._device)
         output = self._model(
-            torch.tensor([new], device=self._device),
-            use_cache=bool(kept.cache) or len(kept.ids) == num_new,
+            torch.tensor(new, device=self._device),
+            use_cache=bool(cache) or lengths == [num_new],
             **options,
         )
-        kept.cache = {name: output[name] for name in CACHE_NAMES if output.get(name) is not None}
+        batch = _Batch(slots, {k: output[k] for k in CACHE_NAMES if output.get(k) is not None})
+        for slot in slots:
+            slot.batch, slot.num_read = batch, len(slot.ids)
         return output.logits[:, -1]
+
+    def _find_batch_fault(self) -> str | None:
+        """Return why rows do not decode together, or None after trying it."""
+        config = self._model.config.get_text_config(decoder=True)
+        if dependent_rope(config) is not None or getattr(config, "attention_chunk_size", None):
+            return "its positions depend on the other rows"
+        generator = torch.Generator().manual_seed(0)
+        prompts = [
+            torch.randint(min(MAX_ID, self._vocab_size), (n,), generator=generator).tolist()
+            for n in LENGTHS
+        ]
+        alone, together = [[_Slot(list(ids)) for ids in prompts] for _ in range(2)]
+        tolerance = 1e-3 if self._model.dtype == torch.float32 else 0.1
+        try:
+            for slot in (*alone, *together):
+                self._logits([slot], len(slot.ids))
+            for rows in (slice(0, 2), slice(0, 3), slice(1, 3)):  # one comes, and one goes
+                for slot in (*alone[rows], *together[rows]):
+                    slot.ids.append(slot.ids[0])
+                expected = torch.cat([self._logits([slot], 1) for slot in alone[rows]])
+                if differ(self._logits(together[rows], 1), expected, tolerance):
+                    return "their answers would differ"
+        except Exception as error:  # whatever an architecture raises
+            if is_out_of_memory(error):
+                raise
+            return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return None
+
+
+def _gather(slots: list[_Slot]) -> dict[str, Any]:
+    """Return the cache of a batch of these slots alone."""
+    batch = slots[0].batch
+    if batch is not None and batch.slots == slots:
+        return batch.cache
+    lengths = [slot.num_read for slot in slots]
+    caches = [slot.cache() for slot in slots]
+    if len(slots) == 1:
+        return caches[0]
+    return {name: join([own[name] for own in caches], lengths) for name in caches[0]}
