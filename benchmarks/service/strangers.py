@@ -9,7 +9,7 @@ import httpx
 from src.service.openai.routes import openai_routes
 from src.service.replicate.routes import replicate_routes
 
-KINDS = ("predictions", "trainings", "files", "jobs", "version")
+KINDS = ("predictions", "trainings", "files", "openai_files", "jobs", "version")
 _NAMES_A_THING = re.compile(r"\{(id|owner|name|name:path|version)\}")
 
 
@@ -26,6 +26,7 @@ def things_of(client: httpx.Client, owner: str) -> dict[str, str]:
         "predictions": first("/v1/predictions", "id"),
         "trainings": first("/v1/trainings", "id"),
         "files": first("/v1/files", "id"),
+        "openai_files": first("/openai/v1/files", "id"),
         "jobs": first("/openai/v1/fine_tuning/jobs", "id"),
         "version": first(versions, "id"),
         "owner": owner,

@@ -10,7 +10,7 @@ from src.service.page.answer import html, render
 from src.service.page.curves import draw_sparkline
 from src.service.runs.live import LiveRuns
 from src.service.service import Service
-from src.service.store.runs import count_by_state, list_points, list_runs
+from src.service.store.runs import Run, count_by_state, list_points, list_runs
 from src.service.store.usage import find_usage
 
 NUM_SHOWN = 20
@@ -36,7 +36,7 @@ async def _now(request: Request, owner: str) -> dict[str, Any]:
 def _read(connection: Connection, owner: str, live_runs: LiveRuns) -> dict[str, Any]:
     def shown(kind: str) -> list[dict[str, Any]]:
         rows = list_runs(connection, owner, kind, limit=NUM_SHOWN)
-        return [{"run": row, "status": _status(row, live_runs)} for row in rows]
+        return [{"run": row, "status": status_of(row, live_runs)} for row in rows]
 
     trainings = shown("training")
     for training in trainings:
@@ -50,6 +50,7 @@ def _read(connection: Connection, owner: str, live_runs: LiveRuns) -> dict[str, 
     }
 
 
-def _status(row: Any, live_runs: LiveRuns) -> str:
+def status_of(row: Run, live_runs: LiveRuns) -> str:
+    """Return the state of a run at this moment."""
     live = live_runs.get(row.id)
     return row.status if live is None or row.completed_at else live.status

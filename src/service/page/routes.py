@@ -11,6 +11,8 @@ from src.service.http.auth import Handler
 from src.service.http.limits import BodyLimit, Rate
 from src.service.page import models, overview, playground, runs
 from src.service.page.answer import FOLDER, PageHeaders
+from src.service.page.lists import files
+from src.service.page.lists import runs as all_runs
 from src.service.page.new import start
 from src.service.page.session import Endpoint, sign_in, sign_out, signed_in
 from src.service.store.tokens import PATHS
@@ -28,6 +30,9 @@ _ROUTES: list[tuple[str, str, Handler, Rate]] = [
     ("POST", "/new/report", start.report, "create"),
     ("GET", "/playground", playground.show, "other"),
     ("POST", "/playground", playground.ask, "create"),
+    ("GET", "/runs", all_runs.show, "other"),
+    ("GET", "/uploads", files.show, "other"),
+    ("POST", "/uploads/{id}/delete", files.delete, "other"),
     ("GET", "/runs/{id}", runs.show, "other"),
     ("GET", "/runs/{id}/state", runs.state, "other"),
     ("POST", "/runs/{id}/cancel", runs.cancel, "other"),

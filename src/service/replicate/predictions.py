@@ -17,9 +17,9 @@ from src.service.http.paging import PAGE_SIZE, page, read_cursor
 from src.service.http.problem import invalid, not_found
 from src.service.http.sse import Event, stream
 from src.service.replicate.checks.find_version import Found, find_current, find_version
-from src.service.replicate.checks.input_check import check_inputs
 from src.service.replicate.checks.webhook_fields import read_webhook
 from src.service.replicate.objects import render_run
+from src.service.runs.input_check import check_inputs
 from src.service.runs.live import LiveRun
 from src.service.service import Service
 from src.service.store.deployments import find_deployment

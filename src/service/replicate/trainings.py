@@ -10,10 +10,10 @@ from src.service.http.addresses import base_url
 from src.service.http.body import read_object, text_field
 from src.service.http.problem import Problem, invalid
 from src.service.replicate.checks.find_version import Found, find_version
-from src.service.replicate.checks.input_check import check_inputs
 from src.service.replicate.checks.webhook_fields import read_webhook
 from src.service.replicate.objects import render_run
 from src.service.replicate.predictions import list_kind
+from src.service.runs.input_check import check_inputs
 from src.service.service import Service
 from src.service.store.models import find_model
 from src.service.store.runs import Run

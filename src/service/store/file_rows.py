@@ -43,14 +43,15 @@ def fill_file(connection: Connection, file_id: str, values: dict[str, Any]) -> N
 def list_files(
     connection: Connection,
     owner: str,
-    api: str,
+    api: str | None,
     *,
     limit: int,
     place: Place | None = None,
     purpose: str | None = None,
 ) -> Sequence[File]:
-    """Return an owner's files of one API, the newest first."""
-    query = select(files).where(files.c.owner == owner, files.c.api == api)
+    """Return an owner's files of one API, or all whose bytes have come; the newest first."""
+    is_listed = files.c.size.is_not(None) if api is None else files.c.api == api
+    query = select(files).where(files.c.owner == owner, is_listed)
     if purpose is not None:
         query = query.where(files.c.purpose == purpose)
     order = files.c.created_at, files.c.id

@@ -87,10 +87,10 @@ def unfinished_runs(connection: Connection, kind: str) -> Sequence[Run]:
 
 def count_by_state(connection: Connection, owner: str, kind: str) -> dict[str, int]:
     """Return how many runs of an owner wait (starting) and run (processing)."""
-    query = select(runs.c.status, func.count()).where(
+    query = select(runs.c.status, func.count().label("number")).where(
         runs.c.owner == owner, runs.c.kind == kind, runs.c.status.in_(UNFINISHED)
     )
-    found = dict(connection.execute(query.group_by(runs.c.status)).tuples().all())
+    found = {row.status: row.number for row in connection.execute(query.group_by(runs.c.status))}
     return {state: found.get(state, 0) for state in UNFINISHED}
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +18,7 @@ from starlette.routing import Route
 
 from src.service.http.limits import BodyLimit, RateLimits, check_stored, check_unfinished
 from src.service.http.problem import Problem, answer_problem
+from tests.service.serving import serving
 
 
 class Clock:
@@ -164,3 +167,48 @@ def test_an_uploaded_form_has_a_limit_too(app: Starlette):
         return [status async for status in statuses()]
 
     assert asyncio.run(run()) == [200, 413]
+
+
+PREDICTION = {"version": "meta/llama-2-7b-chat", "input": {"prompt": "?"}}
+FILE = ("f", b"x" * 1000)
+CREATE = ("POST", "/v1/predictions", {"json": PREDICTION})
+UPLOAD = ("POST", "/v1/files", {"files": {"content": FILE}})
+OPENAI_UPLOAD = (
+    "POST", "/openai/v1/files", {"files": {"file": FILE}, "data": {"purpose": "fine-tune"}}
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limits", "allowed", "refused"),
+    [
+        ({"creates_per_minute": 1}, CREATE, [CREATE, ("POST", "/openai/v1/completions", {})]),
+        (
+            {"requests_per_minute": 1},
+            ("GET", "/v1/account", {}),
+            [("GET", "/v1/models", {}), ("GET", "/openai/v1/models", {})],
+        ),
+        ({"unfinished_limit": 1}, CREATE, [CREATE, UPLOAD]),
+        ({"stored_bytes": 1500}, UPLOAD, [UPLOAD, OPENAI_UPLOAD]),
+        ({"stored_bytes": 1010}, UPLOAD, [CREATE]),
+    ],
+)
+def test_each_limit_is_told_to_its_owner_alone(
+    tmp_path: Path, limits: dict[str, int], allowed: Any, refused: list[Any]
+):
+    async def run() -> None:
+        async with serving(tmp_path, **limits) as served:
+            (method, path, options) = allowed
+            assert (await served.ann.request(method, path, **options)).is_success
+            for method, path, options in refused:
+                answer = await served.ann.request(method, path, **options)
+                assert answer.status_code == 429, answer.text
+                assert 1 <= int(answer.headers["retry-after"]) <= 60
+                told = answer.json()
+                if path.startswith("/openai/"):
+                    assert told["error"]["type"] == "rate_limit_error"
+                else:
+                    assert told["detail"]
+            method, path, options = allowed
+            assert (await served.bob.request(method, path, **options)).is_success
+
+    asyncio.run(run())

@@ -122,7 +122,16 @@ def test_no_page_is_wider_than_a_phone(browser: Browser, site: Site, scheme: dic
     new = browser.url.removeprefix(site.url)
     browser.show_as(scheme, width=360, height=640)
     runs = [f"/runs/{run['id']}" for run in ask(site, "/v1/trainings")["results"]]
-    for path in ("/", new, "/create", "/playground", "/meta/llama-2-7b-chat", *runs):
+    for path in (
+        "/",
+        new,
+        "/create",
+        "/playground",
+        "/meta/llama-2-7b-chat",
+        "/uploads",
+        "/runs",
+        *runs,
+    ):
         browser.open(site.url + path)
         assert browser.run("return document.documentElement.scrollWidth") <= 360, path
         paper = browser.run("return getComputedStyle(document.body).backgroundColor")

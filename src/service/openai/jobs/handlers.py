@@ -17,7 +17,7 @@ from src.service.openai.find_model import find_model_version, short_name
 from src.service.openai.jobs.objects import render_checkpoints, render_events, render_job
 from src.service.openai.jobs.request import JobRequest, read_job_request
 from src.service.openai.paging import page_after, read_limit, write_page
-from src.service.replicate.checks.input_check import check_inputs
+from src.service.runs.input_check import check_inputs
 from src.service.store.database import Place
 from src.service.store.file_rows import find_file
 from src.service.store.ids import new_id

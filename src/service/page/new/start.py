@@ -21,7 +21,7 @@ from src.service.replicate import files as files_api
 from src.service.replicate import models as models_api
 from src.service.replicate import trainings as api
 from src.service.replicate.checks.find_version import find_version
-from src.service.replicate.checks.input_check import check_inputs
+from src.service.runs.input_check import check_inputs
 from src.service.runs.inputs import DATA_FILES
 from src.service.service import Service
 from src.service.store.file_rows import delete_file, find_file, list_files
