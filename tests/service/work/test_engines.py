@@ -69,7 +69,7 @@ def test_requests_go_where_room_is_and_outlive_the_death_of_another_replica():
             assert engines.is_ready
             assert await texts(engines, "beside", "go") == [first, "ended"]
             await engines.cancel("staying")
-            assert (await anext(staying))["status"] == "canceled"
+            assert [message["status"] async for message in staying] == ["canceled"]
             await wait_for_slots(engines, 4)
             await engines.pause()
             assert not engines.is_ready
