@@ -55,7 +55,7 @@ class Figures:
 
     def streams(self) -> Rows:
         """Streams at once."""
-        number, num_tokens = self._options.streams, 32
+        number, num_tokens = self._options.streams, 256
         answers = self._answers(number, num_tokens)
         service = self._service("streams", 1)
         service.start()
