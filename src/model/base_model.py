@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
+from transformers.utils.quantization_config import Mxfp4Config
 
 from src.errors import UserError
 from src.files.printable import printable
@@ -34,7 +35,15 @@ def load_base_model(
     config = read_config(folder)
     model_type = config.get("model_type", "")
     options: dict[str, Any] = {}
-    if in_4bit and not config.get("quantization_config"):  # else it is in 4-bit already
+    quantized = config.get("quantization_config") or {}
+    if quantized.get("quant_method") == "mxfp4":
+        if in_4bit:
+            raise UserError(
+                "base model: expected none of peft_method=qlora and BASE_MODEL_IN_4BIT for weights "
+                "in MXFP4, whose experts are unpacked to the precision of the hardware; found one"
+            )
+        options["quantization_config"] = Mxfp4Config(dequantize=True)
+    elif in_4bit and not quantized:  # else it is in 4-bit already
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

@@ -49,12 +49,14 @@ def _check_precision(config: dict[str, Any], name: str) -> None:
     found = config.get("quantization_config") or config.get("compression_config")
     if not found or is_bitsandbytes_4bit(config):
         return
+    if found.get("quant_method") == "mxfp4":  # which is unpacked when it is loaded
+        return
     method = printable(found.get("quant_method") or "an unnamed method", 40)
     method += " 8-bit" if found.get("load_in_8bit") else ""
     raise UserError(
         f"base model {name}: its weights are quantized already, with {method}; "
-        "expected the base model in 16 or 32 bits, or in bitsandbytes 4-bit (peft_method=qlora "
-        "makes 4-bit of one that is not)"
+        "expected the base model in 16 or 32 bits, in MXFP4, or in bitsandbytes 4-bit "
+        "(peft_method=qlora makes 4-bit of one that is not)"
     )
 
 
