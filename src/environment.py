@@ -104,6 +104,10 @@ class ServeEnvironment:
     """`BASE_WEIGHTS=fp8`: frozen weights in float8."""
     compile: bool | None = None
     """`COMPILE`: whether the layers are compiled; None where it pays."""
+    cache_bytes: float | None = None
+    """`KV_CACHE_GB`, in bytes: the memory of keys and values; None for what is free."""
+    max_context: int | None = None
+    """`MAX_CONTEXT`: the longest prompt with its answer, in tokens; None for the base model's."""
     can_speculate: bool | None
     """`LOOK_AHEAD`: verify several speculated tokens in one step; None where it pays."""
     weights_cache: Path
@@ -120,6 +124,7 @@ def read_serve_environment(environ: Mapping[str, str]) -> ServeEnvironment:
     # Temporary files are where a container with a read-only root can write.
     own = Path(tempfile.gettempdir(), f"cog-finetune-weights-{os.geteuid()}")
     weights_dir = environ.get("WEIGHTS_DIR")
+    cache_gb = _number_above_0("KV_CACHE_GB", environ)
     in_4bit, in_float8 = read_flag("BASE_MODEL_IN_4BIT", environ) or False, _in_float8(environ)
     if in_4bit and in_float8:
         raise UserError("BASE_WEIGHTS: expected none beside BASE_MODEL_IN_4BIT=1, found 'fp8'")
@@ -128,6 +133,8 @@ def read_serve_environment(environ: Mapping[str, str]) -> ServeEnvironment:
         dtype=_one_of(DTYPES, "DTYPE", environ),
         in_float8=in_float8,
         compile=read_flag("COMPILE", environ),
+        cache_bytes=None if cache_gb is None else cache_gb * 1e9,
+        max_context=_whole_number("MAX_CONTEXT", environ),
         can_speculate=read_flag("LOOK_AHEAD", environ),
         weights_cache=Path(environ.get("WEIGHTS_CACHE") or own),
         weights_dir=Path(weights_dir) if weights_dir else None,

@@ -56,6 +56,8 @@ class TextPredictor:
             in_float8=environment.in_float8,
             compile=environment.compile,
             code_folder=cache_folder(os.environ) / "compiled",
+            max_context=environment.max_context,
+            cache_bytes=environment.cache_bytes,
             can_speculate=environment.can_speculate,
         )
         limit = adapter_bytes_limit(self._engine.linear_shapes)

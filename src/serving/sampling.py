@@ -3,15 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from src.errors import UserError
 from src.serving.engine.ngram import num_accepted
+from src.serving.noise import Noise, noise_key
 
 GREEDY_BELOW, MIN_PENALTY = 1e-5, 1e-2
-_MASK = 0xFFFFFFFF
-_ODD = 0x9E3779B9
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,13 @@ class Sampler:
         params: SamplingParams,
         *,
         prompt_ids: Sequence[int],
+        output_ids: Sequence[int] = (),
         has_grammar: bool = False,
     ) -> None:
-        """Draw the tokens of this slot by the sampling params of a new request."""
+        """Draw the tokens of this slot by the sampling params of a request.
+
+        `output_ids` are those that it had drawn before it got this slot.
+        """
         penalty = max(params.repetition_penalty, MIN_PENALTY)
         # A grammar says itself where the text may end.
         is_held_open = params.min_new_tokens > 0 and not has_grammar
@@ -110,7 +112,8 @@ class Sampler:
         self.allowed[slot] = True
         if is_on["penalty"]:
             self._seen[slot] = False
-            self._seen[slot, torch.tensor(prompt_ids, dtype=torch.long, device=self._device)] = True
+            seen = torch.tensor([*prompt_ids, *output_ids], dtype=torch.long, device=self._device)
+            self._seen[slot, seen] = True
 
     def clear(self, slot: int) -> None:
         """Forget the sampling params of a request that is done."""
@@ -216,35 +219,3 @@ def keep_top(
         is_left_out[:, 0] = False
         ordered = ordered.masked_fill(is_left_out, -torch.inf)
     return torch.empty_like(scores).scatter_(1, order, ordered)
-
-
-class Noise:
-    """Gumbel noise for the tokens of a vocabulary; the best noisy score is a softmax draw.
-
-    No state is carried along, so that neither neighbours nor their number change a draw.
-    """
-
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._mixed_ids = _mix(torch.arange(1, vocab_size + 1, device=device) * _ODD & _MASK)
-
-    def gumbel(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Return the noise of each row (rows, vocabulary) for keys and positions (rows,)."""
-        counter = _mix((keys ^ _mix(positions * _ODD & _MASK)) & _MASK)
-        bits = _mix(self._mixed_ids ^ counter[:, None])
-        # 23 bits and a half: neither 0 nor 1, whose logarithms are no numbers.
-        uniform = (bits >> 9).float().add_(0.5).mul_(2**-23)
-        return uniform.log_().neg_().log_().neg_()
-
-
-def noise_key(seed: int) -> int:
-    """Return the key of a seed; every whole number is one."""
-    return int(np.random.SeedSequence(seed % 2**64).generate_state(1)[0])
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """Spread 32-bit numbers over all 32 bits (the lowbias32 hash), held in 64."""
-    x = x ^ (x >> 16)
-    x = x.mul_(0x7FEB352D).bitwise_and_(_MASK)
-    x = x.bitwise_xor_(x >> 15)
-    x = x.mul_(0x846CA68B).bitwise_and_(_MASK)
-    return x.bitwise_xor_(x >> 16)

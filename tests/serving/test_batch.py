@@ -22,8 +22,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-import src.serving.engine.engine
-import src.serving.engine.scheduler
+import src.serving.engine.prefill_queue
+import src.serving.engine.runners
 import src.serving.lora.slots
 from src.errors import UserError
 from src.serving.engine.engine import Engine
@@ -229,7 +229,7 @@ def test_an_error_in_one_request_fails_that_one_alone(engine, loaded):
 def test_an_adapter_that_the_device_has_no_room_for_is_refused(new_engine, loaded, monkeypatch):
     """Less than one slot of rank 64 takes, and more than one of rank 16."""
     num_bytes = 2 * loaded["rank-13"].num_bytes
-    monkeypatch.setattr(src.serving.engine.engine, "adapter_bytes_that_fit", lambda _: num_bytes)
+    monkeypatch.setattr(src.serving.engine.runners, "adapter_bytes_that_fit", lambda _: num_bytes)
     engine = new_engine()
     client = Client(engine, [5, 6, 7], adapter=loaded["rank-40"])
     assert client.read() == []
@@ -268,7 +268,8 @@ def test_an_overflow_does_not_stay_in_a_slot(engine, new_engine, loaded, huge):
 
 def test_a_waiting_request_takes_no_neighbours_tokens(new_engine, monkeypatch):
     """Its slot is among the rows of their steps while its prompt is read piece by piece."""
-    monkeypatch.setattr(src.serving.engine.scheduler, "CHUNK_TOKENS", 8)
+    for name in ("FIRST", "MOST"):
+        monkeypatch.setattr(src.serving.engine.prefill_queue, name, 8)
     for seed in range(4):
         sampling = SamplingParams(
             max_new_tokens=40, temperature=1.0, top_p=1.0, repetition_penalty=9.0, seed=seed
@@ -281,8 +282,9 @@ def test_a_waiting_request_takes_no_neighbours_tokens(new_engine, monkeypatch):
         low.cancel()
         low.read()
         late = Client(engine, prompt, sampling)
-        assert late.read() == alone
+        late.read(1)
         assert late.sequence.slot < high.sequence.slot
+        assert late.read() == alone
         high.cancel()
         high.read()
 

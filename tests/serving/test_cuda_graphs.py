@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.serving.engine.cuda_graphs import CudaGraphs, Step
+from src.graphs.step_graphs import CudaGraphs, Step
 from src.serving.engine.engine import Engine
 from src.serving.lora.weights import LoadedAdapter
 from src.serving.sampling import SamplingParams

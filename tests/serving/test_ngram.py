@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import src.serving.sampling
+from src.serving.cache.prefix_index import SHORTEST
 from src.serving.engine.engine import Engine
 from src.serving.engine.ngram import FIRST_CREDIT, MOST, NgramProposer
-from src.serving.engine.prefix_cache import SHORTEST
 from src.serving.engine.request import Finished
 from src.serving.predictor import TextPredictor
 from src.serving.sampling import SamplingParams

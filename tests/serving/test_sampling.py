@@ -5,7 +5,8 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from src.errors import UserError
-from src.serving.sampling import Noise, Sampler, SamplingParams, keep_top, noise_key
+from src.serving.noise import Noise, noise_key
+from src.serving.sampling import Sampler, SamplingParams, keep_top
 
 CPU = torch.device("cpu")
 

@@ -10,14 +10,22 @@ from torch.nn.functional import scaled_dot_product_attention
 pytest.importorskip("triton", reason="Triton is not installed")
 from src.serving.model.split_attention import attend_split
 
-CAPACITY = 301
-LENGTHS = (1, 64, 65, 100, 300)
+CAPACITY, BLOCK_SIZE = 320, 16
+LENGTHS = (2, 64, 65, 100, 300)
 
 
 @pytest.fixture
-def cache() -> torch.Tensor:
+def texts() -> torch.Tensor:
+    """Keys and values of the tokens of each row, one after the other."""
     torch.manual_seed(0)
-    return torch.randn(len(LENGTHS) + 1, CAPACITY, 4, 24)
+    return torch.randn(len(LENGTHS), CAPACITY, 4, 24)
+
+
+def in_blocks(texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a cache in which they lie in blocks anywhere, and the table of those."""
+    blocks = texts.unflatten(1, (-1, BLOCK_SIZE)).flatten(0, 1)
+    order = torch.randperm(len(blocks))
+    return blocks[order], order.argsort().view(len(texts), -1)
 
 
 def attend_alone(query: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -30,23 +38,23 @@ def attend_alone(query: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("window", [None, 37])
 @pytest.mark.parametrize("num_parts", [1, 8])
 def test_each_row_sees_its_own_tokens(
-    cache: torch.Tensor, num_heads: int, window: int | None, num_parts: int
+    texts: torch.Tensor, num_heads: int, window: int | None, num_parts: int
 ):
     positions = torch.tensor(LENGTHS) - 1
     query = torch.randn(len(LENGTHS), num_heads, 24)
     for row, length in enumerate(LENGTHS):
         # What a row does not hold may be anything.
-        cache[row, length:] = float("nan")
-        cache[row, : max(0, length - (window or CAPACITY))] = float("nan")
-    output = attend_split(query, cache, positions, window, num_parts=num_parts)
+        texts[row, length:] = float("nan")
+        texts[row, : max(0, length - (window or CAPACITY))] = float("nan")
+    output = attend_split(query, *in_blocks(texts), positions, window, num_parts=num_parts)
     for row, length in enumerate(LENGTHS):
-        seen = cache[row, max(0, length - (window or CAPACITY)) : length]
+        seen = texts[row, max(0, length - (window or CAPACITY)) : length]
         torch.testing.assert_close(output[row], attend_alone(query[row], seen))
 
 
-def test_an_idle_row_reads_nothing(cache: torch.Tensor):
-    query, positions = torch.randn(2, 2, 24), torch.tensor([CAPACITY - 1, 9])
-    cache[0] = float("nan")
-    output = attend_split(query, cache, positions, None)
+def test_an_idle_row_reads_nothing(texts: torch.Tensor):
+    query, positions = torch.randn(2, 2, 24), torch.tensor([0, 9])
+    texts[0] = float("nan")
+    output = attend_split(query, *in_blocks(texts), positions, None)
     assert output[0].count_nonzero() == 0
-    torch.testing.assert_close(output[1], attend_alone(query[1], cache[1, :10]))
+    torch.testing.assert_close(output[1], attend_alone(query[1], texts[1, :10]))

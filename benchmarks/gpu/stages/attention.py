@@ -16,7 +16,8 @@ from src.model.core.kernels import (
     attend_varlen,
     find_fault_once,
 )
-from src.serving.model.attention import DecodeAttention, KVCache, split_unsupported_reason
+from src.serving.cache.kv_cache import FIRST_BLOCK, KVCache, num_blocks_of
+from src.serving.model.attention import DecodeAttention, split_unsupported_reason
 
 TOLERANCE = 0.02
 """Relative error; that of bfloat16 is 0.003."""
@@ -110,18 +111,24 @@ def time_training(stage: Stage, shape: tuple[int, int, int], kernel: Kernel) -> 
 
 def time_decoding(stage: Stage, key_heads: int) -> None:
     """Compare the kernel that splits the cache with one call that reads it up to a length."""
-    slots, capacity = (4, 33) if stage.is_tiny else (21, 4097)
+    slots, length = (4, 32) if stage.is_tiny else (21, 4096)
+    num_blocks = num_blocks_of(length)
     cache = KVCache(
         num_layers=NUM_LAYERS,
         num_slots=slots,
         num_key_value_heads=key_heads,
         head_size=128,
-        capacity=capacity,
+        num_blocks=slots * num_blocks,
+        max_seq_len=length,
         dtype=stage.dtype,
         device=stage.device,
     )
     for layer in range(NUM_LAYERS):
         cache.layer(layer).normal_()
+    # Anywhere, as in a cache that has been used for long.
+    blocks = torch.randperm(slots * num_blocks).add(FIRST_BLOCK).view(slots, num_blocks)
+    for slot, own in enumerate(blocks.tolist()):
+        cache.give(slot, own, length)
     reason = split_unsupported_reason(cache, 32)
     if reason:
         is_right = None if stage.is_tiny else False
@@ -141,10 +148,8 @@ def decode_once(
     def one_call() -> list[torch.Tensor]:
         attention = DecodeAttention(
             cache,
-            num_rows=num_rows,
-            length=length,
+            lengths=length,
             windows=frozenset({None}),
-            lengths=None,
             position=position,
         )
         return [attention(query, layer, None) for layer in range(NUM_LAYERS)]

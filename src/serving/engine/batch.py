@@ -1,57 +1,19 @@
 """The rows of the running sequences: one decode step of fixed shape for all of them."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from src.serving.engine.cuda_graphs import CudaGraphs
+from src.graphs.step_graphs import CudaGraphs
 from src.serving.engine.model_runner import Runner
-from src.serving.engine.prefix_cache import PrefixCache
-from src.serving.engine.request import Sequence, Token
+from src.serving.engine.request import Sequence
+from src.serving.engine.step_output import StepOutput
+from src.serving.model.chunk import Chunk
 from src.serving.sampling import Sampler
 
 
-@dataclass(frozen=True)
-class StepOutput:
-    """The tokens of one step, on their way from the device."""
-
-    tokens: torch.Tensor  # (rows,)
-    logits: torch.Tensor  # (rows, vocabulary)
-    rows: list[Sequence | None]
-    ready: torch.cuda.Event | None = None
-
-    def ids(self) -> list[int]:
-        """Wait for the tokens."""
-        if self.ready is not None:
-            self.ready.synchronize()
-        return self.tokens.tolist()
-
-    @property
-    def needs_sync(self) -> bool:
-        """Whether the next step depends on what the host makes of this one."""
-        running = {row for row in self.rows if row is not None}
-        is_alone = len(running) == 1
-        return any(
-            row.request.grammar is not None
-            or row.request.num_logprobs >= 0
-            or (is_alone and row.proposer is not None and row.proposer.has_credit)
-            for row in running
-        )
-
-    def token(self, row: int, token_id: int) -> Token:
-        """Return the token of a row, with log-probabilities if its request asks for them."""
-        sequence = self.rows[row]
-        if sequence is None or sequence.request.num_logprobs < 0:
-            return Token(token_id)
-        logprobs = self.logits[row].float().log_softmax(-1)
-        values, ids = logprobs.topk(min(sequence.request.num_logprobs, len(logprobs)))
-        best = zip(ids.tolist(), values.tolist(), strict=True)
-        return Token(token_id, float(logprobs[token_id]), tuple(best))
-
-
 class Batch:
-    """Owns all that belongs to a row: KV cache slot, tokens, sampling params, adapter.
+    """Owns all that belongs to a row: blocks of the KV cache, tokens, sampling params, adapter.
 
     A sequence is added, its prompt prefilled in chunks, steps with the others, and is removed.
     What a step reads lies where a captured one finds it; the drawn tokens never leave the device.
@@ -63,18 +25,17 @@ class Batch:
         sampler: Sampler,
         *,
         num_slots: int,
-        max_seq_len: int,
         device: torch.device,
         graphs: CudaGraphs | None,
     ) -> None:
         self._runner, self._sampler, self._graphs = runner, sampler, graphs
-        self._max_seq_len = max_seq_len
-        self._prefixes = PrefixCache(num_slots, is_on=runner.is_static)
+        self._cache = runner.kv_cache
         self._free = set(range(num_slots))
         self._rows: list[Sequence | None] = [None] * num_slots  # that step
         self._lengths = [0] * num_slots  # of what the slot holds after the next step
         self._tokens = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self._positions = torch.full((num_slots,), max_seq_len, dtype=torch.long, device=device)
+        # No row that steps is at position 0: that is an idle one's.
+        self._positions = torch.zeros(num_slots, dtype=torch.long, device=device)
         self._advance = torch.zeros(num_slots, dtype=torch.long, device=device)
         self._is_changed = True
         self._features: frozenset[str] = frozenset()
@@ -90,17 +51,16 @@ class Batch:
         """How many slots have a sequence."""
         return len(self._rows) - len(self._free)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether a slot is free."""
-        return bool(self._free)
+    def has_room(self, sequence: Sequence) -> bool:
+        """Whether there are a slot and blocks of the KV cache for a sequence."""
+        return bool(self._free) and self._cache.has_room(sequence.adapter_key, sequence.ids)
 
     def add(self, sequence: Sequence) -> bool:
         """Give a sequence a slot, its adapter one on the device, and what is known of its prompt.
 
         Returns False, with nothing changed, while there is no room for its adapter.
         """
-        adapter, prompt_ids = sequence.request.adapter, sequence.request.prompt_ids
+        adapter = sequence.request.adapter
         if adapter is not None:
             sequence.lora_slot = self._runner.lora.acquire(adapter)
             if sequence.lora_slot is None:
@@ -109,33 +69,51 @@ class Batch:
         sequence.slot = slot = min(self._free)
         self._free.remove(slot)
         self._lengths[slot] = 0
-        key = None if adapter is None else adapter.key
-        moves, num_cached = self._prefixes.place(slot, sorted(self._free), key, prompt_ids)
-        for move in moves:
-            self._runner.kv_cache.copy(*move)
-        self._runner.kv_cache.clear_tail(slot, len(prompt_ids))
-        sequence.num_computed_tokens = sequence.num_cached_tokens = num_cached
+        sequence.context_ids = ids = sequence.ids
+        sequence.num_computed_tokens = self._cache.place(slot, sequence.adapter_key, ids)
         return True
 
-    def prefill(self, sequence: Sequence, max_tokens: int) -> StepOutput | None:
-        """Read up to so many tokens of a prompt; after the last one, draw the first token.
+    def grow(self, sequence: Sequence, num_tokens: int = 0) -> bool:
+        """Give a sequence room for so many tokens more, or those of its next step.
 
-        From then on the sequence takes part in the steps.
+        Returns False while all blocks are in use.
         """
-        request, slot, start = sequence.request, sequence.slot, sequence.num_computed_tokens
-        ids = request.prompt_ids[start : start + max_tokens]
-        sequence.num_computed_tokens = stop = start + len(ids)
-        is_last = stop == len(request.prompt_ids)
-        logits = self._runner.prefill(slot, ids, start, sequence.lora_slot, num_scores=int(is_last))
-        self._prefixes.extend(slot, ids)
-        if logits is None:
-            return None
+        start = sequence.num_computed_tokens
+        if self._rows[sequence.slot] is sequence:
+            start = self._lengths[sequence.slot] - 1
+            num_tokens += 1
+        return self._cache.grow(sequence.slot, start + num_tokens, start)
+
+    def prefill(self, parts: list[tuple[Sequence, int]]) -> torch.Tensor | None:
+        """Read so many tokens more of each prompt, for which there is room, in one pass.
+
+        Returns the scores after the prompts that are read to their end (prompts, vocabulary).
+        """
+        chunks = []
+        for sequence, num_tokens in parts:
+            start = sequence.num_computed_tokens
+            ids = sequence.context_ids[start : start + num_tokens]
+            is_last = start + len(ids) == len(sequence.context_ids)
+            chunks.append(Chunk(sequence.slot, ids, start, sequence.lora_slot, int(is_last)))
+        logits = self._runner.prefill(chunks)
+        for (sequence, _), chunk in zip(parts, chunks, strict=True):
+            self._cache.learn(sequence.slot, chunk.ids)
+            sequence.num_computed_tokens = chunk.stop
+        return logits
+
+    def start(self, sequence: Sequence, logits: torch.Tensor) -> StepOutput:
+        """Draw the token after what was read of a sequence, by its scores (1, vocabulary).
+
+        From then on it takes part in the steps.
+        """
+        request, slot, stop = sequence.request, sequence.slot, sequence.num_computed_tokens
         self._sampler.hide_unused_(logits)
         # Not before: in steps of the others this slot has been an idle row, and they draw for it.
         self._sampler.set(
             slot,
             request.sampling,
             prompt_ids=request.prompt_ids,
+            output_ids=sequence.output_ids,
             has_grammar=request.grammar is not None,
         )
         self.apply_grammar(sequence)
@@ -146,7 +124,7 @@ class Batch:
         self._tokens[rows] = token
         self._rows[slot], self._lengths[slot] = sequence, stop + 1
         self._is_changed = True
-        return self._output(token, logits, [sequence])
+        return StepOutput.of(token, logits, [sequence])
 
     def apply_grammar(self, sequence: Sequence) -> None:
         """Allow only the tokens that a sequence's grammar lets through next."""
@@ -165,8 +143,7 @@ class Batch:
             self._features = self._sampler.features(slice(num_rows))
             # An idle row has a neighbour's adapter: nobody reads what comes of it.
             lora_slots = [(row or running[0]).lora_slot for row in rows]
-            has_adapter = any(slot is not None for slot in lora_slots)
-            self._lora = self._runner.lora.batch(lora_slots) if has_adapter else None
+            self._lora = self._runner.lora.batch(lora_slots)
         lengths = [0 if row is None else self._lengths[row.slot] for row in rows]
 
         def step() -> torch.Tensor:
@@ -180,16 +157,17 @@ class Batch:
             logits = self._graphs.run((num_rows, self._features, lora_key, bucket), step)
         for row in running:
             self._lengths[row.slot] += 1
-        return self._output(self._tokens[:num_rows], logits, rows)
+        return StepOutput.of(self._tokens[:num_rows], logits, rows)
 
     def verify(self, sequence: Sequence, proposed: list[int]) -> StepOutput:
         """Read a row's last token and those proposed to follow it; keep what steps would draw.
 
+        There is room for them.
         The keys and values of rejected tokens stay in the cache until others replace them.
         """
         slot, start = sequence.slot, self._lengths[sequence.slot] - 1
         ids = [sequence.output_ids[-1], *proposed]
-        logits = self._runner.prefill(slot, ids, start, sequence.lora_slot, num_scores=len(ids))
+        logits = self._runner.prefill([Chunk(slot, ids, start, sequence.lora_slot, len(ids))])
         assert logits is not None
         self._sampler.hide_unused_(logits)
         drawn = self._sampler.draw_speculated(logits, start + 1, proposed, slot=slot)
@@ -206,16 +184,16 @@ class Batch:
         if slot < 0:
             return
         self._free.add(slot)
-        self._rows[slot], self._is_changed = None, True
-        self._runner.kv_cache.mark_written(slot, self._lengths[slot])
-        if is_valid:
+        is_started, self._rows[slot] = self._rows[slot] is not None, None
+        self._is_changed = True
+        if is_valid and is_started:
             # The last token was drawn, and perhaps not read.
-            self._prefixes.extend(slot, sequence.output_ids[:-1])
-        else:
-            self._prefixes.forget(slot)
+            num_read = len(sequence.context_ids) - len(sequence.request.prompt_ids)
+            self._cache.learn(slot, sequence.output_ids[num_read:-1])
+        self._cache.release(slot, is_valid=is_valid)
         self._sampler.clear(slot)
-        # An idle row writes where nobody reads.
-        self._positions[slot], self._advance[slot] = self._max_seq_len, 0
+        self._positions[slot] = self._advance[slot] = 0
+        sequence.slot, sequence.lora_slot = -1, None
 
     def _step(self, num_rows: int, lengths: list[int]) -> torch.Tensor:
         tokens, positions = self._tokens[:num_rows], self._positions[:num_rows]
@@ -225,15 +203,3 @@ class Batch:
         drawn = self._sampler.draw(logits, positions, rows=slice(num_rows), features=self._features)
         tokens.copy_(drawn)
         return logits
-
-    def _output(
-        self, tokens: torch.Tensor, logits: torch.Tensor, rows: list[Sequence | None]
-    ) -> StepOutput:
-        if tokens.device.type == "cpu":
-            return StepOutput(tokens.clone(), logits, rows)
-        # The next step may start before these have arrived.
-        on_host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-        on_host.copy_(tokens, non_blocking=True)
-        ready = torch.cuda.Event()
-        ready.record()
-        return StepOutput(on_host, logits, rows, ready)

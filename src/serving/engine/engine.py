@@ -12,24 +12,18 @@ from src.chat.tokenizer import Tokenizer
 from src.errors import UserError
 from src.gpus import find_device
 from src.graphs.capture import Capture, cuda_capture
+from src.graphs.step_graphs import CudaGraphs
 from src.model.base_model import linear_shapes, load_base_model
 from src.model.core.compiled import eager_reason, keep_code_in
-from src.model.core.decoder import Decoder
 from src.model.core.float8 import check_device
-from src.model.core.proof import open_proven
-from src.model.isolation import find_neighbour_effect
 from src.model.precision import choose_dtype
 from src.model.shape import check_architecture, max_sequence_length, read_config
 from src.serving.engine.batch import Batch
-from src.serving.engine.cuda_graphs import CudaGraphs
-from src.serving.engine.kv_budget import adapter_bytes_that_fit, num_slots_that_fit
-from src.serving.engine.model_runner import ModelRunner, Runner
 from src.serving.engine.request import Request, Sequence
+from src.serving.engine.runners import RunnerOptions, build_runner
 from src.serving.engine.scheduler import Scheduler
 from src.serving.engine.totals import Totals
 from src.serving.lora.weights import LoadedAdapter, load_adapter
-from src.serving.model.fused_projection import FusedProjection
-from src.serving.model.transformers_model import TransformersRunner
 from src.serving.sampling import Sampler
 from src.weights.adapter.adapter import AdapterFile
 from src.weights.base_model.check import is_bitsandbytes_4bit
@@ -53,13 +47,16 @@ class Engine:
         code_folder: Path | None = None,
         max_slots: int = MAX_SLOTS,
         max_adapters: int = MAX_ADAPTERS,
+        max_context: int | None = None,
+        cache_bytes: float | None = None,
         can_speculate: bool | None = None,
         capture: Capture | None = None,
     ) -> None:
         """Load a base model; `capture` records its steps, by default as CUDA graphs on a GPU.
 
         Without a `dtype`, it computes in what the device is fastest in. `compile` is `COMPILE`;
-        the compiled code is kept in its folder. Raises UserError where `in_float8` cannot be.
+        the compiled code is kept in its folder. `cache_bytes` are those of the KV cache, by default
+        what is free. Raises UserError where `in_float8` cannot be, or where there is no room.
         """
         self.device = find_device()
         # It builds a plan for each new length of a prompt, while all answers wait.
@@ -72,7 +69,9 @@ class Engine:
         if in_float8:
             check_device(self.device)
         self.tokenizer = Tokenizer(folder)
-        self.max_seq_len = max_sequence_length(folder, known=known_max_seq_len)
+        max_seq_len = max_sequence_length(folder, known=known_max_seq_len)
+        if max_context is not None and max_context > max_seq_len:
+            print(f"MAX_CONTEXT without effect: the model's context is {max_seq_len:,}", flush=True)
         started = time.monotonic()
         self.model = load_base_model(folder, dtype=self.dtype, device=self.device, in_4bit=in_4bit)
         self.model.eval()
@@ -84,13 +83,17 @@ class Engine:
         if capture is None and self.device.type == "cuda":
             capture = cuda_capture()
         with torch.inference_mode():
-            self.runner = self._build_runner(
-                max_slots,
-                max_adapters,
+            options = RunnerOptions(
+                max_slots=max_slots,
+                max_adapters=max_adapters,
+                max_seq_len=min(max_seq_len, max_context or max_seq_len),
+                cache_bytes=cache_bytes,
                 is_captured=bool(capture),
                 in_float8=in_float8,
                 is_compiled=self._prepare_compiler(compile, code_folder),
             )
+            self.runner, self.max_seq_len = build_runner(self.model, options)
+            self.num_slots = max_slots
             self.is_captured = capture is not None and self.runner.is_static
             batch = Batch(
                 self.runner,
@@ -102,7 +105,6 @@ class Engine:
                     unused_ids=self.tokenizer.unused_rows(self.vocab_size),
                 ),
                 num_slots=self.num_slots,
-                max_seq_len=self.max_seq_len,
                 device=self.device,
                 graphs=CudaGraphs(capture) if capture and self.is_captured else None,
             )
@@ -129,46 +131,6 @@ class Engine:
         if reason is None and code_folder is not None:
             keep_code_in(code_folder)
         return reason is None
-
-    def _build_runner(
-        self,
-        max_slots: int,
-        max_adapters: int,
-        *,
-        is_captured: bool,
-        in_float8: bool,
-        is_compiled: bool,
-    ) -> Runner:
-        self.num_slots = max_slots
-        decoder = open_proven(self.model, Decoder, FusedProjection)
-        if isinstance(decoder, str):
-            if in_float8:
-                raise UserError(f"BASE_WEIGHTS: expected none, found 'fp8': {decoder}")
-            print(f"this base model runs in transformers: {decoder}", flush=True)
-            find_neighbour_effect(self.model)  # refuses a model that is not causal
-            return TransformersRunner(self.model)
-        if in_float8:
-            held = decoder.hold_in_float8(for_training=False)
-            how = "" if self.device.type == "cuda" else ", emulated, which is slow"
-            print(f"{held}{how}", flush=True)
-        if self.device.type == "cpu":
-            decoder.sum_dtype = torch.float32
-        else:
-            # Weights that became parts of wider ones have left gaps.
-            torch.cuda.empty_cache()
-        adapter_bytes = adapter_bytes_that_fit(self.device)
-        self.num_slots = num_slots_that_fit(
-            decoder.bytes_per_token * (self.max_seq_len + 1), max_slots, self.device
-        )
-        return ModelRunner(
-            decoder,
-            num_slots=self.num_slots,
-            max_seq_len=self.max_seq_len,
-            num_adapters=max_adapters,
-            adapter_bytes=adapter_bytes,
-            has_fixed_shapes=is_captured,
-            is_compiled=is_compiled,
-        )
 
     def load_adapter(self, file: AdapterFile, *, key: str) -> LoadedAdapter:
         """Bring a checked adapter into memory."""

@@ -1,27 +1,34 @@
-"""The forward pass of a batch: prompts into slots of the KV cache, and a token for each row."""
+"""The forward pass of a batch: parts of prompts into the KV cache, and a token for each row."""
+
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
 from src.model.core.decoder import Decoder
+from src.serving.cache.block_tables import BlockTables
+from src.serving.cache.kv_cache import SINK_PLACE, KVCache
 from src.serving.lora.rows import use_kernel
 from src.serving.lora.slots import LoraSlots
 from src.serving.lora.stacked import LoraBatch
 from src.serving.model.attention import (
     DecodeAttention,
-    KVCache,
     PrefillAttention,
+    Span,
     SplitDecodeAttention,
     split_unsupported_reason,
 )
+from src.serving.model.chunk import Chunk
 from src.serving.model.compiled import compile_between
 from src.serving.model.forward import CachedDecoder
 from src.serving.model.transformers_model import TransformersRunner
+from src.transfer import to_device
 
 SMALLEST_BUCKET = 256
 
 
 class ModelRunner:
-    """Our own forward pass over a static cache, with the adapters of many rows at once.
+    """Our own forward pass over a paged cache, with the adapters of many rows at once.
 
     With `has_fixed_shapes` a step is the same sequence of kernels on the same memory for every
     length in a bucket, as a captured step must be; with `is_compiled` the layers are.
@@ -34,6 +41,7 @@ class ModelRunner:
         decoder: Decoder,
         *,
         num_slots: int,
+        num_blocks: int,
         max_seq_len: int,
         num_adapters: int,
         adapter_bytes: int,
@@ -44,24 +52,25 @@ class ModelRunner:
         self._device, self._has_fixed_shapes = decoder.device, has_fixed_shapes
         switches = decoder.switches
         self._windows = frozenset(switches.windows)
-        # Idle rows write to one position more than the context has, which is never read.
-        self.kv_cache = KVCache(
+        cache = self._cache = KVCache(
             num_layers=len(decoder.layers),
+            num_blocks=num_blocks,
             num_slots=num_slots,
+            max_seq_len=max_seq_len,
             num_key_value_heads=decoder.num_key_value_heads,
             head_size=switches.head_size,
-            capacity=max_seq_len + 1,
             dtype=decoder.dtype,
             device=self._device,
         )
+        self.kv_cache = BlockTables(cache, window=largest_window(switches.windows))
         # Captured steps read lengths on the device, where there is a kernel that does.
-        reason = split_unsupported_reason(self.kv_cache, decoder.num_heads)
+        reason = split_unsupported_reason(cache, decoder.num_heads)
         reason = decoder.attention_reason or reason
         self._is_split = has_fixed_shapes and reason is None
         if has_fixed_shapes and reason:
             print(f"decoding reads the cache in buckets of lengths: {reason}", flush=True)
-        decoder.grow(max_seq_len + 1)
-        self._layers = CachedDecoder(decoder, self.kv_cache)
+        decoder.grow(max_seq_len)
+        self._layers = CachedDecoder(decoder, cache)
         if reason := use_kernel(decoder.layers[0].projections, decoder.like):
             print(f"decoding copies the pages of adapters: {reason}", flush=True)
         has_kernel = reason is None
@@ -82,34 +91,43 @@ class ModelRunner:
             "score_cap": switches.score_cap,
             "sinks": decoder.sinks,
         }
-        self._slot_starts = torch.arange(num_slots, device=self._device) * (max_seq_len + 1)
+        self._slots = torch.arange(num_slots, device=self._device)
 
-    def prefill(
-        self, slot: int, ids: list[int], start: int, lora_slot: int | None, *, num_scores: int
-    ) -> torch.Tensor | None:
-        """Read tokens into a slot; return the scores after so many last ones (num, vocabulary)."""
-        stop = start + len(ids)
-        self.kv_cache.mark_written(slot, stop)
-        positions = torch.arange(start, stop, device=self._device)
+    def prefill(self, chunks: Sequence[Chunk]) -> torch.Tensor | None:
+        """Read tokens into slots, in one pass; return the scores that are wanted of them.
+
+        They are in the order of the chunks (number, vocabulary).
+        """
+        ids = [token for chunk in chunks for token in chunk.ids]
+        slots = [chunk.slot for chunk in chunks for _ in chunk.ids]
+        positions = [position for chunk in chunks for position in range(chunk.start, chunk.stop)]
+        numbers = to_device(torch.tensor([ids, slots, positions]), self._device)
+        tokens, token_slots, token_positions = numbers.unbind(0)
         attention = PrefillAttention(
-            self.kv_cache,
-            slot=slot,
-            start=start,
-            stop=stop,
+            self._cache,
+            [Span(chunk.slot, chunk.start, chunk.stop) for chunk in chunks],
             windows=self._windows,
-            device=self._device,
             **self._scoring,
         )
-        lora = None if lora_slot is None else self.lora.of_slot(lora_slot)
-        tokens = torch.tensor(ids, device=self._device)
-        places = positions + slot * self.kv_cache.capacity
-        hidden = self._layers.hidden(tokens, positions, places, attention, lora)
-        return self._scores(hidden[-num_scores:], lora) if num_scores else None
+        lora_slots = [chunk.lora_slot for chunk in chunks for _ in chunk.ids]
+        places = self._cache.places_of(token_slots, token_positions)
+        lora = self.lora.of_tokens(lora_slots)
+        hidden = self._layers.hidden(tokens, token_positions, places, attention, lora)
+        scored = [
+            row
+            for chunk, stop in zip(chunks, accumulate(len(c.ids) for c in chunks), strict=True)
+            for row in range(stop - chunk.num_scores, stop)
+        ]
+        if not scored:
+            return None
+        rows = to_device(torch.tensor(scored), self._device)
+        scored_lora = self.lora.of_tokens([lora_slots[row] for row in scored])
+        return self._scores(hidden.index_select(0, rows), scored_lora)
 
     def decode(
         self,
         tokens: torch.Tensor,  # (rows,)
-        positions: torch.Tensor,  # (rows,)
+        positions: torch.Tensor,  # (rows,), 0 where a row is idle
         lengths: list[int],
         lora: LoraBatch | None,
     ) -> torch.Tensor:
@@ -118,18 +136,24 @@ class ModelRunner:
         A length counts the tokens of a row with this one; it is 0 where the row is idle.
         """
         if self._is_split:
-            attention = SplitDecodeAttention(self.kv_cache, positions, scale=self._scoring["scale"])
+            attention = SplitDecodeAttention(self._cache, positions, scale=self._scoring["scale"])
         else:
             attention = DecodeAttention(
-                self.kv_cache,
-                num_rows=len(tokens),
-                length=self.length_bucket(max(lengths)),
+                self._cache,
+                lengths=self.length_bucket(max(lengths)) if self._has_fixed_shapes else lengths,
                 windows=self._windows,
-                lengths=None if self._has_fixed_shapes else [n for n in lengths if n],
                 position=positions,
                 **self._scoring,
             )
-        places = self._slot_starts[: len(tokens)] + positions
+        if self._has_fixed_shapes:
+            places = self._cache.places_of(self._slots[: len(tokens)], positions)
+            places.masked_fill_(positions == 0, SINK_PLACE)
+        else:
+            held = [
+                self._cache.place(slot, length - 1) if length else SINK_PLACE
+                for slot, length in enumerate(lengths)
+            ]
+            places = to_device(torch.tensor(held), self._device)
         hidden = self._layers.hidden(tokens, positions, places, attention, lora)
         return self._scores(hidden, lora)
 
@@ -150,3 +174,9 @@ def bucket_of(length: int, max_seq_len: int) -> int:
     while bucket < length:
         bucket *= 2
     return min(bucket, max_seq_len)
+
+
+def largest_window(windows: Sequence[int | None]) -> int | None:
+    """Return how many of the last tokens any layer sees; None where one sees all."""
+    known = [window for window in windows if window is not None]
+    return max(known) if len(known) == len(windows) else None

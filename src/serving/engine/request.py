@@ -80,10 +80,14 @@ class Sequence:
     first_token_at: float | None = None
     slot: int = -1
     lora_slot: int | None = None
+    context_ids: list[int] = field(default_factory=list)
+    """What is read before its next token is drawn: the prompt, and what it had of its answer when
+    it was preempted."""
     num_computed_tokens: int = 0
-    """Tokens of the prompt that the KV cache holds."""
+    """Tokens of them that the KV cache holds."""
     num_cached_tokens: int = 0
-    """Those of them that it held already when the request came."""
+    """Tokens of the prompt that it held already when the request came."""
+    num_preempted: int = 0
     output_ids: list[int] = field(default_factory=list)
     proposer: NgramProposer | None = None
     num_proposed: int = 0
@@ -91,3 +95,13 @@ class Sequence:
     num_accepted: int = 0
     is_canceled: bool = False
     is_finished: bool = False
+
+    @property
+    def adapter_key(self) -> str | None:
+        """What the tokens of its adapter are known by."""
+        return None if self.request.adapter is None else self.request.adapter.key
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt, and the answer as far as it is known."""
+        return [*self.request.prompt_ids, *self.output_ids]

@@ -1,4 +1,7 @@
-"""Who is served when: sequences wait, get a slot, are prefilled in chunks, and step together."""
+"""Who is served when: sequences wait, get a slot, are prefilled in chunks, and step together.
+
+Where the KV cache is full, the youngest waits again; what it had is computed again.
+"""
 
 import time
 from collections import deque
@@ -6,12 +9,13 @@ from collections.abc import Iterable
 
 import torch
 
-from src.serving.engine.batch import Batch, StepOutput
+from src.serving.engine.batch import Batch
 from src.serving.engine.ngram import NgramProposer
+from src.serving.engine.prefill_queue import PrefillQueue
 from src.serving.engine.request import Finished, FinishReason, Sequence
+from src.serving.engine.step_output import StepOutput
 from src.serving.engine.totals import Totals
 
-CHUNK_TOKENS, CHUNK_TOKENS_ALONE = 512, 4096
 MAX_OVERTAKEN_SECONDS = 5.0
 """How long others may overtake a sequence whose adapter finds no room on the device."""
 
@@ -32,7 +36,8 @@ class Scheduler:
         self._end_ids = frozenset(end_ids)
         self._can_overlap, self._can_speculate = can_overlap, can_speculate
         self._waiting: deque[Sequence] = deque()
-        self._prefilling: deque[Sequence] = deque()
+        self._prefills = PrefillQueue(batch)
+        self._prefilling = self._prefills.sequences
         self._in_flight: StepOutput | None = None
 
     @property
@@ -55,10 +60,14 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def step(self) -> None:
-        """Admit who has room, prefill a chunk, step all rows, and hand out what was drawn."""
+        """Admit who has room, prefill chunks, step all rows, and hand out what was drawn."""
         self._drop_canceled()
         self._admit()
-        self._prefill()
+        is_awaited, started = bool(self._batch.running), time.monotonic()
+        parts = self._prefills.next_parts(self._preempt) if self._prefilling else []
+        if parts:
+            self._prefill(parts)
+        self._make_room()
         output = None
         if running := self._batch.running:
             output = self._speculate(running) or self._batch.step()
@@ -69,6 +78,9 @@ class Scheduler:
             self._in_flight = output
         else:
             self._process_outputs(output)
+        if is_awaited:
+            num_prompt_tokens = sum(num_tokens for _, num_tokens in parts)
+            self._prefills.budget.record(num_prompt_tokens, time.monotonic() - started)
 
     def fail(self, error: Exception) -> None:
         """End every sequence that is known."""
@@ -83,16 +95,16 @@ class Scheduler:
 
     def _drop_canceled(self) -> None:
         everyone = [*self._waiting, *self._prefilling, *self._batch.running]
-        canceled = [sequence for sequence in everyone if sequence.is_canceled]
-        for sequence in canceled:
+        for sequence in [sequence for sequence in everyone if sequence.is_canceled]:
             self._finish(sequence, "canceled")
-        if canceled:
-            self._waiting = deque(s for s in self._waiting if not s.is_finished)
-            self._prefilling = deque(s for s in self._prefilling if not s.is_finished)
+            for queue in (self._waiting, self._prefilling):
+                if sequence in queue:
+                    queue.remove(sequence)
 
     def _admit(self) -> None:
         overtaken: list[Sequence] = []
-        while self._waiting and self._batch.has_room:
+        # Nobody overtakes a sequence that waits for blocks of the KV cache.
+        while self._waiting and self._batch.has_room(self._waiting[0]):
             sequence = self._waiting.popleft()
             try:
                 is_admitted = self._batch.add(sequence)
@@ -100,38 +112,66 @@ class Scheduler:
                 self._fail(sequence, error)
                 continue
             if is_admitted:
-                self._start(sequence)
+                self._take(sequence)
                 continue
             overtaken.append(sequence)
             if time.monotonic() - sequence.submitted_at > MAX_OVERTAKEN_SECONDS:
                 break
         self._waiting.extendleft(reversed(overtaken))
 
-    def _start(self, sequence: Sequence) -> None:
-        sequence.started_at = time.monotonic()
-        self._totals.num_cached_tokens += sequence.num_computed_tokens
-        if self._can_speculate and sequence.request.grammar is None:
-            sequence.proposer = NgramProposer(sequence.request.prompt_ids)
+    def _take(self, sequence: Sequence) -> None:
+        if sequence.started_at is None:
+            sequence.started_at = time.monotonic()
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self._totals.num_cached_tokens += sequence.num_computed_tokens
+            if self._can_speculate and sequence.request.grammar is None:
+                sequence.proposer = NgramProposer(sequence.request.prompt_ids)
         self._prefilling.append(sequence)
 
-    def _prefill(self) -> None:
-        """Read up to one chunk in all, a short one where running answers would stall."""
-        room = CHUNK_TOKENS if self._batch.running else CHUNK_TOKENS_ALONE
-        while self._prefilling and room > 0:
-            sequence = self._prefilling[0]
-            num_before = sequence.num_computed_tokens
-            output = None
-            try:
-                output = self._batch.prefill(sequence, room)
-                num_tokens = sequence.num_computed_tokens - num_before
+    def _prefill(self, parts: list[tuple[Sequence, int]]) -> None:
+        """Read parts of prompts, and start the sequences that are read to their end."""
+        try:
+            logits = self._batch.prefill(parts)
+        except Exception as error:
+            for sequence, _ in parts:
+                self._prefilling.remove(sequence)
+                self._finish(sequence, "error", error)
+            _raise_if_lost(error)
+            return
+        row = 0
+        for sequence, num_tokens in parts:
+            if not sequence.num_preempted:
                 self._totals.num_computed_tokens += num_tokens
-                room -= num_tokens
-                if output is not None:
-                    self._append(sequence, output, 0, output.ids()[0])
+            if sequence.num_computed_tokens < len(sequence.context_ids):
+                continue
+            self._prefilling.remove(sequence)
+            assert logits is not None
+            try:
+                output = self._batch.start(sequence, logits[row : row + 1])
+                self._append(sequence, output, 0, output.ids()[0])
             except Exception as error:
                 self._fail(sequence, error)
-            if output is not None or sequence.is_finished:
-                self._prefilling.popleft()
+            row += 1
+
+    def _make_room(self) -> None:
+        """Let every running sequence have room for its next token; the youngest make it."""
+        for sequence in self._batch.running:
+            while sequence.slot >= 0 and not self._batch.grow(sequence):
+                if self._in_flight is not None:
+                    before, self._in_flight = self._in_flight, None
+                    self._process_outputs(before)
+                else:
+                    everyone = [*self._prefilling, *self._batch.running]
+                    self._preempt(max(everyone, key=lambda other: other.submitted_at))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Let a sequence wait again; what others do not need meanwhile of it is found again."""
+        self._batch.remove(sequence, is_valid=True)
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
+        for counts in (sequence, self._totals):
+            counts.num_preempted += 1
+        self._waiting.appendleft(sequence)
 
     def _speculate(self, running: list[Sequence]) -> StepOutput | None:
         """Step over several tokens of a sequence that runs alone, where its text repeats."""
@@ -141,7 +181,7 @@ class Scheduler:
             return None
         most = sequence.max_tokens - len(sequence.output_ids) - 1
         proposed = sequence.proposer.propose(sequence.output_ids, most)
-        if not proposed:
+        if not proposed or not self._batch.grow(sequence, len(proposed)):
             return None
         output = self._batch.verify(sequence, proposed)
         num_accepted = len(output.rows) - 1
@@ -183,8 +223,7 @@ class Scheduler:
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """End one sequence by its error; that of a lost device is everybody's."""
         self._finish(sequence, "error", error)
-        if isinstance(error, torch.AcceleratorError):
-            raise error
+        _raise_if_lost(error)
 
     def _finish(
         self, sequence: Sequence, reason: FinishReason, error: Exception | None = None
@@ -199,3 +238,9 @@ class Scheduler:
                 sequence.request.on_output(Finished(reason, error))
             except Exception as lost:
                 print(f"nobody takes the end of a request: {lost}", flush=True)
+
+
+def _raise_if_lost(error: Exception) -> None:
+    """Raise the error of a device on which nothing runs any more."""
+    if isinstance(error, torch.AcceleratorError):
+        raise error

@@ -16,7 +16,7 @@ class Totals:
         """Forget what was done to warm up."""
         self.started_at = time.monotonic()
         self.num_computed_tokens = self.num_cached_tokens = self.num_output_tokens = 0
-        self.num_proposed = self.num_accepted = 0
+        self.num_proposed = self.num_accepted = self.num_preempted = 0
         self._in_second: deque[tuple[int, int]] = deque(maxlen=WINDOW_SECONDS)
 
     def count_output_token(self) -> None:

@@ -102,17 +102,23 @@ class LoraSlots:
             pages = torch.tensor(resident.pages, device=self._like.device)
         return self._of_pages(resident.projections, pages)
 
-    def batch(self, slots: Sequence[int | None]) -> LoraBatch:
-        """Return the adapters of the rows of a step, of which one has an adapter at least.
+    def batch(self, slots: Sequence[int | None]) -> LoraBatch | None:
+        """Return the adapters of the rows of a step; None where no row has one.
 
         With fixed shapes it lies where that of the batch before lay, which it replaces.
         """
+        if not self._has_fixed_shapes or not any(slot is not None for slot in slots):
+            return self.of_tokens(slots)
+        return self._by_table([[] if n is None else self._of_slot(n).pages for n in slots])
+
+    def of_tokens(self, slots: Sequence[int | None]) -> LoraBatch | None:
+        """Return the adapters of the tokens of some prompts; None where none has one."""
         used = {slot for slot in slots if slot is not None}
-        residents = {slot: self._of_slot(slot) for slot in used}
-        if self._has_fixed_shapes:
-            return self._by_table([residents[slot].pages if slot in used else [] for slot in slots])
+        if not used:
+            return None
         if len(set(slots)) == 1:
             return self.of_slot(*used)
+        residents = {slot: self._of_slot(slot) for slot in used}
         owners = {page: slot for slot, resident in residents.items() for page in resident.pages}
         projections = frozenset[Projection]().union(*(r.projections for r in residents.values()))
         device, ids = self._like.device, list(range(max(owners) + 1))

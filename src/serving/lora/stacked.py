@@ -12,8 +12,8 @@ from src.model.core.layer import Layer
 from src.model.core.layers import Projection
 from src.model.core.lora import Update, Updates
 from src.model.shape import PAGE_RANK
+from src.serving.cache.lazy_zeros import lazy_zeros
 from src.serving.lora.weights import LoadedModule
-from src.serving.model.lazy_zeros import lazy_zeros
 
 
 class StackedLora:

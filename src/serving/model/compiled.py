@@ -63,7 +63,9 @@ def compile_with(backend: str | Callable = "inductor", options: Options = None) 
 
     def call(*inputs: Any) -> Any:
         x, *_, entry, _ = inputs
-        if len(x) == 1 and isinstance(entry.update, PagesUpdate):  # a prompt that was known but one
+        # A prompt that was known but one token, or prompts of several adapters.
+        update = entry.update
+        if isinstance(update, PagesUpdate) and (len(x) == 1 or update.is_other is not None):
             return pass_between(*inputs)
         for tensor in _tensors(inputs):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)

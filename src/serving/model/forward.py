@@ -15,8 +15,8 @@ from src.model.core.decoder import Decoder
 from src.model.core.families.switches import Switches
 from src.model.core.layer import Layer, after_attention, before_attention
 from src.model.core.lora import Update, Updates
+from src.serving.cache.kv_cache import KVCache
 from src.serving.lora.stacked import LoraBatch
-from src.serving.model.attention import KVCache
 
 PassBetween = Callable[..., tuple[Tensor, Tensor]]
 Attend = Callable[[Tensor, int, int | None], Tensor]
@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 
     rope: tuple[Tensor, ...] | None
     query_growth: Tensor | None
-    places: Tensor  # (tokens,) among all slots' positions
+    places: Tensor  # (tokens,) among those of all blocks
     update: Update | None
 
 
@@ -71,7 +71,7 @@ class CachedDecoder:
         self,
         ids: Tensor,  # (tokens,)
         positions: Tensor,  # (tokens,)
-        places: Tensor,  # (tokens,) among all slots' positions
+        places: Tensor,  # (tokens,) among those of all blocks
         attend: Attend,
         lora: LoraBatch | None,
     ) -> Tensor:

@@ -2,7 +2,8 @@
 
 As in Flash-Decoding (Dao et al. 2023): each program takes a part of one row's tokens for the query
 heads that share a key head, and a second kernel joins the parts. Lengths are read on the device, so
-that a captured step serves rows of any length, and no row reads more than it holds.
+that a captured step serves rows of any length, and no row reads more than it holds; so are the
+blocks in which its tokens lie (as in vLLM, Kwon et al. 2023).
 """
 
 # pyright: reportMissingImports=false, reportIndexIssue=false
@@ -12,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK = 64
+TILE = 64
 """Tokens that a program reads at a time."""
 MAX_PARTS = 32
 PROGRAMS_PER_PROCESSOR = 4
@@ -23,13 +24,14 @@ MIN_GROUP = 16
 @triton.jit
 def _attend_parts(
     query,  # (rows, heads, size)
-    cache,  # (slots, capacity, keys' then values' heads, size)
+    cache,  # (blocks, BLOCK, keys' then values' heads, size)
+    tables,  # (slots, blocks of a slot) int64
     positions,  # (rows,)
     sums,  # (rows, heads, parts, size) float32
     weights,  # (rows, heads, parts, 2) float32: the largest score, and the sum of weights
-    slot_stride,
+    table_stride,
+    block_stride,
     token_stride,
-    idle_position,
     window,
     scale,
     GROUP: tl.constexpr,
@@ -38,13 +40,14 @@ def _attend_parts(
     PADDED_SIZE: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
 ):
     row, key_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_key_heads = tl.num_programs(1)
     position = tl.load(positions + row)
-    stop = tl.where(position == idle_position, 0, position + 1).to(tl.int32)
+    stop = tl.where(position == 0, 0, position + 1).to(tl.int32)
     start = tl.maximum(stop - window, 0)
-    share = tl.cdiv(tl.cdiv(stop - start, PARTS), BLOCK) * BLOCK
+    share = tl.cdiv(tl.cdiv(stop - start, PARTS), TILE) * TILE
     begin = start + part * share
     end = tl.minimum(begin + share, stop)
 
@@ -55,15 +58,17 @@ def _attend_parts(
     is_query = (group < GROUP)[:, None] & (size < SIZE)[None, :]
     q = tl.load(query + at_query, mask=is_query, other=0.0)
 
-    keys = cache + row.to(tl.int64) * slot_stride + key_head * SIZE
+    keys = cache + key_head * SIZE
     values = keys + num_key_heads * SIZE
     largest = tl.full((PADDED_GROUP,), -float("inf"), tl.float32)
     weight = tl.zeros((PADDED_GROUP,), tl.float32)
     total = tl.zeros((PADDED_GROUP, PADDED_SIZE), tl.float32)
-    for first in range(begin, end, BLOCK):
-        tokens = first + tl.arange(0, BLOCK)
+    for first in range(begin, end, TILE):
+        tokens = first + tl.arange(0, TILE)
         is_seen = tokens < end
-        at = tokens.to(tl.int64)[:, None] * token_stride + size[None, :]
+        block = tl.load(tables + row * table_stride + tokens // BLOCK, mask=is_seen, other=0)
+        place = block * block_stride + (tokens % BLOCK) * token_stride
+        at = place[:, None] + size[None, :]
         is_read = is_seen[:, None] & (size < SIZE)[None, :]
         k = tl.load(keys + at, mask=is_read, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
@@ -101,32 +106,34 @@ def _join_parts(
 
 def attend_split(
     query: torch.Tensor,  # (rows, heads, head size)
-    cache: torch.Tensor,  # (slots, capacity, keys' then values' heads, head size)
-    positions: torch.Tensor,  # (rows,) of the last tokens; the last of the cache: an idle row
+    cache: torch.Tensor,  # (blocks, tokens of a block, keys' then values' heads, head size)
+    tables: torch.Tensor,  # (slots, blocks of a slot) int64
+    positions: torch.Tensor,  # (rows,) of the last tokens; 0 of an idle row
     window: int | None,
     *,
     scale: float | None = None,
     num_parts: int | None = None,
 ) -> torch.Tensor:
-    """Return the outputs (rows, heads, head size) of the first rows of the cache."""
+    """Return the outputs (rows, heads, head size) of the first slots."""
     rows, heads, size = query.shape
-    capacity, num_key_heads = cache.shape[1], cache.shape[2] // 2
+    block_size, num_key_heads = cache.shape[1], cache.shape[2] // 2
     parts = num_parts or _num_parts(rows * num_key_heads, query.device)
     group, padded_size = heads // num_key_heads, triton.next_power_of_2(size)
     sums = query.new_empty((rows, heads, parts, size), dtype=torch.float32)
     weights = query.new_empty((rows, heads, parts, 2), dtype=torch.float32)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     _attend_parts[(rows, num_key_heads, parts)](
-        *(query.contiguous(), cache, positions, sums, weights, cache.stride(0), cache.stride(1)),
-        capacity - 1,
-        capacity if window is None else window,
+        *(query.contiguous(), cache, tables, positions, sums, weights),
+        *(tables.stride(0), cache.stride(0), cache.stride(1)),
+        tables.shape[1] * block_size if window is None else window,
         size**-0.5 if scale is None else scale,
         GROUP=group,
         PADDED_GROUP=max(MIN_GROUP, triton.next_power_of_2(group)),
         SIZE=size,
         PADDED_SIZE=max(MIN_GROUP, padded_size),
         PARTS=parts,
-        BLOCK=BLOCK,
+        BLOCK=block_size,
+        TILE=TILE,
     )
     _join_parts[(rows * heads,)](
         *(sums, weights, output),

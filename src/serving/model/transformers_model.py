@@ -1,6 +1,7 @@
 """Any other architecture: transformers' own forward pass, for the rows of one adapter at a time."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from src.model.core.families.table import dependent_rope
 from src.model.isolation import differ, takes_positions
 from src.out_of_memory import is_out_of_memory
 from src.serving.lora.hooked import HookedLora
+from src.serving.model.chunk import Chunk
 from src.serving.model.padded_cache import has_positions, join, take
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state")
@@ -58,14 +60,22 @@ class _Caches:
     def __init__(self) -> None:
         self.of_slot: dict[int, _Slot] = {}
 
-    def copy(self, source: int, target: int, num_tokens: int) -> None:
-        """Refuse: what transformers keeps of a slot is never known to another one."""
-        raise RuntimeError("a cache of transformers' own is not copied")
+    def has_room(self, key: str | None, ids: list[int]) -> bool:
+        """Return that there is room: transformers takes what it needs."""
+        return True
 
-    def clear_tail(self, slot: int, num_tokens: int) -> None:
+    def place(self, slot: int, key: str | None, ids: list[int]) -> int:
+        """Return that nothing is known: what transformers keeps is never known to another slot."""
+        return 0
+
+    def grow(self, slot: int, num_tokens: int, start: int) -> bool:
+        """Return that there is room."""
+        return True
+
+    def learn(self, slot: int, ids: list[int]) -> None:
         """Do nothing: each request has a cache of its own."""
 
-    def mark_written(self, slot: int, num_tokens: int) -> None:
+    def release(self, slot: int, *, is_valid: bool) -> None:
         """Let go of a slot's cache."""
         self.of_slot.pop(slot, None)
 
@@ -96,19 +106,25 @@ class TransformersRunner:
         """Return the length: no step is captured here."""
         return length
 
-    def prefill(
-        self, slot: int, ids: list[int], start: int, lora_slot: int | None, *, num_scores: int
-    ) -> torch.Tensor | None:
-        """Read tokens into a slot; return the scores after the last one (1, vocabulary)."""
-        if start == 0:
-            self.kv_cache.of_slot[slot] = kept = _Slot()
+    def prefill(self, chunks: Sequence[Chunk]) -> torch.Tensor | None:
+        """Read tokens into slots; return the scores that are wanted of them (number, vocabulary).
+
+        They are those after the last token of a prompt.
+        """
+        scores = [self._read(chunk) for chunk in chunks]
+        wanted = [own for own in scores if own is not None]
+        return torch.cat(wanted) if wanted else None
+
+    def _read(self, chunk: Chunk) -> torch.Tensor | None:
+        if chunk.start == 0:
+            self.kv_cache.of_slot[chunk.slot] = kept = _Slot()
             if self._takes_cache:
                 text_config = self._model.config.get_text_config(decoder=True)
                 kept.batch = _Batch([kept], {"past_key_values": DynamicCache(config=text_config)})
-        kept = self.kv_cache.of_slot[slot]
-        kept.ids += ids
-        self.lora.activate(lora_slot)
-        return self._logits([kept], len(ids) + start) if num_scores else None
+        kept = self.kv_cache.of_slot[chunk.slot]
+        kept.ids += chunk.ids
+        self.lora.activate(chunk.lora_slot)
+        return self._logits([kept], chunk.stop) if chunk.num_scores else None
 
     def decode(
         self, tokens: torch.Tensor, positions: torch.Tensor, lengths: list[int], lora: Any

@@ -1,0 +1,79 @@
+"""How many tokens the key/value cache holds, and how many of them one sequence."""
+
+from dataclasses import dataclass
+
+import torch
+
+from src.errors import UserError
+from src.host_memory import free_memory
+from src.model.shape import ADAPTER_SHARE
+from src.serving.cache.kv_cache import BLOCK_SIZE, num_blocks_of
+
+CACHE_SHARE = {"cuda": 0.7, "cpu": 0.3}
+"""Of the memory that is free beside the weights; a CPU's is also other programs'."""
+SHORTEST_CONTEXT = 256
+"""With room for fewer tokens nothing is served."""
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """The size of the cache."""
+
+    num_blocks: int
+    num_bytes: int
+    max_seq_len: int
+    """The longest sequence that it holds."""
+
+    @property
+    def description(self) -> str:
+        """A line for the log."""
+        return f"KV cache: {self.num_bytes / 1e9:.1f} GB, {self.num_blocks * BLOCK_SIZE:,} tokens"
+
+
+def plan_cache(
+    token_bytes: int,
+    *,
+    max_seq_len: int,
+    num_slots: int,
+    most_held: int | None,
+    asked_bytes: float | None,
+    device: torch.device,
+) -> CachePlan:
+    """Return the cache that fits beside what is in memory, or that has the bytes asked for.
+
+    `most_held` is how many tokens of one sequence are needed at once; None for all of them. Raises
+    UserError where there is no room for what was asked for, or for any useful context.
+    """
+    free = _free_bytes(device)
+    if asked_bytes is not None and asked_bytes > free:
+        raise UserError(
+            f"KV_CACHE_GB: expected at most {free / 1e9:.2f}, which is free beside the weights; "
+            f"found {asked_bytes / 1e9:g}"
+        )
+    share = CACHE_SHARE[device.type]
+    room = int(share * free if asked_bytes is None else asked_bytes)
+    most = num_slots * num_blocks_of(max_seq_len)
+    num_blocks = min(most, room // (token_bytes * BLOCK_SIZE))
+    needed = num_blocks_of(max_seq_len if most_held is None else min(max_seq_len, most_held))
+    if num_blocks < min(needed, num_blocks_of(SHORTEST_CONTEXT)):
+        least = token_bytes * min(max_seq_len, SHORTEST_CONTEXT)
+        source = f"{share:.0%} of the memory that is free beside the weights"
+        raise UserError(
+            f"base model: expected room for the keys and values of one request, at least "
+            f"{least / 1e9:.2f} GB; found {room / 1e9:.2f} GB, "
+            f"{source if asked_bytes is None else 'KV_CACHE_GB'}"
+        )
+    if num_blocks < needed:
+        max_seq_len = num_blocks * BLOCK_SIZE
+    return CachePlan(num_blocks, num_blocks * BLOCK_SIZE * token_bytes, max_seq_len)
+
+
+def adapter_bytes_that_fit(device: torch.device) -> int:
+    """Return how much memory the adapters on the device may take."""
+    return int(ADAPTER_SHARE * _free_bytes(device))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return free_memory()

@@ -1,0 +1,65 @@
+"""The prompts that are being read, and how many tokens of them a step reads."""
+
+import statistics
+from collections import deque
+from collections.abc import Callable
+
+from src.serving.engine.batch import Batch
+from src.serving.engine.request import Sequence
+
+TOKENS_ALONE = 4096
+"""Tokens of prompts that one pass reads where no answer runs."""
+FEWEST, FIRST, MOST = 8, 64, 2048
+"""Tokens that it reads where answers wait for it."""
+SLOWDOWN = 2.0
+"""A step that reads prompts too may take so many times as long as one that does not."""
+NUM_KNOWN = 16
+"""Steps that the length of a usual one is taken from."""
+
+
+class PrefillQueue:
+    """The first come are read first, several in one pass."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self.sequences: deque[Sequence] = deque()
+        self.budget = TokenBudget()
+
+    def next_parts(self, preempt: Callable[[Sequence], None]) -> list[tuple[Sequence, int]]:
+        """Return how many tokens of which prompts the next pass reads, for which there is room.
+
+        Where nothing else can make room, `preempt` is called with the youngest.
+        """
+        room = self.budget.num_tokens if self._batch.running else TOKENS_ALONE
+        parts: list[tuple[Sequence, int]] = []
+        for sequence in list(self.sequences):
+            num_tokens = min(room, len(sequence.context_ids) - sequence.num_computed_tokens)
+            while not (has_room := self._batch.grow(sequence, num_tokens)):
+                others = [other for other in self.sequences if other is not sequence]
+                if parts or self._batch.running or not others:
+                    break
+                preempt(max(others, key=lambda other: other.submitted_at))
+            room -= num_tokens
+            if not has_room:
+                break
+            parts.append((sequence, num_tokens))
+            if room <= 0:
+                break
+        return parts
+
+
+class TokenBudget:
+    """Follows what steps take: it depends on the device, the model and the rows that run."""
+
+    def __init__(self) -> None:
+        self.num_tokens = FIRST
+        self._plain: deque[float] = deque(maxlen=NUM_KNOWN)
+
+    def record(self, num_prompt_tokens: int, seconds: float) -> None:
+        """Take what a step took that read so many tokens of prompts beside running answers."""
+        if not num_prompt_tokens:
+            self._plain.append(seconds)
+        elif self._plain and num_prompt_tokens >= self.num_tokens:
+            change = SLOWDOWN * statistics.median(self._plain) / seconds
+            num_tokens = int(self.num_tokens * min(max(change, 0.5), 1.5))
+            self.num_tokens = min(max(num_tokens, FEWEST), MOST)

@@ -1,0 +1,84 @@
+"""Which forward pass a base model gets: ours over a paged cache, or transformers' own."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from src.errors import UserError
+from src.model.core.decoder import Decoder
+from src.model.core.proof import open_proven
+from src.model.isolation import find_neighbour_effect
+from src.serving.cache.budget import adapter_bytes_that_fit, plan_cache
+from src.serving.engine.model_runner import ModelRunner, Runner, largest_window
+from src.serving.engine.prefill_queue import TOKENS_ALONE
+from src.serving.model.fused_projection import FusedProjection
+from src.serving.model.transformers_model import TransformersRunner
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerOptions:
+    """What is asked of a forward pass."""
+
+    max_slots: int
+    max_adapters: int
+    max_seq_len: int
+    cache_bytes: float | None
+    """Of the key/value cache; None for what is free."""
+    is_captured: bool
+    in_float8: bool
+    is_compiled: bool
+
+
+def build_runner(model: Any, options: RunnerOptions) -> tuple[Runner, int]:
+    """Return the forward pass of a model, and the longest sequence that it has room for.
+
+    Raises UserError where the device has no room, or what is asked for cannot be.
+    """
+    decoder = open_proven(model, Decoder, FusedProjection)
+    if isinstance(decoder, str):
+        if options.in_float8:
+            raise UserError(f"BASE_WEIGHTS: expected none, found 'fp8': {decoder}")
+        print(f"this base model runs in transformers: {decoder}", flush=True)
+        if options.cache_bytes is not None:
+            print("KV_CACHE_GB without effect: transformers takes what it needs", flush=True)
+        find_neighbour_effect(model)  # refuses a model that is not causal
+        return TransformersRunner(model), options.max_seq_len
+    device = decoder.device
+    if options.in_float8:
+        held = decoder.hold_in_float8(for_training=False)
+        how = "" if device.type == "cuda" else ", emulated, which is slow"
+        print(f"{held}{how}", flush=True)
+    if device.type == "cpu":
+        decoder.sum_dtype = torch.float32
+    else:
+        # Weights that became parts of wider ones have left gaps.
+        torch.cuda.empty_cache()
+    adapter_bytes = adapter_bytes_that_fit(device)
+    window = largest_window(decoder.switches.windows)
+    plan = plan_cache(
+        decoder.bytes_per_token,
+        max_seq_len=options.max_seq_len,
+        num_slots=options.max_slots,
+        most_held=None if window is None else window + TOKENS_ALONE,
+        asked_bytes=options.cache_bytes,
+        device=device,
+    )
+    print(plan.description, flush=True)
+    if plan.max_seq_len < options.max_seq_len:
+        print(
+            f"context: {plan.max_seq_len:,} tokens in place of {options.max_seq_len:,}, for which "
+            "the KV cache has no room",
+            flush=True,
+        )
+    runner = ModelRunner(
+        decoder,
+        num_slots=options.max_slots,
+        num_blocks=plan.num_blocks,
+        max_seq_len=plan.max_seq_len,
+        num_adapters=options.max_adapters,
+        adapter_bytes=adapter_bytes,
+        has_fixed_shapes=options.is_captured,
+        is_compiled=options.is_compiled,
+    )
+    return runner, plan.max_seq_len
