@@ -1,0 +1,32 @@
+"""A step that reads prompts takes about twice as long as one that does not."""
+
+import pytest
+
+from src.serving.engine.prefill_queue import FEWEST, MOST, SLOWDOWN, TokenBudget
+
+
+@pytest.mark.parametrize("seconds_of_token", [1e-6, 2e-5, 1e-4, 1.0])
+@pytest.mark.parametrize("step", [0.001, 0.05])
+def test_the_budget_finds_its_size(step: float, seconds_of_token: float):
+    budget = TokenBudget()
+
+    def take() -> float:
+        """Return what a step with as many tokens as there may be takes."""
+        return step + budget.num_tokens * seconds_of_token
+
+    for _ in range(20):
+        budget.record(0, step)
+    for _ in range(20):
+        budget.record(budget.num_tokens, take())
+    if FEWEST < budget.num_tokens < MOST:
+        assert 0.7 * SLOWDOWN * step < take() < 1.3 * SLOWDOWN * step
+    else:
+        assert (budget.num_tokens == FEWEST) == (take() > SLOWDOWN * step)
+
+
+def test_the_last_piece_of_a_prompt_says_nothing():
+    budget = TokenBudget()
+    budget.record(0, 1.0)
+    before = budget.num_tokens
+    budget.record(before - 1, 100.0)
+    assert budget.num_tokens == before
