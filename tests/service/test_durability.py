@@ -1,11 +1,14 @@
 """What the service has accepted it keeps, whatever happens to it, and for its owner alone."""
 
 import asyncio
+import re
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import httpx
 import pytest
 
 from benchmarks.service.answers import GREEDY, answers_alone, prompts
@@ -30,13 +33,25 @@ def answers(base_dir: Path) -> dict[str, str]:
 
 
 @contextmanager
-def started(folder: Path, base_dir: Path, owners: list[str]) -> Iterator[RunningService]:
-    service = RunningService(folder, str(base_dir), owners)
+def started(
+    folder: Path, base_dir: Path, owners: list[str], **environment: str
+) -> Iterator[RunningService]:
+    service = RunningService(folder, str(base_dir), owners, **environment)
     service.start()
     try:
         yield service
     finally:
         service.end()
+
+
+def requests_served(service: RunningService) -> list[int]:
+    """Return how many each engine has answered, which it tells a moment after it is asked."""
+    number = re.compile(r'engine_requests_served_total{engine="."} (\d+)')
+    for _ in range(100):
+        if found := number.findall(httpx.get(f"{service.address}/metrics").text):
+            return [int(text) for text in found]
+        time.sleep(0.1)
+    return []
 
 
 def under_load(
@@ -74,9 +89,11 @@ def test_all_that_a_crowd_asks_for_ends_right_and_is_seen_by_its_owner_alone(
     async def work(load: Load, told: Told):
         return await crowd(service, load, predictions=150, trainings=1)
 
-    with started(tmp_path, base_dir, ["ann", "bob", "cid"]) as service:
+    with started(tmp_path, base_dir, ["ann", "bob", "cid"], ENGINE_REPLICAS="2") as service:
         found = under_load(service, answers, work)
         streams = asyncio.run(stream_at_once(service, answers, num_tokens=NUM_TOKENS))
+        served = requests_served(service)
     assert found.ledger.problems == []
     assert len(found.ledger.runs) == 151
     assert streams.wrong == []
+    assert len(served) == 2 and all(served)
