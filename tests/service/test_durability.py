@@ -96,4 +96,5 @@ def test_all_that_a_crowd_asks_for_ends_right_and_is_seen_by_its_owner_alone(
     assert found.ledger.problems == []
     assert len(found.ledger.runs) == 151
     assert streams.wrong == []
-    assert len(served) == 2 and all(served)
+    assert len(served) == 2
+    assert all(served)
