@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from src.model.core.attention import attend_in_steps
 from src.serving.model.split_attention import attend_split
 
 CAPACITY, BLOCK_SIZE = 320, 16
@@ -58,3 +59,16 @@ def test_an_idle_row_reads_nothing(texts: torch.Tensor):
     output = attend_split(query, *in_blocks(texts), positions, None)
     assert output[0].count_nonzero() == 0
     torch.testing.assert_close(output[1], attend_alone(query[1], texts[1, :10]))
+
+
+def test_a_sink_takes_its_share_of_every_row(texts: torch.Tensor):
+    positions, sinks = torch.tensor([0, 9, 299]), torch.randn(6)
+    query = torch.randn(3, 6, 24)
+    output = attend_split(query, *in_blocks(texts), positions, None, sinks=sinks)
+    assert output[0].count_nonzero() == 0
+    for row in (1, 2):
+        key, value = texts[row, : positions[row] + 1].transpose(0, 1).chunk(2)
+        expected = attend_in_steps(
+            None, query[row].view(1, 2, 3, 24), key[None], value[None], None, None, sinks
+        )
+        torch.testing.assert_close(output[row], expected.view(6, 24))

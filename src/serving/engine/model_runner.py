@@ -64,8 +64,9 @@ class ModelRunner:
         )
         self.kv_cache = BlockTables(cache, window=largest_window(switches.windows))
         # Captured steps read lengths on the device, where there is a kernel that does.
-        reason = split_unsupported_reason(cache, decoder.num_heads)
-        reason = decoder.attention_reason or reason
+        reason = split_unsupported_reason(cache, decoder.num_heads, decoder.sinks)
+        if switches.score_cap is not None:
+            reason = decoder.attention_reason
         self._is_split = has_fixed_shapes and reason is None
         if has_fixed_shapes and reason:
             print(f"decoding reads the cache in buckets of lengths: {reason}", flush=True)
@@ -136,7 +137,11 @@ class ModelRunner:
         A length counts the tokens of a row with this one; it is 0 where the row is idle.
         """
         if self._is_split:
-            attention = SplitDecodeAttention(self._cache, positions, scale=self._scoring["scale"])
+            attention = SplitDecodeAttention(
+                *(self._cache, positions),
+                scale=self._scoring["scale"],
+                sinks=self._scoring["sinks"],
+            )
         else:
             attention = DecodeAttention(
                 self._cache,

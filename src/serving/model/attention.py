@@ -120,18 +120,29 @@ def even_rows(lengths: Sequence[int], most_padding: int) -> list[slice]:
 class SplitDecodeAttention:
     """What `DecodeAttention` computes, for rows of any lengths, which the device knows."""
 
-    def __init__(self, cache: KVCache, position: Tensor, *, scale: float | None = None) -> None:
-        self._cache, self._position, self._scale = cache, position, scale
+    def __init__(
+        self,
+        cache: KVCache,
+        position: Tensor,
+        *,
+        scale: float | None = None,
+        sinks: Sequence[Tensor] | None = None,
+    ) -> None:
+        self._cache, self._position = cache, position
+        self._scale, self._sinks = scale, sinks
 
     def __call__(self, query: Tensor, layer: int, window: int | None) -> Tensor:
         """Return the outputs (rows, heads * head size) for queries (rows, heads, head size)."""
         from src.serving.model.split_attention import attend_split
 
         inputs = query, self._cache.layer(layer), self._cache.tables, self._position
-        return attend_split(*inputs, window, scale=self._scale).flatten(1)
+        sinks = None if self._sinks is None else self._sinks[layer]
+        return attend_split(*inputs, window, scale=self._scale, sinks=sinks).flatten(1)
 
 
-def split_unsupported_reason(cache: KVCache, num_heads: int) -> str | None:
+def split_unsupported_reason(
+    cache: KVCache, num_heads: int, sinks: Sequence[Tensor] | None = None
+) -> str | None:
     """Return why `SplitDecodeAttention` cannot be used on this cache, or None after trying it."""
     data = cache.layer(0)
     if data.device.type != "cuda":
@@ -153,10 +164,10 @@ def split_unsupported_reason(cache: KVCache, num_heads: int) -> str | None:
     position = torch.tensor(lengths, device=data.device) - 1
     for window in (None, 64):
         plain = DecodeAttention(
-            tried, lengths=lengths[0], windows=frozenset({window}), position=position
+            tried, lengths=lengths[0], windows=frozenset({window}), position=position, sinks=sinks
         )(query, 0, window)
         try:
-            split = SplitDecodeAttention(tried, position)(query, 0, window)
+            split = SplitDecodeAttention(tried, position, sinks=sinks)(query, 0, window)
         except Exception as error:
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         if not (split - plain).float().norm() <= 0.02 * plain.float().norm():

@@ -89,7 +89,15 @@ def _attend_parts(
 
 @triton.jit
 def _join_parts(
-    sums, weights, output, SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr, PARTS: tl.constexpr
+    sums,
+    weights,
+    sinks,  # (heads,), or anything
+    output,
+    num_heads,
+    SIZE: tl.constexpr,
+    PADDED_SIZE: tl.constexpr,
+    PARTS: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
 ):
     head = tl.program_id(0)  # of all rows
     parts = head * PARTS + tl.arange(0, PARTS)
@@ -99,7 +107,11 @@ def _join_parts(
     fade = tl.where(weight > 0, tl.exp(largest - tl.max(largest, 0)), 0.0)
     at = parts[:, None] * SIZE + size[None, :]
     part_sums = tl.load(sums + at, mask=(size < SIZE)[None, :], other=0.0)
-    joined = tl.sum(part_sums * fade[:, None], 0) / tl.maximum(tl.sum(weight * fade, 0), 1e-30)
+    whole = tl.sum(weight * fade, 0)
+    if HAS_SINKS:
+        sink = tl.load(sinks + head % num_heads).to(tl.float32)
+        whole += tl.exp(sink - tl.max(largest, 0))
+    joined = tl.sum(part_sums * fade[:, None], 0) / tl.maximum(whole, 1e-30)
     at_output = output + head * SIZE + size
     tl.store(at_output, joined.to(output.dtype.element_ty), mask=size < SIZE)
 
@@ -112,6 +124,7 @@ def attend_split(
     window: int | None,
     *,
     scale: float | None = None,
+    sinks: torch.Tensor | None = None,  # (heads,)
     num_parts: int | None = None,
 ) -> torch.Tensor:
     """Return the outputs (rows, heads, head size) of the first slots."""
@@ -136,10 +149,11 @@ def attend_split(
         TILE=TILE,
     )
     _join_parts[(rows * heads,)](
-        *(sums, weights, output),
+        *(sums, weights, sums if sinks is None else sinks, output, heads),
         SIZE=size,
         PADDED_SIZE=padded_size,
         PARTS=parts,
+        HAS_SINKS=sinks is not None,
     )
     return output
 
