@@ -59,6 +59,7 @@ def main(argv: list[str]) -> None:
             for times in [rounds[0][place]["first token"]]
         },
         "next_turn": {n: round(s, 4) for n, s in rounds[0]["ours"]["next turn"].items()},
+        "gaps": min((found["ours"]["gaps"] for found in rounds), key=lambda g: g["longest_beside"]),
         "seconds_to_first_token_with_adapter": {
             name: _percentiles(_all(rounds, place, "adapter", name))
             for place in ("ours", "peers")
@@ -173,6 +174,8 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
         + " | ".join(f"{1000 * s:,.1f}" for s in record["next_turn"].values())
         + " | |",
         "",
+        _gaps(record["gaps"]),
+        "",
         "| first token with an adapter that is | ms, p50 / p95 |",
         "|---|---|",
         *(
@@ -194,3 +197,16 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
 
 def _milliseconds(times: Mapping[str, float]) -> str:
     return f"{1000 * times['p50']:,.1f} / {1000 * times['p95']:,.1f}"
+
+
+def _gaps(gaps: Mapping[str, float]) -> str:
+    """Return a sentence about an answer that runs while a long prompt is read."""
+    alone, beside, longest = (
+        f"{1000 * gaps[name]:,.1f} ms"
+        for name in ("median_alone", "median_beside", "longest_beside")
+    )
+    return (
+        f"While a prompt of {gaps['prompt_tokens']:,} tokens is read, the tokens of a running "
+        f"answer are {beside} apart (median) and {longest} at most; alone {alone}. The prompt's "
+        f"first token comes after {gaps['seconds_to_first_token']:,.1f} s."
+    )

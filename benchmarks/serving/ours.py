@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.serving.gaps import measure_gaps
 from benchmarks.serving.work import PROMPT_TOKENS, ServeWork
 from src.serving.engine.engine import Engine
 from src.serving.engine.request import Event, Finished, Request
@@ -76,6 +77,10 @@ class OurWay:
         started = time.monotonic()
         self.answers([[*prompt, *answer, *range(20, 40)]], [None], 1)
         return time.monotonic() - started
+
+    def gaps(self) -> dict[str, Any]:
+        """Return how long an answer waits for its next token while a long prompt is read."""
+        return measure_gaps(self._engine)
 
     def adapter_switches(self) -> dict[str, list[float]]:
         """Return the seconds to the first token with an adapter that lies further and further."""
@@ -190,6 +195,7 @@ def main() -> None:
         record["first token"] = {n: way.first_tokens(n) for n in FIRST_TOKEN_LENGTHS}
         record["next turn"] = {n: way.next_turn(n) for n in FIRST_TOKEN_LENGTHS[:-1]}
         record["adapter"] = way.adapter_switches()
+        record["gaps"] = way.gaps()
     result.write_text(json.dumps(record))
 
 

@@ -9,9 +9,9 @@ from src.serving.engine.request import Sequence
 
 TOKENS_ALONE = 4096
 """Tokens of prompts that one pass reads where no answer runs."""
-FEWEST, FIRST, MOST = 8, 64, 2048
+FEWEST, FIRST, MOST = 12, 16, 2048
 """Tokens that it reads where answers wait for it."""
-SLOWDOWN = 2.0
+SLOWDOWN = 2.6
 """A step that reads prompts too may take so many times as long as one that does not."""
 NUM_KNOWN = 16
 """Steps that the length of a usual one is taken from."""
