@@ -24,6 +24,7 @@ from src.serving.engine.runners import RunnerOptions, build_runner
 from src.serving.engine.scheduler import Scheduler
 from src.serving.engine.totals import Totals
 from src.serving.lora.weights import LoadedAdapter, load_adapter
+from src.serving.native.library import find_library
 from src.serving.sampling import Sampler
 from src.weights.adapter.adapter import AdapterFile
 from src.weights.base_model.check import is_bitsandbytes_4bit
@@ -91,6 +92,7 @@ class Engine:
                 is_captured=bool(capture),
                 in_float8=in_float8,
                 is_compiled=self._prepare_compiler(compile, code_folder),
+                library=None if in_float8 else find_library(self.device, compile),
             )
             self.runner, self.max_seq_len = build_runner(self.model, options)
             self.num_slots = max_slots
@@ -128,7 +130,7 @@ class Engine:
         reason = eager_reason(asked, on_gpu=self.device.type == "cuda")
         if reason:
             print(f"the layers are not compiled: {reason}", flush=True)
-        if reason is None and code_folder is not None:
+        if asked is not False and code_folder is not None:
             keep_code_in(code_folder)
         return reason is None
 

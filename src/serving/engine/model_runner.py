@@ -1,13 +1,14 @@
 """The forward pass of a batch: parts of prompts into the KV cache, and a token for each row."""
 
 from collections.abc import Sequence
+from ctypes import CDLL
 from itertools import accumulate
 
 import torch
 
 from src.model.core.decoder import Decoder
 from src.serving.cache.block_tables import BlockTables
-from src.serving.cache.kv_cache import SINK_PLACE, KVCache
+from src.serving.cache.kv_cache import BLOCK_SIZE, SINK_PLACE, KVCache
 from src.serving.lora.rows import use_kernel
 from src.serving.lora.slots import LoraSlots
 from src.serving.lora.stacked import LoraBatch
@@ -22,6 +23,7 @@ from src.serving.model.chunk import Chunk
 from src.serving.model.compiled import compile_between
 from src.serving.model.forward import CachedDecoder
 from src.serving.model.transformers_model import TransformersRunner
+from src.serving.native.decode_step import MOST_ROWS, DecodeStep, open_step
 from src.transfer import to_device
 
 SMALLEST_BUCKET = 256
@@ -47,7 +49,9 @@ class ModelRunner:
         adapter_bytes: int,
         has_fixed_shapes: bool,
         is_compiled: bool = False,
+        library: CDLL | None = None,
     ) -> None:
+        """`library` holds the compiled step of a CPU."""
         self._decoder, self._max_seq_len = decoder, max_seq_len
         self._device, self._has_fixed_shapes = decoder.device, has_fixed_shapes
         switches = decoder.switches
@@ -93,6 +97,9 @@ class ModelRunner:
             "sinks": decoder.sinks,
         }
         self._slots = torch.arange(num_slots, device=self._device)
+        self._few_rows: DecodeStep | None = None
+        if library is not None and not has_fixed_shapes:
+            self._open_step(library)
 
     def prefill(self, chunks: Sequence[Chunk]) -> torch.Tensor | None:
         """Read tokens into slots, in one pass; return the scores that are wanted of them.
@@ -104,21 +111,25 @@ class ModelRunner:
         positions = [position for chunk in chunks for position in range(chunk.start, chunk.stop)]
         numbers = to_device(torch.tensor([ids, slots, positions]), self._device)
         tokens, token_slots, token_positions = numbers.unbind(0)
+        lora_slots = [chunk.lora_slot for chunk in chunks for _ in chunk.ids]
+        scored = [
+            row
+            for chunk, stop in zip(chunks, accumulate(len(c.ids) for c in chunks), strict=True)
+            for row in range(stop - chunk.num_scores, stop)
+        ]
+        if self._takes_few(len(ids)) and set(lora_slots) == {None}:
+            lengths = [position + 1 for position in positions]
+            scores = self._step(tokens, token_positions, lengths, self._cache.tables[token_slots])
+            return scores[scored] if scored else None
         attention = PrefillAttention(
             self._cache,
             [Span(chunk.slot, chunk.start, chunk.stop) for chunk in chunks],
             windows=self._windows,
             **self._scoring,
         )
-        lora_slots = [chunk.lora_slot for chunk in chunks for _ in chunk.ids]
         places = self._cache.places_of(token_slots, token_positions)
         lora = self.lora.of_tokens(lora_slots)
         hidden = self._layers.hidden(tokens, token_positions, places, attention, lora)
-        scored = [
-            row
-            for chunk, stop in zip(chunks, accumulate(len(c.ids) for c in chunks), strict=True)
-            for row in range(stop - chunk.num_scores, stop)
-        ]
         if not scored:
             return None
         rows = to_device(torch.tensor(scored), self._device)
@@ -136,6 +147,8 @@ class ModelRunner:
 
         A length counts the tokens of a row with this one; it is 0 where the row is idle.
         """
+        if lora is None and self._takes_few(len(tokens)):
+            return self._step(tokens, positions, lengths, self._cache.tables[: len(tokens)])
         if self._is_split:
             attention = SplitDecodeAttention(
                 *(self._cache, positions),
@@ -161,6 +174,36 @@ class ModelRunner:
             places = to_device(torch.tensor(held), self._device)
         hidden = self._layers.hidden(tokens, positions, places, attention, lora)
         return self._scores(hidden, lora)
+
+    def _takes_few(self, num_rows: int) -> bool:
+        return self._few_rows is not None and num_rows <= MOST_ROWS
+
+    def _step(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        lengths: Sequence[int],
+        tables: torch.Tensor,  # (rows, blocks)
+    ) -> torch.Tensor:
+        assert self._few_rows is not None
+        return self._few_rows(tokens, positions, lengths, tables, BLOCK_SIZE)
+
+    def _open_step(self, library: CDLL) -> None:
+        """Use the compiled step, where it knows the decoder and computes what plain steps do."""
+        step = open_step(library, self._decoder, self._cache)
+        if isinstance(step, str):
+            return
+        self.kv_cache.grow(0, 3)
+        trials = []
+        for self._few_rows in (None, step):
+            chunks = [Chunk(0, [1 + position], position, None, 1) for position in range(3)]
+            scores = [self.prefill([chunk]) for chunk in chunks]
+            trials.append(torch.cat([one for one in scores if one is not None]))
+        self.kv_cache.release(0, is_valid=False)
+        plain, compiled = trials
+        if not (compiled - plain).norm() <= step.tolerance * plain.norm():
+            print("decoding takes plain steps: the compiled one differs from them", flush=True)
+            self._few_rows = None
 
     def _scores(self, hidden: torch.Tensor, lora: LoraBatch | None) -> torch.Tensor:
         return self._decoder.scores(hidden, lora.update(self._decoder.head) if lora else None)

@@ -1,5 +1,6 @@
 """Which forward pass a base model gets: ours over a paged cache, or transformers' own."""
 
+from ctypes import CDLL
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from src.serving.engine.model_runner import ModelRunner, Runner, largest_window
 from src.serving.engine.prefill_queue import TOKENS_ALONE
 from src.serving.model.fused_projection import FusedProjection
 from src.serving.model.transformers_model import TransformersRunner
+from src.serving.native.decode_step import SeparateProjection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class RunnerOptions:
     is_captured: bool
     in_float8: bool
     is_compiled: bool
+    library: CDLL | None
+    """The compiled step of a CPU."""
 
 
 def build_runner(model: Any, options: RunnerOptions) -> tuple[Runner, int]:
@@ -35,7 +39,8 @@ def build_runner(model: Any, options: RunnerOptions) -> tuple[Runner, int]:
 
     Raises UserError where the device has no room, or what is asked for cannot be.
     """
-    decoder = open_proven(model, Decoder, FusedProjection)
+    projection = FusedProjection if options.library is None else SeparateProjection
+    decoder = open_proven(model, Decoder, projection)
     if isinstance(decoder, str):
         if options.in_float8:
             raise UserError(f"BASE_WEIGHTS: expected none, found 'fp8': {decoder}")
@@ -80,5 +85,6 @@ def build_runner(model: Any, options: RunnerOptions) -> tuple[Runner, int]:
         adapter_bytes=adapter_bytes,
         has_fixed_shapes=options.is_captured,
         is_compiled=options.is_compiled,
+        library=options.library,
     )
     return runner, plan.max_seq_len

@@ -1,0 +1,227 @@
+"""A decoding step of a few rows on a CPU, in compiled code that is as fast as the memory."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.model.core.decoder import Decoder
+from src.model.core.families.switches import LLAMA_NORMS
+from src.model.core.layer import Layer
+from src.model.core.layers import Norm, Projection, product
+from src.serving.cache.kv_cache import KVCache
+
+MOST_ROWS = 16
+"""Of more rows, torch's own products are faster."""
+
+
+class SeparateProjection(Projection):
+    """Linear layers whose weights stay where they were loaded, perhaps in the file itself."""
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Return one output (tokens, out features of all layers)."""
+        outputs = [_product(x, module) for module in self.modules]
+        return outputs if len(outputs) == 1 else [torch.cat(outputs, dim=-1)]
+
+
+def _product(x: Tensor, module: Any) -> Tensor:
+    """Return the output of a layer, in float32 by oneDNN, which is faster for few rows."""
+    is_float32 = type(module) is nn.Linear and module.weight.dtype == torch.float32
+    if is_float32 and torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling():
+        return torch.ops.mkldnn._linear_pointwise(x, module.weight, module.bias, "none", [], "")
+    return product(x, module)
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p))
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", ctypes.c_void_p), ("epsilon", ctypes.c_float))
+
+
+NORMS = ("before_attention", "before_mlp", "query_norm", "key_norm")
+MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Norm) for name in NORMS),
+        *((name, _Matrix) for name in MATRICES),
+        ("cache", ctypes.c_void_p),
+        ("window", ctypes.c_int64),
+        ("has_rope", ctypes.c_int64),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(_Layer)),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("num_layers", "hidden_size", "num_heads", "num_key_value_heads", "head_size"),
+                *("rotated_size", "intermediate_size", "vocab_size"),
+            )
+        ),
+        *((name, ctypes.c_float) for name in ("scale", "residual_scale", "logit_scale")),
+        ("norm", _Norm),
+        ("head", _Matrix),
+    )
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = (
+        ("num_rows", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("lengths", ctypes.c_void_p),
+        ("blocks", ctypes.c_void_p),
+        ("num_blocks", ctypes.c_int64),
+        ("block_size", ctypes.c_int64),
+        ("cosines", ctypes.c_void_p),
+        ("sines", ctypes.c_void_p),
+        ("scores", ctypes.c_void_p),
+    )
+
+
+def unsupported_reason(decoder: Decoder) -> str | None:
+    """Return what the compiled step does not know of a decoder."""
+    switches = decoder.switches
+    llama = replace(
+        switches, norms=LLAMA_NORMS, adds_one_to_norms=False, activation="silu",
+        is_interleaved=False, score_cap=None, logit_cap=None, query_growth=None,
+    )  # fmt: skip
+    if switches != llama:
+        return "its layers differ from Llama's"
+    if len(set(switches.ropes) - {None}) > 1:
+        return "it has several rotary embeddings"
+    if decoder.dtype not in (torch.float32, torch.bfloat16):
+        return f"its weights are {decoder.dtype}"
+    for layer in decoder.layers:
+        if layer.experts is not None or layer.sinks is not None:
+            return "it has experts or sinks"
+        norms = layer.query_norm, layer.key_norm
+        if any(norm and len(norm.weight) != switches.head_size for norm in norms):
+            return "its norms of queries and keys span all heads"
+    modules = [module for p in decoder.projections for module in p.modules]
+    if not all(type(m) is nn.Linear and m.weight.is_contiguous() for m in modules):
+        return "its weights are packed"
+    return None
+
+
+class DecodeStep:
+    """The compiled step over a decoder's weights and the cache."""
+
+    def __init__(self, library: ctypes.CDLL, decoder: Decoder, cache: KVCache) -> None:
+        self._decoder, self._kept = decoder, list[Any]()
+        self._step = getattr(library, f"step_{str(decoder.dtype).removeprefix('torch.')}")
+        switches, first = decoder.switches, decoder.layers[0]
+        layers = (_Layer * len(decoder.layers))(
+            *(self._layer(layer, cache.places(layer.number)) for layer in decoder.layers)
+        )
+        self._rope = next((layer for layer in decoder.layers if layer.rope is not None), None)
+        self._model = _Model(
+            layers=layers,
+            num_layers=len(decoder.layers),
+            hidden_size=decoder.hidden_size,
+            num_heads=decoder.num_heads,
+            num_key_value_heads=decoder.num_key_value_heads,
+            head_size=switches.head_size,
+            rotated_size=self._turned(torch.zeros(1, dtype=torch.long))[0].shape[-1],
+            intermediate_size=_mlp(first)[1].in_features,
+            vocab_size=sum(decoder.head.out_features),
+            scale=switches.scale,
+            residual_scale=switches.residual_scale,
+            logit_scale=switches.logit_scale,
+            norm=self._norm(decoder.norm),
+            head=self._matrices(decoder.head, decoder.head.out_features)[0],
+        )
+        self.vocab_size = self._model.vocab_size
+        self.tolerance = 1e-3 if decoder.dtype == torch.float32 else 0.1
+        """Of the scores, by the norm: plain steps in bfloat16 round between all products."""
+
+    def __call__(
+        self,
+        tokens: Tensor,  # (rows,)
+        positions: Tensor,  # (rows,)
+        lengths: Sequence[int],
+        blocks: Tensor,  # (rows, blocks), their numbers in the cache
+        block_size: int,
+    ) -> Tensor:
+        """Return the scores of the next tokens (rows, vocabulary), in float32.
+
+        A length counts the tokens of a row with this one; it is 0 where the row is idle.
+        """
+        num_rows = len(tokens)
+        x = self._decoder.embed(tokens).float().contiguous()
+        cosines, sines = (x.float().contiguous() for x in self._turned(positions))
+        counts = torch.tensor(list(lengths))
+        scores = torch.empty((num_rows, self.vocab_size))
+        rows = _Rows(
+            num_rows,
+            *(part.data_ptr() for part in (x, counts, blocks)),
+            *(blocks.shape[1], block_size),
+            *(part.data_ptr() for part in (cosines, sines, scores)),
+        )
+        self._step(ctypes.byref(self._model), ctypes.byref(rows), torch.get_num_threads())
+        return scores
+
+    def _turned(self, positions: Tensor) -> tuple[Tensor, ...]:
+        if self._rope is None:
+            return torch.empty(1, 0), torch.empty(1, 0)
+        rope = self._decoder.locate(positions).rope(self._rope)
+        assert rope is not None
+        return rope
+
+    def _layer(self, layer: Layer, cache: Tensor) -> _Layer:
+        gate_up, down = _mlp(layer)
+        half = down.in_features
+        matrices = [
+            *self._matrices(layer.qkv, layer.qkv_sizes),
+            *self._matrices(layer.o, layer.o.out_features),
+            *self._matrices(gate_up, (half, half)),
+            *self._matrices(down, down.out_features),
+        ]
+        return _Layer(
+            **{name: self._norm(getattr(layer, name)) for name in NORMS},
+            **dict(zip(MATRICES, matrices, strict=True)),
+            cache=cache.data_ptr(),
+            window=layer.window or 0,
+            has_rope=layer.rope is not None,
+        )
+
+    def _matrices(self, projection: Projection, sizes: Sequence[int]) -> list[_Matrix]:
+        """Return a matrix for each part of the output; one module may hold several."""
+        modules = projection.modules
+        if len(modules) == len(sizes):
+            weights, biases = zip(*((m.weight, m.bias) for m in modules), strict=True)
+        else:
+            (module,) = modules
+            weights = module.weight.split(sizes)
+            biases = [None] * len(sizes) if module.bias is None else module.bias.split(sizes)
+        return [
+            _Matrix(weight.data_ptr(), bias if bias is None else self._float(bias))
+            for weight, bias in zip(weights, biases, strict=True)
+        ]
+
+    def _norm(self, norm: Norm | None) -> _Norm:
+        return _Norm() if norm is None else _Norm(self._float(norm.weight), norm.epsilon)
+
+    def _float(self, tensor: Tensor) -> int:
+        """Return the address of a vector in float32, which stays."""
+        self._kept.append(tensor.detach().float().contiguous())
+        return self._kept[-1].data_ptr()
+
+
+def _mlp(layer: Layer) -> tuple[Projection, Projection]:
+    assert layer.gate_up is not None  # it has no experts
+    assert layer.down is not None
+    return layer.gate_up, layer.down
+
+
+def open_step(library: ctypes.CDLL, decoder: Decoder, cache: KVCache) -> DecodeStep | str:
+    """Return the compiled step, or what it does not know of the decoder."""
+    return unsupported_reason(decoder) or DecodeStep(library, decoder, cache)

@@ -1,0 +1,60 @@
+"""The compiled decoding step of a CPU computes what plain steps compute, and is done without."""
+
+import random
+
+import pytest
+import torch
+
+from src.serving.model.chunk import Chunk
+from src.serving.native.library import find_library
+from src.serving.sampling import SamplingParams
+from tests.serving.clients import Client
+
+GREEDY = SamplingParams(max_new_tokens=24, temperature=0, repetition_penalty=1.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_are_those_of_plain_steps(new_engine, dtype):
+    """Rows of unequal lengths, more than are computed at a time, some of them idle."""
+    runner = new_engine(dtype=dtype, max_slots=16, can_speculate=False).runner
+    compiled = runner._few_rows
+    assert compiled is not None
+    lengths = [1 + 3 * row if row % 5 else 0 for row in range(11)]
+    found = []
+    for runner._few_rows in (None, compiled):
+        runner._few_rows, step = None, runner._few_rows
+        with torch.inference_mode():
+            for slot, length in enumerate(lengths):
+                ids = [3 + (slot + position) % 90 for position in range(length)]
+                runner.kv_cache.grow(slot, length)
+                if length > 1:
+                    runner.prefill([Chunk(slot, ids[:-1], 0, None, 0)])
+            runner._few_rows = step
+            tokens = torch.tensor(
+                [3 + (slot + length - 1) % 90 for slot, length in enumerate(lengths)]
+            )
+            positions = torch.tensor([length - 1 if length else 0 for length in lengths])
+            scores = runner.decode(tokens, positions, lengths, None)
+        found.append(scores[torch.tensor(lengths) > 0].float())
+    plain, ours = found
+    assert (ours - plain).norm() <= (1e-5 if dtype == "float32" else 0.05) * plain.norm()
+    runner._few_rows = compiled
+
+
+def test_answers_are_those_of_plain_steps(engine, new_engine):
+    """Short prompts, which are read in one step, and long ones; alone."""
+    plain = new_engine(compile=False)
+    assert plain.runner._few_rows is None
+    assert engine.runner._few_rows is not None
+    rng = random.Random(0)
+    for length in (1, 5, 16, 17, 120):
+        ids = [rng.randrange(3, engine.vocab_size) for _ in range(length)]
+        assert Client(engine, ids, GREEDY).answer() == Client(plain, ids, GREEDY).answer()
+
+
+def test_a_machine_without_a_compiler_is_told(monkeypatch, capsys):
+    """It serves all the same, by plain steps."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "")
+    assert find_library(torch.device("cpu"), None) is None
+    assert "there is no C++ compiler" in capsys.readouterr().out
