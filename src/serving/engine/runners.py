@@ -11,6 +11,7 @@ from src.model.core.decoder import Decoder
 from src.model.core.proof import open_proven
 from src.model.isolation import find_neighbour_effect
 from src.serving.cache.budget import adapter_bytes_that_fit, plan_cache
+from src.serving.cache.kv_cache import BLOCK_SIZE
 from src.serving.engine.model_runner import ModelRunner, Runner, largest_window
 from src.serving.engine.prefill_queue import TOKENS_ALONE
 from src.serving.model.fused_projection import FusedProjection
@@ -65,7 +66,8 @@ def build_runner(model: Any, options: RunnerOptions) -> tuple[Runner, int]:
         decoder.bytes_per_token,
         max_seq_len=options.max_seq_len,
         num_slots=options.max_slots,
-        most_held=None if window is None else window + TOKENS_ALONE,
+        # The first block of a window may hold one of its tokens alone.
+        most_held=None if window is None else window + TOKENS_ALONE + BLOCK_SIZE,
         asked_bytes=options.cache_bytes,
         device=device,
     )
