@@ -1,10 +1,10 @@
-"""Measure: `python -m benchmarks.run train|serve|start|float8|service [options]`."""
+"""Measure: `python -m benchmarks.run train|serve|serve-real|start|float8|service [options]`."""
 
 import sys
 
 from benchmarks.service import benchmark as service_benchmark
 from benchmarks.serving import benchmark as serve_benchmark
-from benchmarks.serving import start
+from benchmarks.serving import real_model, start
 from benchmarks.training import benchmark as train_benchmark
 from benchmarks.training import float8
 
@@ -14,12 +14,15 @@ def main() -> None:
     benchmarks = {
         "train": train_benchmark.main,
         "serve": serve_benchmark.main,
+        "serve-real": real_model.main,
         "start": start.main,
         "float8": float8.main,
         "service": service_benchmark.main,
     }
     if len(sys.argv) < 2 or sys.argv[1] not in benchmarks:
-        raise SystemExit("usage: scripts/benchmark train|serve|start|float8|service [options]")
+        raise SystemExit(
+            "usage: scripts/benchmark train|serve|serve-real|start|float8|service [options]"
+        )
     benchmarks[sys.argv[1]](sys.argv[2:])
 
 

@@ -10,7 +10,7 @@ from src.serving.predictor import TextPredictor
 from tests.serving.request import REQUEST
 
 ROOT = Path(src.serving.__file__).parent
-MAX_MODULES = 18
+MAX_MODULES = 25
 
 
 def test_a_plain_request_passes_few_modules(base_dir: Path, monkeypatch):
@@ -35,5 +35,5 @@ def test_a_plain_request_passes_few_modules(base_dir: Path, monkeypatch):
     modules = sorted(
         Path(name).relative_to(ROOT).as_posix() for name in passed if name.startswith(str(ROOT))
     )
-    assert len(modules) <= MAX_MODULES, modules
+    assert len(modules) <= MAX_MODULES, "\n".join(modules)
     assert "engine/scheduler.py" in modules
