@@ -15,6 +15,7 @@ from datetime import date
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -115,7 +116,7 @@ def _ours(folder: Path, dtype: str) -> Answer:
 
 
 def _theirs(folder: Path, dtype: str) -> Answer:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
     @torch.inference_mode()
     def answer(prompts: list[list[int]], tokens: int) -> list[list[int]]:
