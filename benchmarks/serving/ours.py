@@ -159,17 +159,21 @@ def _renamed(adapter: LoadedAdapter | None, name: str) -> LoadedAdapter:
     return LoadedAdapter(f"{adapter.key}, {name}", adapter.modules)
 
 
-def measure(run: Callable[[], list[list[int]]], num_tokens: int) -> dict[str, Any]:
+def measure(
+    run: Callable[[], list[list[int]]], num_tokens: int, *, is_exact: bool = True
+) -> dict[str, Any]:
     """Run once to warm up, then again and again, and return the speed of the best run.
 
-    Whoever shares the machine slows some runs down, and never speeds one up.
+    Whoever shares the machine slows some runs down, and never speeds one up. In 16 bits answers
+    that are not `is_exact` may depend on what shares a step with them.
     """
     answers = run()
     best = best_cpu = float("inf")
     begun = time.monotonic()
     for _ in range(MAX_RUNS):
         started, cpu = time.monotonic(), time.process_time()
-        assert run() == answers
+        again = run()
+        assert again == answers or not is_exact
         best = min(best, time.monotonic() - started)
         best_cpu = min(best_cpu, time.process_time() - cpu)
         if time.monotonic() - begun > MAX_SECONDS:

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import timeit
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -100,22 +102,26 @@ def _run(folder: Path, way: str, dtype: str, threads: int, clients: int, tokens:
 
 def _speed(folder: Path, way: str, dtype: str, clients: int, tokens: int) -> float:
     """Return the tokens per second of so many clients at once."""
-    answer = (_ours if way == OURS else _theirs)(folder, dtype)
     rng = random.Random(clients)
     vocab_size = SHAPES[REAL_MODEL].vocab_size
     prompts = [
         [rng.randrange(20, vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(clients)
     ]
-    speeds = measure(lambda: answer(prompts, tokens), clients * tokens)
+    with (_ours if way == OURS else _theirs)(folder, dtype) as answer:
+        run = partial(answer, prompts, tokens)
+        speeds = measure(run, clients * tokens, is_exact=dtype == "float32")
     return speeds["tokens_per_second"]
 
 
-def _ours(folder: Path, dtype: str) -> Answer:
+@contextmanager
+def _ours(folder: Path, dtype: str) -> Iterator[Answer]:
     engine = Engine(folder, dtype=dtype, can_speculate=False)
-    return lambda prompts, tokens: ask_all(engine, prompts, [None] * len(prompts), tokens)
+    yield lambda prompts, tokens: ask_all(engine, prompts, [None] * len(prompts), tokens)
+    engine.close()
 
 
-def _theirs(folder: Path, dtype: str) -> Answer:
+@contextmanager
+def _theirs(folder: Path, dtype: str) -> Iterator[Answer]:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
     @torch.inference_mode()
@@ -127,7 +133,7 @@ def _theirs(folder: Path, dtype: str) -> Answer:
         )  # fmt: skip
         return output[:, PROMPT_TOKENS:].tolist()
 
-    return answer
+    yield answer
 
 
 def _bandwidth(threads: int) -> float:

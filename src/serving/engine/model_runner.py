@@ -201,7 +201,7 @@ class ModelRunner:
             trials.append(torch.cat([one for one in scores if one is not None]))
         self.kv_cache.release(0, is_valid=False)
         plain, compiled = trials
-        # Of three tokens, as the states of a rare one are extreme and lost in 16 bits.
+        # Of three tokens: plain steps in 16 bits lose one whose states are extreme.
         off = ((compiled - plain).norm(dim=1) / plain.norm(dim=1)).median()
         if not off <= step.tolerance:
             print("decoding takes plain steps: the compiled one differs from them", flush=True)
