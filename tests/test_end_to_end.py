@@ -366,7 +366,7 @@ BAD_REQUESTS = {
     "template": ({"prompt_template": "none"}, 200, "expected a text that holds {prompt}"),
     "stop-list": ({"stop_sequences": "[1]"}, 200, "expected a JSON list of strings"),
     "stop-many": ({"stop_sequences": "a," * 500_000}, 200, "expected at most 64 sequences"),
-    "too-long": ({"prompt": "number " * 300}, 200, "the base model's context; found"),
+    "too-long": ({"prompt": "number " * 300}, 200, "the context that is served; found"),
     "absolute": ({"replicate_weights": "/etc/passwd"}, 200, "outside of WEIGHTS_DIR"),
     "traversal": ({"replicate_weights": "../../etc/passwd"}, 200, "outside of WEIGHTS_DIR"),
     "missing": ({"replicate_weights": "none.tar"}, 200, "there is no file or folder 'none.tar'"),

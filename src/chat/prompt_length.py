@@ -29,6 +29,6 @@ def check_prompt_length(
         num_tokens += len(tokenizer.encode(part, continues=start > 0))
         if num_tokens > max_seq_len * MARGIN:
             raise UserError(
-                f"prompt: expected fewer than {max_seq_len:,} tokens, the base model's "
-                f"context; found more than {max_seq_len * MARGIN:,}"
+                f"prompt: expected fewer than {max_seq_len:,} tokens, the context "
+                f"that is served; found more than {max_seq_len * MARGIN:,}"
             )

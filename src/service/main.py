@@ -51,6 +51,7 @@ def _serve(settings: ServiceSettings, database: Database, options: argparse.Name
     except Timeout:
         raise UserError(f"DATA_DIR: another service runs in {settings.data_dir}") from None
     sockets = open_sockets(options.host, options.port)
+    service = Service(settings, database)
     if not database.read_now(list_tokens):
         token = database.write_now(add_token, FIRST_OWNER)
         print(f"the token of {FIRST_OWNER}, shown only now: {token}", flush=True)
@@ -60,7 +61,6 @@ def _serve(settings: ServiceSettings, database: Database, options: argparse.Name
         print("every machine that reaches this address may ask; each request needs a token")
     sys.stdout.flush()
     log_as_json()
-    service = Service(settings, database)
     config = uvicorn.Config(
         make_app(service),
         log_config=None,

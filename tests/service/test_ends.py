@@ -36,3 +36,14 @@ def test_a_port_that_is_in_use_is_told_in_a_sentence(tmp_path: Path):
         )  # fmt: skip
     told = f"error: --host 127.0.0.1 --port {port}: cannot listen there: Address already in use\n"
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", told)
+
+
+def test_more_replicas_than_gpus_are_refused_before_anything_is_told(tmp_path: Path):
+    asked = {"CUDA_VISIBLE_DEVICES": "0", "ENGINE_REPLICAS": "2"}
+    ended = subprocess.run(
+        [*SERVICE, "--port", "0"],
+        cwd=ROOT, env={**environment(tmp_path), **asked}, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    told = "error: ENGINE_REPLICAS: expected at most one for each of the 1 GPUs, found 2\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", told)

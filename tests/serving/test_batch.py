@@ -90,7 +90,7 @@ def test_greedy_answers_in_a_mixed_batch(new_engine, loaded, reference, is_captu
         if number % 7 == 0:
             rng.choice(others).cancel()
         if number % 11 == 0:
-            with pytest.raises(UserError, match="the base model's context; found"):
+            with pytest.raises(UserError, match="the context that is served; found"):
                 Client(engine, [5] * 256)
     lengths = set()
     for name, prompt, client in clients:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from src.errors import UserError
+from src.files.printable import show_bytes
 from src.host_memory import free_memory
 from src.model.shape import ADAPTER_SHARE
 from src.serving.cache.kv_cache import BLOCK_SIZE, num_blocks_of
@@ -60,7 +61,7 @@ def plan_cache(
         source = f"{share:.0%} of the memory that is free beside the weights"
         raise UserError(
             f"base model: expected room for the keys and values of one request, at least "
-            f"{least / 1e9:.2f} GB; found {room / 1e9:.2f} GB, "
+            f"{show_bytes(least)}; found {show_bytes(room)}, "
             f"{source if asked_bytes is None else 'KV_CACHE_GB'}"
         )
     if num_blocks < needed:

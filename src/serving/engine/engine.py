@@ -146,8 +146,8 @@ class Engine:
         room = self.max_seq_len - len(request.prompt_ids)
         if room < 1:
             raise UserError(
-                f"prompt: expected fewer than {self.max_seq_len:,} tokens, the base model's "
-                f"context; found {len(request.prompt_ids):,}"
+                f"prompt: expected fewer than {self.max_seq_len:,} tokens, the context "
+                f"that is served; found {len(request.prompt_ids):,}"
             )
         sequence = Sequence(request, max_tokens=min(request.sampling.max_new_tokens, room))
         with self._closing:
