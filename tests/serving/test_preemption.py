@@ -136,5 +136,5 @@ def test_a_context_that_has_no_room_is_a_smaller_one(
     )
     prompt = [5] * 159
     assert Client(small, prompt).answer() == Client(engine, prompt).answer()[:1]
-    with pytest.raises(UserError, match=r"at least 0\.00 GB; found 0\.00 GB, KV_CACHE_GB"):
+    with pytest.raises(UserError, match=r"at least 0\.0 MB; found 0\.0 MB, KV_CACHE_GB"):
         new_engine(cache_bytes=cache_bytes(engine, 1))

@@ -8,13 +8,14 @@ import torch
 
 from src.errors import UserError
 from src.model.core.decoder import Decoder
+from src.model.core.layers import Projection
 from src.model.core.proof import open_proven
 from src.model.isolation import find_neighbour_effect
 from src.serving.cache.budget import adapter_bytes_that_fit, plan_cache
 from src.serving.cache.kv_cache import BLOCK_SIZE
 from src.serving.engine.model_runner import ModelRunner, Runner, largest_window
 from src.serving.engine.prefill_queue import TOKENS_ALONE
-from src.serving.model.fused_projection import FusedProjection
+from src.serving.model.fused_projection import FusedProjection, RowMajorProjection
 from src.serving.model.transformers_model import TransformersRunner
 from src.serving.native.decode_step import SeparateProjection
 
@@ -40,8 +41,7 @@ def build_runner(model: Any, options: RunnerOptions) -> tuple[Runner, int]:
 
     Raises UserError where the device has no room, or what is asked for cannot be.
     """
-    projection = FusedProjection if options.library is None else SeparateProjection
-    decoder = open_proven(model, Decoder, projection)
+    decoder = open_proven(model, Decoder, _projection_of(model, options.library))
     if isinstance(decoder, str):
         if options.in_float8:
             raise UserError(f"BASE_WEIGHTS: expected none, found 'fp8': {decoder}")
@@ -90,3 +90,13 @@ def build_runner(model: Any, options: RunnerOptions) -> tuple[Runner, int]:
         library=options.library,
     )
     return runner, plan.max_seq_len
+
+
+def _projection_of(model: Any, library: CDLL | None) -> type[Projection]:
+    """Return how weights are held: together, but in 16 bits where the compiled step reads them.
+
+    Together they are multiplied faster; apart they may stay in the file.
+    """
+    if library is None:
+        return FusedProjection
+    return RowMajorProjection if model.dtype == torch.float32 else SeparateProjection

@@ -18,6 +18,9 @@ ONEDNN_ROWS = 4
 class FusedProjection(Projection):
     """Its output is that of all layers side by side."""
 
+    _is_turned = True
+    """Whether a CPU's float32 weights of one input lie side by side."""
+
     def __init__(self, names: list[str], modules: list[Any]) -> None:
         super().__init__(names, modules)
         self._weight: Tensor | None = None  # (out features, in features)
@@ -25,7 +28,7 @@ class FusedProjection(Projection):
         self._float8: Float8Weight | None = None
         # Packed weights, of 4 bits, cannot be put into one matrix.
         if all(type(module) is nn.Linear for module in modules):
-            self._weight = _fuse([module.weight for module in modules])
+            self._weight = _fuse([module.weight for module in modules], is_turned=self._is_turned)
             if any(module.bias is not None for module in modules):
                 self._bias = torch.cat([_bias(module) for module in modules])
             self._has_onednn = (
@@ -55,17 +58,23 @@ class FusedProjection(Projection):
         return len(self.modules)
 
 
+class RowMajorProjection(FusedProjection):
+    """One whose weights lie as the compiled step of a CPU reads them."""
+
+    _is_turned = False
+
+
 def _is_cpu_float32(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
-def _fuse(parts: Sequence[nn.Parameter]) -> Tensor:
+def _fuse(parts: Sequence[nn.Parameter], *, is_turned: bool) -> Tensor:
     """Put the parts below each other; they become views, so that no second copy stays.
 
     On a CPU the outputs of one input lie side by side in memory: reading them for one token is up
     to twice as fast as when the inputs of one output do.
     """
-    is_turned = _is_cpu_float32(parts[0])
+    is_turned = is_turned and _is_cpu_float32(parts[0])
     if len(parts) == 1:
         whole = parts[0].data.t().contiguous().t() if is_turned else parts[0].data
     elif is_turned:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from src.model.core.decoder import Decoder
 from src.model.core.families.switches import LLAMA_NORMS
 from src.model.core.layer import Layer
-from src.model.core.layers import Norm, Projection, product
+from src.model.core.layers import Norm, Projection
 from src.serving.cache.kv_cache import KVCache
 
 MOST_ROWS = 16
@@ -23,16 +23,8 @@ class SeparateProjection(Projection):
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Return one output (tokens, out features of all layers)."""
-        outputs = [_product(x, module) for module in self.modules]
+        outputs = super().__call__(x)
         return outputs if len(outputs) == 1 else [torch.cat(outputs, dim=-1)]
-
-
-def _product(x: Tensor, module: Any) -> Tensor:
-    """Return the output of a layer, in float32 by oneDNN, which is faster for few rows."""
-    is_float32 = type(module) is nn.Linear and module.weight.dtype == torch.float32
-    if is_float32 and torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling():
-        return torch.ops.mkldnn._linear_pointwise(x, module.weight, module.bias, "none", [], "")
-    return product(x, module)
 
 
 class _Matrix(ctypes.Structure):

@@ -20,13 +20,11 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_
 from src.data.steps import choose_batch_sizes
 from src.errors import UserError
 from src.settings import TrainSettings
-from src.training.supervise.failure import CANCELED, ENDED, Failure
+from src.training.supervise.failure import CANCELED, ENDED, SHARE_SECONDS, Failure
 from src.training.supervise.run_folder import RunFolder
 from src.weights.base_model.fingerprint import fingerprint_base_model
 
 JOIN_SECONDS = 900
-SHARE_SECONDS = 6.0
-"""Time for the other machines to tell what ended them."""
 POLL_SECONDS = 0.2
 COMMON = ("zero_stage", "dtype", "in_float8", "deterministic")
 """What the environment of the machine with the data says for all of them."""

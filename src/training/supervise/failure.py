@@ -16,6 +16,9 @@ USER_ERROR, KILLED, CANCELED, ERROR, ENDED = range(5)
 """How near to the cause a failure is: ranks that lose one of them fail with an error of their own,
 and then the rest is ended."""
 
+SHARE_SECONDS = 6.0
+"""Time for the other machines to tell what ended them."""
+
 
 class TrainingError(RuntimeError):
     """A run that failed, with the rank and its last error in one sentence."""

@@ -17,7 +17,12 @@ from typing import Any
 import psutil
 
 from src.settings import TrainSettings
-from src.training.supervise.failure import Failure, TrainingError, failure_without_agent
+from src.training.supervise.failure import (
+    SHARE_SECONDS,
+    Failure,
+    TrainingError,
+    failure_without_agent,
+)
 from src.training.supervise.heartbeat import HeartbeatWatch
 from src.training.supervise.run_folder import MetricsTail, RunFolder
 from src.training.supervise.server_watch import Server, ServerWatch
@@ -27,7 +32,7 @@ WORKER = "src.training.worker"
 POLL_SECONDS = 0.1
 TERMINATE_SECONDS = 2.0
 GONE_SECONDS = 5.0
-"""Time for the agent to end after the last rank."""
+"""Time for the agent to end after the last rank, beside what it waits for other machines."""
 CANCEL_SECONDS = 2.5
 SHUTDOWN_SECONDS = 7.0
 """Cog's server ends its worker ten seconds after it is asked to end."""
@@ -55,9 +60,10 @@ def run_workers(
     heartbeats = HeartbeatWatch(environment.frozen_seconds)
     server = server or ServerWatch(environment.port, os.getppid())
     metrics = MetricsTail(folder, on_metric)
+    gone_seconds = GONE_SECONDS + (2 * SHARE_SECONDS if environment.num_nodes > 1 else 0)
     last_alive = time.monotonic()
     try:
-        while agent.is_running() and time.monotonic() - last_alive < GONE_SECONDS:
+        while agent.is_running() and time.monotonic() - last_alive < gone_seconds:
             time.sleep(POLL_SECONDS)
             metrics.poll()
             if not agent.have_ranks_ended():
