@@ -17,19 +17,25 @@ SAMPLING = (
     SamplingParams(max_new_tokens=NUM_STEPS),
 )
 
+ANY_ADAPTER = LoadedAdapter("warm-up", {})
+"""Captured steps are the same for whatever an adapter holds."""
+
 
 def warm_up(engine: Engine, adapter: LoadedAdapter | None) -> float:
-    """Run what requests for this adapter will run; return the seconds it took.
+    """Run what requests for this adapter will run, or those that bring one; return the seconds.
 
     Raises the error of a single short request; of others, which may be too much, it is printed.
     """
     started = time.monotonic()
     loads: Iterable[tuple[int, int]] = [(1, SHORTEST)]
-    kinds = SAMPLING[-1:]
+    kinds, adapters = SAMPLING[-1:], [adapter]
     if engine.is_captured:
+        if adapter is None:
+            adapters.append(ANY_ADAPTER)
         buckets = engine.runner.length_bucket
         loads, kinds = captured_loads(engine.num_slots, engine.max_seq_len, buckets), SAMPLING
-    for (num_requests, num_tokens), sampling in itertools.product(loads, kinds):
+    runs = itertools.product(adapters, loads, kinds)
+    for adapter, (num_requests, num_tokens), sampling in runs:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         for _ in range(num_requests):
             prompt_ids = [engine.tokenizer.eos_id] * num_tokens

@@ -1,5 +1,6 @@
 """What a checked adapter file does in the numbers that the engine computes with."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,20 @@ def test_numbers_are_those_of_the_file_with_the_scale_in_b(tmp_path: Path, dtype
         for part, scale in (("lora_A", 1), ("lora_B", 2)):
             numbers = torch.tensor(good_tensors()[f"base_model.model.{name}.{part}.weight"])
             assert getattr(module, part).equal((numbers * scale).to(dtype))
+
+
+def test_an_adapter_reaches_a_device_in_one_copy(tmp_path: Path):
+    loaded = load(tmp_path, 1)
+    copies = loaded.on_device(torch.device("meta"))
+    tensors = [t for m in copies.values() for t in (m.lora_A, m.lora_B)]
+    assert sum(t.nbytes for t in tensors) == tensors[0].untyped_storage().nbytes()
+    ends = sorted((t.storage_offset(), t.storage_offset() + t.numel()) for t in tensors)
+    assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(ends))
+    for name, module in loaded.modules.items():
+        for own, copy in zip(
+            (module.lora_A, module.lora_B), (copies[name].lora_A, copies[name].lora_B), strict=True
+        ):
+            assert (own.shape, own.stride()) == (copy.shape, copy.stride())
 
 
 @pytest.mark.parametrize(("factor", "alpha"), [(1e30, 8), (1e36, 1e6), (1, 1e6)])

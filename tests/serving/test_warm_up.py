@@ -7,6 +7,8 @@ import pytest
 from src.serving.engine.batch import Batch
 from src.serving.engine.model_runner import bucket_of
 from src.serving.warm_up import NUM_STEPS, captured_loads, warm_up
+from tests.serving.clients import GREEDY, Client
+from tests.serving.fake_graph import FakeCapture
 
 
 @pytest.mark.parametrize("num_slots", [1, 5, 16, 32])
@@ -31,3 +33,16 @@ def test_an_engine_that_cannot_answer_is_not_ready(new_engine, monkeypatch):
     monkeypatch.setattr(Batch, "step", fail)
     with pytest.raises(RuntimeError, match="no step can be run"):
         warm_up(new_engine(), None)
+
+
+@pytest.mark.parametrize("own", [None, "all"])
+def test_nothing_is_captured_for_the_first_that_brings_an_adapter(new_engine, loaded, own):
+    capture = FakeCapture()
+    engine = new_engine(capture=capture, max_slots=2)
+    warm_up(engine, loaded.get(own))
+    num_captures = capture.num_captures
+    assert num_captures > 0
+    clients = [Client(engine, [5 + n, 6], GREEDY, adapter=loaded["rank-13"]) for n in range(2)]
+    for client in clients:
+        client.answer()
+    assert capture.num_captures == num_captures

@@ -35,10 +35,7 @@ class HookedLora:
         known = (n for n, other in self._adapters.items() if other.key == adapter.key)
         if (slot := next(known, None)) is None:
             slot = max(self._adapters, default=-1) + 1
-            modules = {
-                name: LoadedModule(module.lora_A.to(self._device), module.lora_B.to(self._device))
-                for name, module in adapter.modules.items()
-            }
+            modules = adapter.on_device(self._device)
             self._adapters[slot] = LoadedAdapter(adapter.key, modules)
             self._num_copied += 1
         else:

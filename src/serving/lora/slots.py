@@ -184,8 +184,9 @@ class LoraSlots:
             self._stacks[projection] = StackedLora(
                 projection, num_pages=self._num_pages, like=self._like
             )
+        modules = adapter.on_device(self._like.device)
         for stack in self._stacks.values():
-            stack.write(pages, adapter.modules)
+            stack.write(pages, modules)
         slot = min(set(range(self._max_slots)) - {resident.slot for resident in stay.values()})
         return _Resident(slot, pages, projections, num_bytes)
 

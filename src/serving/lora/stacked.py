@@ -34,20 +34,19 @@ class StackedLora:
 
     def write(self, pages: Sequence[int], modules: Mapping[str, LoadedModule]) -> None:
         """Give an adapter's updates its pages; layers that it leaves out get none."""
-        shape = (len(self.names), len(pages) * PAGE_RANK)
-        a, b = (stack.new_zeros(*shape, stack.shape[2]) for stack in (self.a, self.b))
-        begin = 0
-        for number, (name, end) in enumerate(zip(self.names, self._ends, strict=True)):
-            if name in modules:
-                module = modules[name]
-                rank = len(module.lora_A)
-                a[number, :rank].copy_(module.lora_A)
-                b[number, :rank, begin:end].copy_(module.lora_B.t())
-            begin = end
-        where = torch.tensor(pages, device=self.a.device)
-        for stack, new in ((self.a, a), (self.b, b)):
-            in_pages = new.view(len(self.names), len(pages), PAGE_RANK, -1).transpose(0, 1)
-            stack[where] = in_pages.reshape(len(pages), self._rows, -1)
+        first_rank = 0
+        for run in _runs(pages):
+            ranks = slice(first_rank, first_rank + PAGE_RANK * (run.stop - run.start))
+            # (pages, layers, PAGE_RANK, features)
+            a = self.a[run].unflatten(1, (-1, PAGE_RANK))
+            b = self.b[run].unflatten(1, (-1, PAGE_RANK))
+            begin, first_rank = 0, ranks.stop
+            for number, (name, end) in enumerate(zip(self.names, self._ends, strict=True)):
+                module = modules.get(name)
+                # Outside a layer's block there have only ever been zeros.
+                _fill(a[:, number], module and module.lora_A[ranks])
+                _fill(b[:, number, :, begin:end], module and module.lora_B.t()[ranks])
+                begin = end
 
     def read(self, pages: slice | Tensor) -> tuple[Tensor, Tensor]:
         """Return A (pages * rows, in features) and B (pages * rows, out features) of some pages."""
@@ -98,3 +97,26 @@ class LoraBatch:
     def of_layer(self, layer: Layer) -> Updates:
         """Return what the adapters add in a layer."""
         return Updates(*map(self.update, layer.projections))
+
+
+def _runs(pages: Sequence[int]) -> list[slice]:
+    """Return the pages as slices, each as long as they follow each other."""
+    runs: list[slice] = []
+    for page in pages:
+        if runs and runs[-1].stop == page:
+            runs[-1] = slice(runs[-1].start, page + 1)
+        else:
+            runs.append(slice(page, page + 1))
+    return runs
+
+
+def _fill(place: Tensor, rows: Tensor | None) -> None:
+    """Write rows (rank, size) into pages (pages, `PAGE_RANK`, size), and zeros behind them."""
+    num_rows = 0 if rows is None else len(rows)
+    whole, rest = divmod(num_rows, PAGE_RANK)
+    if rows is not None and whole:
+        place[:whole] = rows[: num_rows - rest].unflatten(0, (whole, PAGE_RANK))
+    if whole < len(place):
+        place[whole:] = 0
+    if rows is not None and rest:
+        place[whole, :rest] = rows[num_rows - rest :]
