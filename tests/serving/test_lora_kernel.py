@@ -6,7 +6,6 @@ It runs in Triton's interpreter, which needs no GPU.
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="Triton is not installed")
 from src.model.core.layers import Projection
 from src.serving.lora.kernel import add_lora
 from src.serving.lora.rows import add_plainly, find_fault

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-pytest.importorskip("triton", reason="Triton is not installed")
 from src.model.core.attention import attend_in_steps
 from src.serving.model.split_attention import attend_split
 
