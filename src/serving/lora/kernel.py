@@ -5,6 +5,9 @@ step serves any adapters. A program makes the few numbers between A and B anew f
 it adds to: A lies in the GPU's cache once another program has read it.
 """
 
+# Triton's own types do not know that a kernel takes plain numbers, and launch options.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 # pyright: reportMissingImports=false, reportIndexIssue=false
 from functools import cache
 

@@ -6,6 +6,9 @@ that a captured step serves rows of any length, and no row reads more than it ho
 blocks in which its tokens lie (as in vLLM, Kwon et al. 2023).
 """
 
+# Triton's own types do not know that a kernel takes plain numbers, and launch options.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 # pyright: reportMissingImports=false, reportIndexIssue=false
 from functools import cache
 
