@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from src.cli.tiny_model import make_base_model
 from src.serving.model.chunk import Chunk
 from src.serving.native.library import find_library
 from src.serving.sampling import SamplingParams
@@ -50,6 +51,37 @@ def test_answers_are_those_of_plain_steps(engine, new_engine):
     for length in (1, 5, 16, 17, 120):
         ids = [rng.randrange(3, engine.vocab_size) for _ in range(length)]
         assert Client(engine, ids, GREEDY).answer() == Client(plain, ids, GREEDY).answer()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_threads_share_a_long_text(new_engine, tmp_path, dtype):
+    """Next to a short one, in rows that read its keys together and in one that is alone."""
+    make_base_model(
+        tmp_path / "long", ["a b c"], vocab_size=300, hidden_size=96, num_layers=2, num_heads=6,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    runner = new_engine(tmp_path / "long", dtype=dtype, max_slots=4).runner
+    compiled, length = runner._few_rows, 1000
+    assert length > 3 * 256  # so that three threads have a share
+    ids = [3 + position * 7 % 250 for position in range(length + 10)]
+    found, num_threads = [], torch.get_num_threads()
+    torch.set_num_threads(3)
+    with torch.inference_mode():
+        for slot, num_tokens in enumerate((length + 10, 40, length + 10)):
+            runner.kv_cache.grow(slot, num_tokens)
+        runner._few_rows = None
+        runner.prefill([Chunk(0, ids[:length], 0, None, 0), Chunk(1, ids[:30], 0, None, 0)])
+        runner.prefill([Chunk(2, ids[:length], 0, None, 0)])
+        for runner._few_rows in (None, compiled):
+            chunks = [
+                Chunk(0, ids[length:], length, None, 10),
+                Chunk(1, ids[30:34], 30, None, 4),
+                Chunk(2, ids[length : length + 1], length, None, 1),
+            ]
+            found.append(runner.prefill(chunks).float())
+    torch.set_num_threads(num_threads)
+    plain, ours = found
+    assert (ours - plain).norm() <= (1e-5 if dtype == "float32" else 0.05) * plain.norm()
 
 
 def test_a_machine_without_a_compiler_is_told(monkeypatch, capsys):

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "attention.h"
 #include "barrier.h"
 #include "products.h"
 #include "vectors.h"
@@ -61,17 +62,21 @@ void rotate(float* head, const float* cosines, const float* sines, int64_t size)
 template <typename W>
 class Step {
    public:
-    Step(const Model& model, const Rows& rows)
+    Step(const Model& model, const Rows& rows, int num_threads)
         : model(model), rows(rows), num_rows(rows.num_rows),
           query_size(model.num_heads * model.head_size),
           key_size(model.num_key_value_heads * model.head_size),
           query(num_rows * query_size), key(num_rows * key_size), value(num_rows * key_size),
-          mixed(num_rows * query_size), gated(num_rows * model.intermediate_size) {}
+          mixed(num_rows * query_size), gated(num_rows * model.intermediate_size),
+          num_threads(num_threads),
+          attention(cache(), model.num_heads / model.num_key_value_heads, rows.lengths, num_rows,
+                    num_threads) {}
 
-    void run(int num_threads) {
+    void run() {
 #pragma omp parallel num_threads(num_threads)
         {
-            std::vector<float> normed(num_rows * model.hidden_size), scores;
+            typename Attention<W>::Scratch scratch;
+            std::vector<float> normed(num_rows * model.hidden_size);
             const int64_t part = omp_get_thread_num(), num_parts = omp_get_num_threads();
             for (int64_t number = 0; number < model.num_layers; number++) {
                 const Layer& layer = model.layers[number];
@@ -84,9 +89,13 @@ class Step {
                 for (int64_t item = part; item < items; item += num_parts)
                     enter(layer, item / num_heads, item % num_heads);
                 barrier.wait(num_parts);  // a row may see another, which is before it in its text
-                for (int64_t item = part; item < items; item += num_parts)
-                    attend(layer, item / num_heads, item % num_heads, scores);
+                attention.mix(cache(layer.cache), layer.window, query.data(), mixed.data(), scratch,
+                              part, num_parts);
                 barrier.wait(num_parts);
+                if (attention.is_shared()) {
+                    attention.join(mixed.data(), part, num_parts);
+                    barrier.wait(num_parts);
+                }
                 add_product(layer.output, mixed, query_size, part, num_parts);
                 barrier.wait(num_parts);
                 normalize_all(layer.before_mlp, normed.data());
@@ -109,6 +118,8 @@ class Step {
     const Rows& rows;
     const int64_t num_rows, query_size, key_size;
     std::vector<float> query, key, value, mixed, gated;
+    const int num_threads;
+    Attention<W> attention;
     Barrier barrier;
 
     void normalize_all(const Norm& norm, float* to) {
@@ -160,39 +171,10 @@ class Step {
         const int64_t from = row * key_size + head * size;
         prepare(layer.key_norm, layer.has_rope, row, key.data() + from);
         if (rows.lengths[row] == 0) return;
-        W* to = at(layer, row, rows.lengths[row] - 1, head);
+        W* to = cache(layer.cache).at(row, rows.lengths[row] - 1) + head * size;
         for (int64_t i = 0; i < size; i++) {
             assign(to[i], key[from + i]);
             assign(to[key_size + i], value[from + i]);
-        }
-    }
-
-    void attend(const Layer& layer, int64_t row, int64_t head, std::vector<float>& scores) {
-        const int64_t length = rows.lengths[row], size = model.head_size;
-        const int64_t num_queries = model.num_heads / model.num_key_value_heads;
-        const float* queries = query.data() + row * query_size + head * num_queries * size;
-        float* outputs = mixed.data() + row * query_size + head * num_queries * size;
-        std::fill(outputs, outputs + num_queries * size, 0.f);
-        if (length == 0) return;
-        const int64_t start = layer.window ? std::max<int64_t>(0, length - layer.window) : 0;
-        const int64_t num_keys = length - start;
-        scores.resize(num_queries * num_keys);
-        for (int64_t n = 0; n < num_keys; n++) {
-            const W* seen = at(layer, row, start + n, head);
-            for (int64_t i = 0; i < num_queries; i++)
-                scores[i * num_keys + n] = dot(queries + i * size, seen, size);
-        }
-        for (int64_t i = 0; i < num_queries; i++) {
-            float *begin = scores.data() + i * num_keys, total = 0;
-            const float best = *std::max_element(begin, begin + num_keys);
-            map(begin, begin, num_keys, [&](Vector x, int64_t) { return exponential(x - best); });
-            for (int64_t n = 0; n < num_keys; n++) total += begin[n];
-            for (int64_t n = 0; n < num_keys; n++) begin[n] /= total;
-        }
-        for (int64_t n = 0; n < num_keys; n++) {
-            const W* seen = at(layer, row, start + n, head) + key_size;
-            for (int64_t i = 0; i < num_queries; i++)
-                add_scaled(outputs + i * size, scores[i * num_keys + n], seen, size);
         }
     }
 
@@ -202,19 +184,18 @@ class Step {
         if (has_rope) rotate(head, rows.cosines + row * size, rows.sines + row * size, size);
     }
 
-    W* at(const Layer& layer, int64_t row, int64_t position, int64_t head) const {
-        const int64_t block = rows.blocks[row * rows.num_blocks + position / rows.block_size];
-        const int64_t place = block * rows.block_size + position % rows.block_size;
-        return static_cast<W*>(layer.cache) + place * 2 * key_size + head * model.head_size;
+    Cache<W> cache(void* of_layer = nullptr) const {
+        return {static_cast<W*>(of_layer), model.num_key_value_heads, model.head_size,
+                rows.blocks, rows.num_blocks, rows.block_size};
     }
 };
 
 }  // namespace
 
 extern "C" void step_float32(const Model* model, const Rows* rows, int num_threads) {
-    Step<float>(*model, *rows).run(num_threads);
+    Step<float>(*model, *rows, num_threads).run();
 }
 
 extern "C" void step_bfloat16(const Model* model, const Rows* rows, int num_threads) {
-    Step<bfloat16>(*model, *rows).run(num_threads);
+    Step<bfloat16>(*model, *rows, num_threads).run();
 }

@@ -50,16 +50,25 @@ inline Vector load(const bfloat16* from) {
 }
 inline void store(float* to, Vector v) { std::memcpy(to, &v, sizeof(v)); }
 
-inline float sum(Vector v) {
-    typedef float Half __attribute__((vector_size(2 * WIDTH)));
-    typedef float Quarter __attribute__((vector_size(WIDTH)));
+typedef float Half __attribute__((vector_size(2 * WIDTH)));
+typedef float Quarter __attribute__((vector_size(WIDTH)));
+
+// Join the two halves of a vector, and then of what comes of it.
+template <typename Join>
+inline float reduce(Vector v, Join join) {
     Half halves[2];
     std::memcpy(halves, &v, sizeof(v));
-    halves[0] += halves[1];
+    halves[0] = join(halves[0], halves[1]);
     Quarter quarters[2];
     std::memcpy(quarters, halves, sizeof(quarters));
-    quarters[0] += quarters[1];
-    return (quarters[0][0] + quarters[0][2]) + (quarters[0][1] + quarters[0][3]);
+    quarters[0] = join(quarters[0], quarters[1]);
+    return join(join(quarters[0][0], quarters[0][2]), join(quarters[0][1], quarters[0][3]));
+}
+inline float sum(Vector v) {
+    return reduce(v, [](auto a, auto b) { return a + b; });
+}
+inline float highest(Vector v) {
+    return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 inline Vector exponential(Vector x) {  // as in the Cephes library, right to the last two bits

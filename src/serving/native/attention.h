@@ -1,0 +1,302 @@
+// Attention of the rows of a step over the cache: rows of one prompt read each key once for all of them.
+//
+// Threads share a long text, and join what they found.
+
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int64_t KEYS = 2 * WIDTH;       // that are read at once; blocks hold a multiple of them
+constexpr int64_t QUERIES = 48;           // that read them together, at most
+constexpr int64_t LEAST_KEYS = 8 * KEYS;  // worth the attention of one more thread
+constexpr float NONE = -INFINITY;
+
+inline int64_t round_up(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
+
+template <int64_t HALF, size_t... I>
+void exchange(Vector& upper, Vector& lower, std::index_sequence<I...>) {
+    const Vector a = upper, b = lower;
+    upper = __builtin_shufflevector(a, b, (I & HALF ? WIDTH + I - HALF : I)...);
+    lower = __builtin_shufflevector(a, b, (I & HALF ? WIDTH + I : I + HALF)...);
+}
+
+// Turn rows into columns: exchange ever smaller squares across the diagonal.
+template <int64_t HALF = WIDTH / 2>
+void transpose(Vector (&rows)[WIDTH]) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < WIDTH; i++)
+        if (!(i & HALF)) exchange<HALF>(rows[i], rows[i + HALF], std::make_index_sequence<WIDTH>());
+    if constexpr (HALF > 1) transpose<HALF / 2>(rows);
+}
+
+// to (ROWS, columns) += x (ROWS, depth) * y (depth, columns), for two vectors of columns
+template <int ROWS>
+void add_columns(const float* x, int64_t depth, const float* y, float* to, int64_t columns) {
+    Vector left[ROWS], right[ROWS];
+#pragma GCC unroll 8
+    for (int row = 0; row < ROWS; row++) {
+        left[row] = load(to + row * columns);
+        right[row] = load(to + row * columns + WIDTH);
+    }
+    for (int64_t i = 0; i < depth; i++) {
+        const Vector y_left = load(y + i * columns), y_right = load(y + i * columns + WIDTH);
+#pragma GCC unroll 8
+        for (int row = 0; row < ROWS; row++) {
+            left[row] += y_left * x[row * depth + i];
+            right[row] += y_right * x[row * depth + i];
+        }
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < ROWS; row++) {
+        store(to + row * columns, left[row]);
+        store(to + row * columns + WIDTH, right[row]);
+    }
+}
+
+// The same for all columns, of which there are whole pairs of vectors; four divides the rows.
+inline void add_matrices(const float* x, int64_t depth, const float* y, float* to, int64_t rows,
+                         int64_t columns) {
+    for (int64_t column = 0; column < columns; column += 2 * WIDTH) {
+        int64_t row = 0;
+        for (; row + 8 <= rows; row += 8)
+            add_columns<8>(x + row * depth, depth, y + column, to + row * columns + column, columns);
+        if (row < rows)
+            add_columns<4>(x + row * depth, depth, y + column, to + row * columns + column, columns);
+    }
+}
+
+// A layer's cache, and the blocks of it that each row has.
+template <typename W>
+struct Cache {
+    W* data;  // (places, keys' then values' heads, head size)
+    int64_t num_heads, head_size;
+    const int64_t* blocks;  // (rows, blocks of a row)
+    int64_t num_blocks, block_size;
+
+    int64_t key_size() const { return num_heads * head_size; }
+    W* at(int64_t row, int64_t position) const {
+        const int64_t block = blocks[row * num_blocks + position / block_size];
+        return data + (block * block_size + position % block_size) * 2 * key_size();
+    }
+};
+
+// Neighbouring rows that have the same blocks.
+struct Tile {
+    int64_t first, num_rows, longest, num_shares;
+};
+
+// What the queries of a tile make of some keys: sums of values, by weights of which the best key's is 1.
+struct Mixture {
+    int64_t num_queries, size;             // both rounded up
+    std::vector<Vector> values, weights;   // (queries, size), (queries)
+    std::vector<float> best;               // (queries,): the highest score
+
+    void clear(int64_t queries, int64_t head_size) {
+        num_queries = round_up(queries, 4);
+        size = round_up(head_size, 2 * WIDTH);
+        values.assign(num_queries * size / WIDTH, Vector{});
+        weights.assign(num_queries, Vector{});
+        best.assign(num_queries, NONE);
+    }
+    float* value(int64_t query) { return reinterpret_cast<float*>(&values[query * size / WIDTH]); }
+    void scale(int64_t query, float factor) {
+        weights[query] *= factor;
+        for (int64_t i = 0; i < size / WIDTH; i++) values[query * size / WIDTH + i] *= factor;
+    }
+    // Make room for a score, if it is higher than all before.
+    void rise(int64_t query, float score) {
+        if (!(score > best[query])) return;
+        scale(query, std::exp(best[query] - score));
+        best[query] = score;
+    }
+};
+
+template <typename W>
+class Attention {
+   public:
+    // What a thread needs for itself.
+    struct Scratch {
+        std::vector<Vector> queries, keys, values, scores;
+        Mixture whole;
+    };
+
+    // `num_queries` share a head of keys; a length counts the keys that a row sees, 0 of an idle one.
+    Attention(const Cache<W>& cache, int64_t num_queries, const int64_t* lengths, int64_t num_rows,
+              int64_t num_threads)
+        : num_heads(cache.num_heads), head_size(cache.head_size), num_queries(num_queries),
+          lengths(lengths) {
+        for (int64_t row = 0; row < num_rows; row++) {
+            if (lengths[row] == 0) continue;
+            if (!tiles.empty() && joins(cache, tiles.back(), row)) {
+                tiles.back().num_rows++;
+                tiles.back().longest = std::max(tiles.back().longest, lengths[row]);
+            } else {
+                tiles.push_back({row, 1, lengths[row], 1});
+            }
+        }
+        for (Tile& tile : tiles) {
+            tile.num_shares = std::clamp<int64_t>(tile.longest / LEAST_KEYS, 1, num_threads);
+            if (tile.num_shares > 1) num_partial += tile.num_shares * num_heads;
+        }
+        partial.resize(num_partial);
+    }
+
+    // Whether threads have parts to join.
+    bool is_shared() const { return num_partial > 0; }
+
+    // Do a thread's part of mixing the values for all queries (rows, heads, head size); 0 is no window.
+    void mix(const Cache<W>& cache, int64_t window, const float* queries, float* mixed,
+             Scratch& scratch, int64_t part, int64_t num_parts) {
+        int64_t item = 0, next_partial = 0;
+        for (const Tile& tile : tiles)
+            for (int64_t head = 0; head < num_heads; head++)
+                for (int64_t share = 0; share < tile.num_shares; share++) {
+                    const int64_t number = tile.num_shares > 1 ? next_partial++ : 0;
+                    if (item++ % num_parts != part) continue;
+                    Mixture& to = tile.num_shares > 1 ? partial[number] : scratch.whole;
+                    add(cache, window, queries, tile, head, share, scratch, to);
+                    if (tile.num_shares == 1) finish(tile, head, to, mixed);
+                }
+    }
+
+    // Join what threads found of the texts that they share.
+    void join(float* mixed, int64_t part, int64_t num_parts) {
+        int64_t item = 0, number = 0;
+        for (const Tile& tile : tiles) {
+            if (tile.num_shares == 1) continue;
+            for (int64_t head = 0; head < num_heads; head++, number += tile.num_shares) {
+                if (item++ % num_parts != part) continue;
+                Mixture& to = partial[number];
+                for (int64_t share = 1; share < tile.num_shares; share++) {
+                    Mixture& from = partial[number + share];
+                    for (int64_t query = 0; query < tile.num_rows * num_queries; query++) {
+                        if (from.best[query] == NONE) continue;
+                        to.rise(query, from.best[query]);
+                        from.scale(query, std::exp(from.best[query] - to.best[query]));
+                        to.weights[query] += from.weights[query];
+                        float* value = to.value(query);
+                        add_scaled(value, 1, from.value(query), to.size);
+                    }
+                }
+                finish(tile, head, to, mixed);
+            }
+        }
+    }
+
+   private:
+    const int64_t num_heads, head_size, num_queries;
+    const int64_t* lengths;
+    std::vector<Tile> tiles;
+    int64_t num_partial = 0;
+    std::vector<Mixture> partial;  // (tiles that are shared, heads, shares)
+
+    bool joins(const Cache<W>& cache, const Tile& tile, int64_t row) const {
+        if (tile.first + tile.num_rows != row || (tile.num_rows + 1) * num_queries > QUERIES)
+            return false;
+        const int64_t longest = std::max(tile.longest, lengths[row]);
+        const int64_t *own = cache.blocks + row * cache.num_blocks,
+                      *others = cache.blocks + tile.first * cache.num_blocks;
+        return std::equal(own, own + (longest - 1) / cache.block_size + 1, others);
+    }
+
+    int64_t start(int64_t row, int64_t window) const {
+        return window ? std::max<int64_t>(0, lengths[row] - window) : 0;
+    }
+
+    void add(const Cache<W>& cache, int64_t window, const float* queries, const Tile& tile,
+             int64_t head, int64_t share, Scratch& scratch, Mixture& to) {
+        const int64_t number = tile.num_rows * num_queries;
+        to.clear(number, head_size);
+        scratch.keys.resize(to.size * KEYS / WIDTH);
+        scratch.values.resize(to.size * KEYS / WIDTH);
+        scratch.scores.resize(to.num_queries * KEYS / WIDTH);
+        scratch.queries.assign(to.num_queries * to.size / WIDTH, Vector{});
+        float *own = reinterpret_cast<float*>(scratch.queries.data()),
+              *keys = reinterpret_cast<float*>(scratch.keys.data()),
+              *values = reinterpret_cast<float*>(scratch.values.data()),
+              *scores = reinterpret_cast<float*>(scratch.scores.data());
+        int64_t begin = tile.longest;
+        for (int64_t query = 0; query < number; query++) {
+            const int64_t row = tile.first + query / num_queries;
+            const int64_t of_row = head * num_queries + query % num_queries;
+            const float* from = queries + (row * num_heads * num_queries + of_row) * head_size;
+            std::copy(from, from + head_size, own + query * to.size);
+            begin = std::min(begin, start(row, window));
+        }
+        const int64_t first = begin / KEYS, num_steps = (tile.longest - 1) / KEYS + 1 - first;
+        for (int64_t step = num_steps * share / tile.num_shares;
+             step < num_steps * (share + 1) / tile.num_shares; step++) {
+            const int64_t position = (first + step) * KEYS;
+            const W* from = cache.at(tile.first, position) + head * head_size;
+            const int64_t num_keys = std::min(KEYS, tile.longest - position);
+            read(from, 2 * cache.key_size(), num_keys, to.size, scratch.keys.data(), true);
+            read(from + cache.key_size(), 2 * cache.key_size(), num_keys, to.size,
+                 scratch.values.data(), false);
+            std::fill(scratch.scores.begin(), scratch.scores.end(), Vector{});
+            add_matrices(own, to.size, keys, scores, to.num_queries, KEYS);
+            for (int64_t query = 0; query < number; query++) {
+                const int64_t row = tile.first + query / num_queries;
+                weigh(to, query, scores + query * KEYS, start(row, window) - position,
+                      lengths[row] - position);
+            }
+            add_matrices(scores, KEYS, values, to.value(0), to.num_queries, to.size);
+        }
+    }
+
+    // Turn the scores of KEYS keys, of which a row sees those from `begin` to `end`, into weights.
+    void weigh(Mixture& to, int64_t query, float* scores, int64_t begin, int64_t end) {
+        const bool sees_all = begin <= 0 && end >= KEYS;
+        if (!sees_all)
+            for (int64_t i = 0; i < KEYS; i++)
+                if (i < begin || i >= end) scores[i] = NONE;
+        const Vector left = load(scores), right = load(scores + WIDTH);
+        to.rise(query, highest(left > right ? left : right));
+        const float best = to.best[query];
+        Vector weights[2] = {exponential(left - best), exponential(right - best)};
+        if (!sees_all) {
+            weights[0] = left == NONE ? Vector{} : weights[0];
+            weights[1] = right == NONE ? Vector{} : weights[1];
+        }
+        to.weights[query] += weights[0] + weights[1];
+        store(scores, weights[0]);
+        store(scores + WIDTH, weights[1]);
+    }
+
+    // Read keys or values (keys, size) of a head, or turned (size, keys); what is not there is zero.
+    void read(const W* from, int64_t stride, int64_t num_keys, int64_t size, Vector* to, bool turned) {
+        for (int64_t half = 0; half < KEYS; half += WIDTH)
+            for (int64_t begin = 0; begin < size; begin += WIDTH) {
+                Vector square[WIDTH] = {};
+                const int64_t width = std::min(WIDTH, head_size - begin);
+                for (int64_t i = 0; i < std::min(WIDTH, num_keys - half); i++) {
+                    const W* key = from + (half + i) * stride + begin;
+                    if (width == WIDTH)
+                        square[i] = load(key);
+                    else
+                        for (int64_t j = 0; j < width; j++) square[i][j] = to_float(key[j]);
+                }
+                if (turned) transpose(square);
+                for (int64_t i = 0; i < WIDTH; i++)
+                    to[turned ? ((begin + i) * KEYS + half) / WIDTH
+                              : ((half + i) * size + begin) / WIDTH] = square[i];
+            }
+    }
+
+    void finish(const Tile& tile, int64_t head, Mixture& from, float* mixed) {
+        for (int64_t query = 0; query < tile.num_rows * num_queries; query++) {
+            const int64_t row = tile.first + query / num_queries;
+            const int64_t of_row = head * num_queries + query % num_queries;
+            float* to = mixed + (row * num_heads * num_queries + of_row) * head_size;
+            const float* value = from.value(query);
+            const float factor = 1 / sum(from.weights[query]);
+            for (int64_t i = 0; i < head_size; i++) to[i] = value[i] * factor;
+        }
+    }
+};
+
+}  // namespace
