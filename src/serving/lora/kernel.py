@@ -6,9 +6,7 @@ it adds to: A lies in the GPU's cache once another program has read it.
 """
 
 # Triton's own types do not know that a kernel takes plain numbers, and launch options.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
-# pyright: reportMissingImports=false, reportIndexIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 from functools import cache
 
 import torch

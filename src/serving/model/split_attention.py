@@ -7,9 +7,7 @@ blocks in which its tokens lie (as in vLLM, Kwon et al. 2023).
 """
 
 # Triton's own types do not know that a kernel takes plain numbers, and launch options.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
-# pyright: reportMissingImports=false, reportIndexIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 from functools import cache
 
 import torch
