@@ -15,6 +15,9 @@ PAGE_RANK = 8
 ADAPTER_SHARE = 0.15
 """Of a device's memory beside the base model, what adapters may take when they are served."""
 
+DELTA_CHUNK = 64
+"""Tokens of which a gated delta makes products of matrices."""
+
 CONTEXT_NAMES = (
     "max_position_embeddings",
     "n_positions",
@@ -30,6 +33,34 @@ UNLIMITED_CONTEXT = 2048
 
 Sizes = dict[str, tuple[int, int]]
 """(out features, in features) of linear layers by name."""
+Groups = tuple[Sizes, ...]
+"""Linear layers of one decoder layer; those that read the same input are together."""
+
+
+@dataclass(frozen=True)
+class DeltaShape:
+    """Sizes of the layers that have a gated delta in place of attention."""
+
+    num_layers: int
+    inputs: Sizes
+    """The linear layers that read what comes into a layer."""
+    output: Sizes
+    num_heads: int
+    key_size: int
+    value_size: int
+
+    def kept_bytes(self, itemsize: int) -> float:
+        """Return what training keeps for a token: all inputs but one, and what comes of them."""
+        features = sum(out for out, _ in self.inputs.values()) + self.num_heads * self.value_size
+        return (features - self.num_heads) * itemsize + 12 * self.num_heads
+
+    @property
+    def again_bytes(self) -> float:
+        """Return what the backward pass takes for a token in float32, as measured."""
+        features = max(out for out, _ in self.inputs.values())
+        within, state = DELTA_CHUNK, self.key_size * self.value_size / DELTA_CHUNK
+        of_head = 10 * self.key_size + 4.5 * self.value_size + 8 * within + 2.6 * state
+        return 4 * (3 * features + self.num_heads * of_head)
 
 
 @dataclass(frozen=True)
@@ -61,6 +92,10 @@ class ModelShape:
     has_score_cap: bool = False
     has_sinks: bool = False
     has_logit_cap: bool = False
+    is_gated: bool = False
+    """Whether queries come with a gate of what the attention gives."""
+    delta: DeltaShape | None = None
+    """Of some of the layers."""
 
     @property
     def query_size(self) -> int:
@@ -71,31 +106,41 @@ class ModelShape:
         return self.num_key_value_heads * self.head_size
 
     @property
-    def groups(self) -> tuple[Sizes, ...]:
-        """Linear layers of one decoder layer; those that read the same input are together."""
+    def kinds(self) -> tuple[tuple[int, Groups], ...]:
+        """How many layers of a kind there are, and their groups: first those with attention."""
         hidden, inner = self.hidden_size, self.intermediate_size
-        qkv = self.query_size, self.key_value_size, self.key_value_size
+        qkv = self.query_size * (1 + self.is_gated), self.key_value_size, self.key_value_size
         attention = (
             _name_sizes(self.qkv_names, qkv, hidden),
             {"o_proj": (hidden, self.query_size)},
         )
-        if self.num_experts:
-            return attention
+        mlp = ()
+        if not self.num_experts:
+            mlp = (
+                _name_sizes(self.gate_up_names, (inner, inner), hidden),
+                {"down_proj": (hidden, inner)},
+            )
+        if self.delta is None:
+            return ((self.num_layers, (*attention, *mlp)),)
+        num_deltas = self.delta.num_layers
         return (
-            *attention,
-            _name_sizes(self.gate_up_names, (inner, inner), hidden),
-            {"down_proj": (hidden, inner)},
+            (self.num_layers - num_deltas, (*attention, *mlp)),
+            (num_deltas, (self.delta.inputs, self.delta.output, *mlp)),
         )
 
     @property
     def layer_linears(self) -> Sizes:
-        """Linear layers of one decoder layer."""
-        return {name: size for group in self.groups for name, size in group.items()}
+        """Linear layers of one decoder layer of each kind."""
+        groups = [group for _, groups in self.kinds for group in groups]
+        return {name: size for group in groups for name, size in group.items()}
 
     @property
     def linear_parameters(self) -> int:
         """Parameters of all decoder layers' linear layers, which 4-bit models hold in 4-bit."""
-        return self.num_layers * sum(out * inner for out, inner in self.layer_linears.values())
+        return sum(
+            count * sum(out * inner for group in groups for out, inner in group.values())
+            for count, groups in self.kinds
+        )
 
     @property
     def other_parameters(self) -> int:
@@ -105,27 +150,35 @@ class ModelShape:
         return tables + norms + self.num_more
 
     def adapted(self, target_modules: str) -> Sizes:
-        """Return the adapted layers of one decoder layer; `target_modules` as users write it."""
+        """Return the adapted ones of `layer_linears`; `target_modules` as users write it."""
         sizes = self.layer_linears
         return {name: sizes[name] for name in choose_targets(target_modules, sizes)}
 
-    def adapted_groups(self, target_modules: str) -> list[Sizes]:
-        """Return the groups of which a layer is adapted."""
+    def adapted_kinds(self, target_modules: str) -> list[tuple[int, list[Sizes]]]:
+        """Return the groups of each kind of which a layer is adapted, as they are in `kinds`."""
         adapted = self.adapted(target_modules)
-        return [group for group in self.groups if adapted.keys() & group]
+        return [
+            (count, [group for group in groups if adapted.keys() & group])
+            for count, groups in self.kinds
+        ]
 
     def adapter_parameters(self, target_modules: str, rank: int) -> int:
         """Return the parameters of LoRA matrices of a rank."""
-        sizes = self.adapted(target_modules).values()
-        return self.num_layers * rank * sum(out + inner for out, inner in sizes)
+        adapted = self.adapted(target_modules)
+        return rank * sum(
+            count * sum(sum(size) for group in groups for n, size in group.items() if n in adapted)
+            for count, groups in self.kinds
+        )
 
     def served_adapter_bytes(self, target_modules: str, rank: int, *, itemsize: int) -> int:
         """Return what an adapter takes on the device that serves it, in pages of its own."""
         numbers = 0
-        for group in self.adapted_groups(target_modules):
-            in_features = next(iter(group.values()))[1]
-            numbers += len(group) * (in_features + sum(out for out, _ in group.values()))
-        return self.num_layers * num_pages_of(rank) * PAGE_RANK * numbers * itemsize
+        for count, groups in self.adapted_kinds(target_modules):
+            for group in groups:
+                in_features = next(iter(group.values()))[1]
+                width = in_features + sum(out for out, _ in group.values())
+                numbers += count * len(group) * width
+        return num_pages_of(rank) * PAGE_RANK * numbers * itemsize
 
 
 def _name_sizes(names: tuple[str, ...], outs: tuple[int, ...], in_features: int) -> Sizes:

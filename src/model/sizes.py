@@ -9,8 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from src.model.core.decoder import open_decoder
 from src.model.core.families.table import switches_of
+from src.model.core.layer import Layer
 from src.model.core.layers import Projection
-from src.model.shape import ModelShape
+from src.model.shape import DeltaShape, ModelShape, Sizes
 
 
 def read_shape(folder: Path) -> ModelShape | None:
@@ -27,7 +28,9 @@ def shape_of(config: Any) -> ModelShape | None:
     decoder = open_decoder(model)
     assert not isinstance(decoder, str)
     layers, switches = decoder.layers, decoder.switches
-    layer = next((layer for layer in layers if layer.experts is not None), layers[0])
+    attending = [layer for layer in layers if layer.delta is None]
+    layer = next((layer for layer in attending if layer.experts is not None), attending[0])
+    recurrent = next((layer for layer in layers if layer.delta is not None), None)
     experts, down, gate_up = layer.experts, layer.down, layer.gate_up
     inner = experts.down.shape[1] if experts else down.in_features if down else 0
     hidden_size, rows = layer.o.out_features[0], (decoder.num_heads, decoder.num_key_value_heads)
@@ -52,10 +55,23 @@ def shape_of(config: Any) -> ModelShape | None:
         has_score_cap=switches.score_cap is not None,
         has_sinks=layer.sinks is not None,
         has_logit_cap=switches.logit_cap is not None,
+        is_gated=layer.is_gated,
+        delta=recurrent and _delta_shape(recurrent, len(decoder.deltas)),
     )
     num_known = shape.linear_parameters + shape.other_parameters
     num_more = sum(parameter.numel() for parameter in model.parameters()) - num_known
     return replace(shape, num_more=num_more)
+
+
+def _delta_shape(layer: Layer, num_layers: int) -> DeltaShape:
+    assert layer.delta is not None
+    sizes = layer.delta.num_heads, layer.delta.key_size, layer.delta.value_size
+    return DeltaShape(num_layers, _sizes(layer.qkv), _sizes(layer.o), *sizes)
+
+
+def _sizes(projection: Projection) -> Sizes:
+    outs = zip(_names(projection), projection.out_features, strict=True)
+    return {name: (out, projection.in_features) for name, out in outs}
 
 
 def _names(projection: Projection) -> tuple[str, ...]:

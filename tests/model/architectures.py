@@ -59,4 +59,6 @@ def make_architecture(folder: Path, model_type: str, **options: object) -> None:
     for name, parameter in model.named_parameters():
         if ("norm" in name and parameter.dim() == 1) or name.endswith("bias"):
             torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.1)
+        elif name.endswith("A_log"):  # states that last, as those of real models do
+            torch.nn.init.normal_(parameter, mean=-3, std=1)
     model.save_pretrained(folder)

@@ -25,6 +25,12 @@ GROWING = {
     }
 }  # fmt: skip
 
+GATED_DELTA = {
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 12,
+    "linear_value_head_dim": 20, "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}  # fmt: skip
+
 CONFIGS = {
     "llama": {**HEADS, **STRETCHED, "attention_bias": True, "mlp_bias": True},
     "mistral": {**HEADS, "sliding_window": 5},
@@ -51,6 +57,7 @@ CONFIGS = {
     "mixtral": {**HEADS, **EXPERTS, "sliding_window": 5},
     "qwen3_moe": {**HEADS, **EXPERTS, "norm_topk_prob": True},
     "gpt_oss": {**HEADS, **EXPERTS, **WINDOWED},
+    "qwen3_5_text": {**HEADS, **PART_ROTATED, **GATED_DELTA, "num_hidden_layers": 3},
 }  # fmt: skip
 
 

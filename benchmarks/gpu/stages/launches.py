@@ -88,11 +88,13 @@ def calls(runner: ModelRunner, lora: LoraBatch | None) -> tuple[int, int]:
         return pass_between(*inputs)
 
     def leave_out(x: Tensor, mixed: Tensor, *inputs: Any) -> Any:
-        return x, mixed.unflatten(1, (heads, -1))
+        return x, ((mixed.unflatten(1, (heads, -1)),), None)
 
     def step() -> Tensor:
         tokens = torch.arange(ROWS)
-        hidden = layers.hidden(tokens, tokens, tokens, lambda query, *_: query.flatten(1), lora)
+        hidden = layers.hidden(
+            *(tokens, tokens, tokens), lambda query, *_: query.flatten(1), None, lora
+        )
         return runner._scores(hidden, lora)
 
     layers.pass_between = layers.pass_adapted_between = keep_code

@@ -33,6 +33,11 @@ class Spans:
         offsets = torch.tensor(boundaries, dtype=torch.int32)
         return cls(lengths, to_device(offsets, device), max(lengths))
 
+    def of_tokens(self, num_tokens: int) -> torch.Tensor:
+        """Return the number of each token's span (tokens,), from 1 on."""
+        positions = torch.arange(num_tokens, device=self.offsets.device)
+        return torch.searchsorted(self.offsets, positions, right=True)
+
 
 def attend_one_by_one(
     query: torch.Tensor,
@@ -72,8 +77,7 @@ def attend_by_mask(
     sinks: torch.Tensor | None = None,  # (heads,)
 ) -> torch.Tensor:
     """Do what `attend_one_by_one` does in one call, for lengths that only the device knows."""
-    positions = torch.arange(len(query), device=query.device)
-    span = torch.searchsorted(spans.offsets, positions, right=True)
+    positions, span = torch.arange(len(query), device=query.device), spans.of_tokens(len(query))
     mask = sees(positions, positions, sliding_window) & (span[:, None] == span)
     query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
     return attend_under(mask, query, key, value, scale, score_cap, sinks)[0].transpose(0, 1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from src.model.core.attention import Spans
+from src.model.core.blocks.gated_delta import mix_spans
 from src.model.core.families.switches import Switches
 from src.model.core.families.table import switches_of
 from src.model.core.kernels import Heads, attend, prove_kernels
@@ -29,8 +30,7 @@ from src.model.core.lora import Update, Updates
 from src.out_of_memory import release_memory
 
 Attend = Callable[["Layer", Tensor, Tensor, Tensor], Tensor]
-"""Takes a layer and its query (tokens, heads, head size), key and value (tokens, key/value heads,
-head size), and returns (tokens, heads * head size)."""
+"""Takes a layer and its `MixerInputs`, and returns (tokens, heads * head size)."""
 
 
 class Positions(NamedTuple):
@@ -60,10 +60,16 @@ class Decoder:
         names = {module: name for name, module in model.named_modules()}
         head = model.get_output_embeddings()
         self.head = projection([names[head]], [head])
+        kinds = [hasattr(layer, "linear_attn") for layer in body.layers]
         self.layers = [
-            read_layer(number, layer, body.config, switches, names, projection, self.dtype)
+            read_layer(
+                *(number, kinds[:number].count(kinds[number]), layer, body.config),
+                *(switches, names, projection, self.dtype),
+            )
             for number, layer in enumerate(body.layers)
         ]
+        self.deltas = [layer.delta for layer in self.layers if layer.delta is not None]
+        """Of the layers that have one in place of attention."""
         sinks = [layer.sinks for layer in self.layers if layer.sinks is not None]
         self.sinks = sinks or None
         """Those of each layer's attention; None where it has none."""
@@ -112,8 +118,19 @@ class Decoder:
     @property
     def bytes_per_token(self) -> int:
         """Return what the keys and values of a token take."""
-        numbers = 2 * len(self.layers) * self.num_key_value_heads * self.switches.head_size
+        num_attending = len(self.layers) - len(self.deltas)
+        numbers = 2 * num_attending * self.num_key_value_heads * self.switches.head_size
         return numbers * self.dtype.itemsize
+
+    @property
+    def bytes_per_sequence(self) -> int:
+        """Return what the states of a sequence take beside them, whatever its length."""
+        return sum(delta.state_bytes(self.dtype) for delta in self.deltas)
+
+    @property
+    def kinds(self) -> list[Layer]:
+        """Return a layer of each kind: with attention, and with a gated delta in its place."""
+        return list({layer.delta is None: layer for layer in self.layers}.values())
 
     def hold_in_float8(self, *, for_training: bool) -> str:
         """Hold the layers' weights in float8 alone; return a line that tells of how many.
@@ -177,6 +194,8 @@ class Decoder:
         scale, score_cap = self.switches.scale, self.switches.score_cap
 
         def attend_within(layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            if layer.delta is not None:
+                return mix_spans(query, key, value, layer.delta, spans)
             options = {"scale": scale, "score_cap": score_cap, "sinks": layer.sinks}
             window = layer.window
             return attend(query, key, value, spans, sliding_window=window, **options).flatten(1)
@@ -218,11 +237,11 @@ class Decoder:
     def _run(
         self, layer: Layer, x: Tensor, where: Positions, attend: Attend, updates: Updates
     ) -> Tensor:
-        query, key, value = self.before_attention(
+        inputs, gate = self.before_attention(
             x, layer, self.switches, where.rope(layer), where.query_growth, updates.qkv
         )
-        mixed = attend(layer, query, key, value)
-        return self.after_attention(x, mixed, layer, self.switches, updates)
+        mixed = attend(layer, *inputs)
+        return self.after_attention(x, mixed, gate, layer, self.switches, updates)
 
 
 def open_decoder(model: Any, *, projection: type[Projection] = Projection) -> Decoder | str:

@@ -2,15 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from src.model.core.blocks.experts import Experts, mix_experts, read_experts
+from src.model.core.blocks.gated_delta import (
+    GatedDelta,
+    gate_heads,
+    read_gated_delta,
+    read_gates,
+)
 from src.model.core.families.switches import Switches
 from src.model.core.layers import ACTIVATIONS, Norm, Projection, normalize, recomputed, rotate
 from src.model.core.lora import Update, Updates
+
+MixerInputs = tuple[Tensor, Tensor, Tensor]
+"""Query, key and value (tokens, heads, head size); what `read_gates` returns of a gated delta."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +28,8 @@ class Layer:
     """The weights of a layer."""
 
     number: int
+    number_of_kind: int
+    """Among the layers with attention, or among those with a gated delta in its place."""
     window: int | None
     """How many of the last tokens it sees; None is all."""
     rope: str | None
@@ -28,6 +40,7 @@ class Layer:
     query_norm: Norm | None
     key_norm: Norm | None
     qkv: Projection
+    """In a gated delta layer, all that reads its input: also the gate, strengths and decays."""
     o: Projection
     gate_up: Projection | None
     down: Projection | None
@@ -35,6 +48,10 @@ class Layer:
     """In place of gate, up and down."""
     sinks: Tensor | None
     """A score for each head that takes its share of the attention and gives nothing."""
+    delta: GatedDelta | None
+    """In place of attention."""
+    is_gated: bool
+    """Whether its queries come with a gate of what the attention gives."""
     qkv_sizes: tuple[int, ...]
     dtype: torch.dtype
     """Of what the products read."""
@@ -53,30 +70,52 @@ def before_attention(
     rope: tuple[Tensor, ...] | None,
     query_growth: Tensor | None,
     update: Update | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return query, key and value (tokens, heads, head size) of a layer."""
+) -> tuple[MixerInputs, Tensor | None]:
+    """Return what a layer mixes the tokens by, and the gate of what comes of it, if it has one."""
     outputs = project(
         layer.qkv, update, lambda x: normalize(x, layer.before_attention, layer.dtype), x
     )
     if len(outputs) == 1:
         outputs = outputs[0].split(layer.qkv_sizes, dim=-1)
-    query = _heads(outputs[0], switches.head_size, layer.query_norm)
+    if layer.delta is not None:
+        qkv, gate, b, a = outputs
+        return read_gates(qkv, b, a, layer.delta), gate
+    first, gate = outputs[0], None
+    if layer.is_gated:
+        parts = first.unflatten(-1, (-1, 2, switches.head_size)).unbind(-2)
+        first, gate = (part.flatten(-2) for part in parts)
+    query = _heads(first, switches.head_size, layer.query_norm)
     key = _heads(outputs[1], switches.head_size, layer.key_norm)
     value = _heads(outputs[2], switches.head_size, None)
     if rope is not None:
         query, key = (rotate(heads, rope, switches.is_interleaved) for heads in (query, key))
-    return query if query_growth is None else query * query_growth, key, value
+    return (query if query_growth is None else query * query_growth, key, value), gate
 
 
 def after_attention(
-    x: Tensor, mixed: Tensor, layer: Layer, switches: Switches, updates: Updates
+    x: Tensor,
+    mixed: Tensor,
+    gate: Tensor | None,
+    layer: Layer,
+    switches: Switches,
+    updates: Updates,
 ) -> Tensor:
     """Return the hidden states after a layer whose attention gave `mixed`."""
-    (output,) = project(layer.o, updates.o, None, mixed)
+    if gate is None:
+        (output,) = project(layer.o, updates.o, None, mixed)
+    else:
+        (output,) = project(layer.o, updates.o, partial(_open, layer), mixed, gate)
     output = normalize(output, layer.after_attention, layer.dtype)
     x = _add(x, output, switches.residual_scale)
     output = normalize(_mlp(x, layer, switches, updates), layer.after_mlp, layer.dtype)
     return _add(x, output, switches.residual_scale)
+
+
+def _open(layer: Layer, mixed: Tensor, gate: Tensor) -> Tensor:
+    """Return what a gate lets through."""
+    if layer.delta is not None:
+        return gate_heads(mixed, gate, layer.delta)
+    return mixed * gate.sigmoid()
 
 
 def _mlp(x: Tensor, layer: Layer, switches: Switches, updates: Updates) -> Tensor:
@@ -133,6 +172,7 @@ def _heads(x: Tensor, head_size: int, norm: Norm | None) -> Tensor:
 
 def read_layer(
     number: int,
+    number_of_kind: int,
     layer: Any,
     config: Any,
     switches: Switches,
@@ -141,7 +181,8 @@ def read_layer(
     dtype: torch.dtype,
 ) -> Layer:
     """Return the weights of a layer as transformers loaded it; `names` are those of modules."""
-    attention, mlp = layer.self_attn, layer.mlp
+    is_delta, mlp = hasattr(layer, "linear_attn"), layer.mlp
+    attention = layer.linear_attn if is_delta else layer.self_attn
     experts, sinks = read_experts(mlp, switches.activation), getattr(attention, "sinks", None)
 
     def norm(module: Any, name: str | None) -> Norm | None:
@@ -153,9 +194,14 @@ def read_layer(
         layers = [getattr(module, part) for part in parts]
         return projection([names[layer] for layer in layers], layers)
 
+    delta_names = "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"
+    qkv = read(attention, ("q_proj", "k_proj", "v_proj"), ("qkv_proj",), delta_names)
     rows = [config.num_attention_heads, *[config.num_key_value_heads] * 2]
+    plain_sizes = tuple(number * switches.head_size for number in rows)
+    sizes = qkv.out_features if len(qkv.names) > 1 else plain_sizes
     return Layer(
         number=number,
+        number_of_kind=number_of_kind,
         window=switches.windows[number],
         rope=switches.ropes[number],
         before_attention=norm(layer, switches.norms.before_attention),
@@ -164,13 +210,15 @@ def read_layer(
         after_mlp=norm(layer, switches.norms.after_mlp),
         query_norm=norm(attention, "q_norm"),
         key_norm=norm(attention, "k_norm"),
-        qkv=read(attention, ("q_proj", "k_proj", "v_proj"), ("qkv_proj",)),
-        o=read(attention, ("o_proj",)),
+        qkv=qkv,
+        o=read(attention, ("o_proj",), ("out_proj",)),
         gate_up=None if experts else read(mlp, ("gate_proj", "up_proj"), ("gate_up_proj",)),
         down=None if experts else read(mlp, ("down_proj",)),
         experts=experts,
         sinks=None if sinks is None else sinks.data,
-        qkv_sizes=tuple(number * switches.head_size for number in rows),
+        delta=read_gated_delta(attention) if is_delta else None,
+        is_gated=not is_delta and sizes[0] == 2 * plain_sizes[0],
+        qkv_sizes=sizes,
         dtype=dtype,
     )
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from src.serving.cache.block_pool import BlockPool
 from src.serving.cache.kv_cache import BLOCK_SIZE, EMPTY, FIRST_BLOCK, KVCache, num_blocks_of
-from src.serving.cache.prefix_index import Node, PrefixIndex
+from src.serving.cache.prefix_index import Match, Node, PrefixIndex
 
 
 @dataclass
@@ -24,9 +24,12 @@ class _Chain:
 class BlockTables:
     """Gives slots the blocks they need; nobody else knows which tokens lie where."""
 
-    def __init__(self, cache: KVCache, *, window: int | None) -> None:
-        """`window` is how many of the last tokens any layer sees, None for all of them."""
-        self.tensors, self._window = cache, window
+    def __init__(self, cache: KVCache, *, window: int | None, shares_prefixes: bool = True) -> None:
+        """`window` is how many of the last tokens any layer sees, None for all of them.
+
+        Where a prompt needs more than keys and values of what was read before, no prefix is shared.
+        """
+        self.tensors, self._window, self._shares_prefixes = cache, window, shares_prefixes
         self._index = PrefixIndex(BLOCK_SIZE)
         blocks = range(FIRST_BLOCK, FIRST_BLOCK + cache.num_blocks)
         self._pool = BlockPool(blocks, self._index)
@@ -39,7 +42,7 @@ class BlockTables:
 
     def has_room(self, key: str | None, ids: list[int]) -> bool:
         """Whether a prompt can be read, with a token more for each of the slots in use."""
-        match = self._index.match(key, ids[:-1])
+        match = self._match(key, ids)
         num_new = num_blocks_of(len(ids) + 1) - len(match.blocks)
         num_woken = sum(not self._pool.num_users(block) for block in match.blocks)
         others = [
@@ -54,7 +57,7 @@ class BlockTables:
 
         The last token is always read, because its scores are wanted.
         """
-        match = self._index.match(key, ids[:-1])
+        match = self._match(key, ids)
         for block in match.blocks:
             self._pool.share(block)
         num_known = len(match.blocks) * BLOCK_SIZE
@@ -116,6 +119,11 @@ class BlockTables:
             self._pool.release(block)
         self.tensors.clear(slot)
         self._chains[slot] = _Chain()
+
+    def _match(self, key: str | None, ids: list[int]) -> Match:
+        if not self._shares_prefixes:
+            return Match([], None, None)
+        return self._index.match(key, ids[:-1])
 
     def _give_back(self, slot: int, num_blocks: int) -> None:
         """Release the first blocks of a slot."""

@@ -24,11 +24,14 @@ class CachePlan:
     num_bytes: int
     max_seq_len: int
     """The longest sequence that it holds."""
+    state_bytes: int = 0
+    """What gated delta layers keep of all slots beside it."""
 
     @property
     def description(self) -> str:
         """A line for the log."""
-        return f"KV cache: {self.num_bytes / 1e9:.1f} GB, {self.num_blocks * BLOCK_SIZE:,} tokens"
+        cache = f"KV cache: {self.num_bytes / 1e9:.1f} GB, {self.num_blocks * BLOCK_SIZE:,} tokens"
+        return f"{cache}; states: {self.state_bytes / 1e9:.1f} GB" if self.state_bytes else cache
 
 
 def plan_cache(
@@ -37,13 +40,15 @@ def plan_cache(
     max_seq_len: int,
     num_slots: int,
     most_held: int | None,
+    state_bytes: int = 0,
     asked_bytes: float | None,
     device: torch.device,
 ) -> CachePlan:
     """Return the cache that fits beside what is in memory, or that has the bytes asked for.
 
-    `most_held` is how many tokens of one sequence are needed at once; None for all of them. Raises
-    UserError where there is no room for what was asked for, or for any useful context.
+    `most_held` is how many tokens of one sequence are needed at once; None for all of them.
+    `state_bytes` are those that all slots take beside their tokens. Raises UserError where there is
+    no room for what was asked for, or for any useful context.
     """
     free = _free_bytes(device)
     if asked_bytes is not None and asked_bytes > free:
@@ -54,19 +59,20 @@ def plan_cache(
     share = CACHE_SHARE[device.type]
     room = int(share * free if asked_bytes is None else asked_bytes)
     most = num_slots * num_blocks_of(max_seq_len)
-    num_blocks = min(most, room // (token_bytes * BLOCK_SIZE))
+    num_blocks = min(most, max(0, room - state_bytes) // (token_bytes * BLOCK_SIZE))
     needed = num_blocks_of(max_seq_len if most_held is None else min(max_seq_len, most_held))
     if num_blocks < min(needed, num_blocks_of(SHORTEST_CONTEXT)):
-        least = token_bytes * min(max_seq_len, SHORTEST_CONTEXT)
+        least = token_bytes * min(max_seq_len, SHORTEST_CONTEXT) + state_bytes
+        states = f" and the states of {num_slots}" if state_bytes else ""
         source = f"{share:.0%} of the memory that is free beside the weights"
         raise UserError(
-            f"base model: expected room for the keys and values of one request, at least "
+            f"base model: expected room for the keys and values of one request{states}, at least "
             f"{show_bytes(least)}; found {show_bytes(room)}, "
             f"{source if asked_bytes is None else 'KV_CACHE_GB'}"
         )
     if num_blocks < needed:
         max_seq_len = num_blocks * BLOCK_SIZE
-    return CachePlan(num_blocks, num_blocks * BLOCK_SIZE * token_bytes, max_seq_len)
+    return CachePlan(num_blocks, num_blocks * BLOCK_SIZE * token_bytes, max_seq_len, state_bytes)
 
 
 def adapter_bytes_that_fit(device: torch.device) -> int:

@@ -118,7 +118,7 @@ class Engine:
             self.totals,
             end_ids=self.tokenizer.end_ids,
             can_overlap=self.is_captured,
-            can_speculate=can_speculate and self.runner.is_static,
+            can_speculate=can_speculate and self.runner.can_speculate,
         )
         self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._is_closed, self._closing = False, threading.Lock()

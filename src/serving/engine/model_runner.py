@@ -9,6 +9,7 @@ import torch
 from src.model.core.decoder import Decoder
 from src.serving.cache.block_tables import BlockTables
 from src.serving.cache.kv_cache import BLOCK_SIZE, SINK_PLACE, KVCache
+from src.serving.cache.states import States
 from src.serving.lora.rows import use_kernel
 from src.serving.lora.slots import LoraSlots
 from src.serving.lora.stacked import LoraBatch
@@ -22,6 +23,7 @@ from src.serving.model.attention import (
 from src.serving.model.chunk import Chunk
 from src.serving.model.compiled import compile_between
 from src.serving.model.forward import CachedDecoder
+from src.serving.model.mix_states import DecodeStates, PrefillStates
 from src.serving.model.transformers_model import TransformersRunner
 from src.serving.native.decode_step import MOST_ROWS, DecodeStep, open_step
 from src.transfer import to_device
@@ -57,7 +59,7 @@ class ModelRunner:
         switches = decoder.switches
         self._windows = frozenset(switches.windows)
         cache = self._cache = KVCache(
-            num_layers=len(decoder.layers),
+            num_layers=len(decoder.layers) - len(decoder.deltas),
             num_blocks=num_blocks,
             num_slots=num_slots,
             max_seq_len=max_seq_len,
@@ -66,7 +68,17 @@ class ModelRunner:
             dtype=decoder.dtype,
             device=self._device,
         )
-        self.kv_cache = BlockTables(cache, window=largest_window(switches.windows))
+        self._states: States | None = None
+        if decoder.deltas:
+            kind = {"dtype": decoder.dtype, "device": self._device}
+            self._states = States(decoder.deltas, num_slots=num_slots, **kind)
+        self.can_speculate = self._states is None
+        """Whether tokens that were read can be taken back."""
+        self.kv_cache = BlockTables(
+            cache,
+            window=largest_window(switches.windows),
+            shares_prefixes=self._states is None,
+        )
         # Captured steps read lengths on the device, where there is a kernel that does.
         reason = split_unsupported_reason(cache, decoder.num_heads, decoder.sinks)
         if switches.score_cap is not None:
@@ -76,7 +88,8 @@ class ModelRunner:
             print(f"decoding reads the cache in buckets of lengths: {reason}", flush=True)
         decoder.grow(max_seq_len)
         self._layers = CachedDecoder(decoder, cache)
-        if reason := use_kernel(decoder.layers[0].projections, decoder.like):
+        projections = [part for layer in decoder.kinds for part in layer.projections]
+        if reason := use_kernel(projections, decoder.like):
             print(f"decoding copies the pages of adapters: {reason}", flush=True)
         has_kernel = reason is None
         if is_compiled and (reason := compile_between(self._layers, with_adapters=has_kernel)):
@@ -121,15 +134,12 @@ class ModelRunner:
             lengths = [position + 1 for position in positions]
             scores = self._step(tokens, token_positions, lengths, self._cache.tables[token_slots])
             return scores[scored] if scored else None
-        attention = PrefillAttention(
-            self._cache,
-            [Span(chunk.slot, chunk.start, chunk.stop) for chunk in chunks],
-            windows=self._windows,
-            **self._scoring,
-        )
+        spans = [Span(chunk.slot, chunk.start, chunk.stop) for chunk in chunks]
+        attention = PrefillAttention(self._cache, spans, windows=self._windows, **self._scoring)
+        states = self._states and PrefillStates(self._states, spans, self._device)
         places = self._cache.places_of(token_slots, token_positions)
         lora = self.lora.of_tokens(lora_slots)
-        hidden = self._layers.hidden(tokens, token_positions, places, attention, lora)
+        hidden = self._layers.hidden(tokens, token_positions, places, attention, states, lora)
         if not scored:
             return None
         rows = to_device(torch.tensor(scored), self._device)
@@ -172,7 +182,8 @@ class ModelRunner:
                 for slot, length in enumerate(lengths)
             ]
             places = to_device(torch.tensor(held), self._device)
-        hidden = self._layers.hidden(tokens, positions, places, attention, lora)
+        states = self._states and DecodeStates(self._states, positions)
+        hidden = self._layers.hidden(tokens, positions, places, attention, states, lora)
         return self._scores(hidden, lora)
 
     def _takes_few(self, num_rows: int) -> bool:

@@ -68,10 +68,18 @@ def build_runner(model: Any, options: RunnerOptions) -> tuple[Runner, int]:
         num_slots=options.max_slots,
         # The first block of a window may hold one of its tokens alone.
         most_held=None if window is None else window + TOKENS_ALONE + BLOCK_SIZE,
+        # One slot more is for what nobody reads.
+        state_bytes=(options.max_slots + 1) * decoder.bytes_per_sequence,
         asked_bytes=options.cache_bytes,
         device=device,
     )
     print(plan.description, flush=True)
+    if decoder.deltas:
+        print(
+            "each prompt is read from its beginning, and no token ahead of its turn: gated delta "
+            "layers keep one state of all that was read",
+            flush=True,
+        )
     if plan.max_seq_len < options.max_seq_len:
         print(
             f"context: {plan.max_seq_len:,} tokens in place of {options.max_seq_len:,}, for which "

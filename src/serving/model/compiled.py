@@ -83,10 +83,11 @@ def _tensors(inputs: tuple[Any, ...]) -> Iterator[Tensor]:
 
 
 def _run(function: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:
-    """Return the hidden states, the query, and what went to the cache."""
-    x, query = function(*inputs)
+    """Return the hidden states, what the next layer mixes by, and what went to the cache."""
+    x, (mixer_inputs, gate) = function(*inputs)
     *_, entry, cache = inputs
-    return [x, query, cache[entry.places]]
+    written = None if cache is None else cache[entry.places]
+    return [part for part in (x, *mixer_inputs, gate, written) if part is not None]
 
 
 def _trials(layers: CachedDecoder, with_adapters: bool) -> Iterator[tuple[Any, ...]]:
@@ -120,10 +121,13 @@ def _trials(layers: CachedDecoder, with_adapters: bool) -> Iterator[tuple[Any, .
         table, positions = pages[:num_tokens].to(device), torch.arange(num_tokens, device=device)
         where = decoder.locate(positions)
         mixed = draw(num_tokens, layer.o.in_features).to(dtype)
+        has_gate = layer.is_gated or layer.delta is not None
+        gate = draw(num_tokens, layer.o.in_features).to(dtype) if has_gate else None
         x = draw(num_tokens, decoder.hidden_size).to(decoder.sum_dtype)
         parts = following.qkv, *layer.projections[1:]
         updates = Updates(*map(adapted, parts)) if adapted else Updates()
         entry = Entry(where.rope(following), where.query_growth, positions, updates.qkv)
-        cache = layers.cache.places(following.number)
-        yield x, mixed, layer, updates, following, switches, entry, cache
-        cache[:num_tokens] = 0
+        cache = layers.places(following)
+        yield x, mixed, gate, layer, updates, following, switches, entry, cache
+        if cache is not None:
+            cache[:num_tokens] = 0

@@ -1,7 +1,7 @@
 """The decoder over a cache: what is done from one attention to the next is one function.
 
 So a norm joins the sum before it, and a key goes to its place while it is turned, where that
-function is compiled.
+function is compiled. A gated delta layer has its states in place of keys and values.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from src.model.core.blocks.gated_delta import GatedDelta
 from src.model.core.decoder import Decoder
 from src.model.core.families.switches import Switches
 from src.model.core.layer import Layer, after_attention, before_attention
@@ -18,10 +19,15 @@ from src.model.core.lora import Update, Updates
 from src.serving.cache.kv_cache import KVCache
 from src.serving.lora.stacked import LoraBatch
 
-PassBetween = Callable[..., tuple[Tensor, Tensor]]
+Entered = tuple[tuple[Tensor, ...], Tensor | None]
+"""The query (tokens, heads, head size) of a layer, or all `MixerInputs` of a gated delta; and the
+gate of what comes of it."""
+PassBetween = Callable[..., tuple[Tensor, Entered]]
 Attend = Callable[[Tensor, int, int | None], Tensor]
-"""Takes a query (tokens, heads, head size), the number of a layer and its window; returns (tokens,
-heads * head size)."""
+"""Takes a query (tokens, heads, head size), the number of a layer in the cache and its window;
+returns (tokens, heads * head size)."""
+MixStates = Callable[[GatedDelta, int, Tensor, Tensor, Tensor], Tensor]
+"""Takes the weights of a gated delta, its number among the states, and its `MixerInputs`."""
 
 
 class Entry(NamedTuple):
@@ -34,27 +40,31 @@ class Entry(NamedTuple):
 
 
 def enter_attention(
-    x: Tensor, layer: Layer, switches: Switches, entry: Entry, cache: Tensor
-) -> Tensor:
-    """Return the query (tokens, heads, head size); keys and values go to the layer's cache."""
+    x: Tensor, layer: Layer, switches: Switches, entry: Entry, cache: Tensor | None
+) -> Entered:
+    """Return what the layer mixes tokens by; keys and values go to its cache, if it has one."""
     rope, query_growth, places, update = entry
-    query, key, value = before_attention(x, layer, switches, rope, query_growth, update)
+    inputs, gate = before_attention(x, layer, switches, rope, query_growth, update)
+    if cache is None:
+        return inputs, gate
+    query, key, value = inputs
     cache.index_copy_(0, places, torch.cat((key, value), dim=1))
-    return query
+    return (query,), gate
 
 
 def pass_between(
     x: Tensor,
     mixed: Tensor,
+    gate: Tensor | None,
     layer: Layer,
     updates: Updates,
     following: Layer,
     switches: Switches,
     entry: Entry,
-    cache: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return the hidden states after a layer whose attention gave `mixed`, and the next query."""
-    x = after_attention(x, mixed, layer, switches, updates)
+    cache: Tensor | None,
+) -> tuple[Tensor, Entered]:
+    """Return the hidden states after a layer whose attention gave `mixed`, and enter the next."""
+    x = after_attention(x, mixed, gate, layer, switches, updates)
     return x, enter_attention(x, following, switches, entry, cache)
 
 
@@ -73,10 +83,11 @@ class CachedDecoder:
         positions: Tensor,  # (tokens,)
         places: Tensor,  # (tokens,) among those of all blocks
         attend: Attend,
+        mix_states: MixStates | None,
         lora: LoraBatch | None,
     ) -> Tensor:
         """Return the last hidden states (tokens, hidden size)."""
-        decoder, switches, cache = self.decoder, self.decoder.switches, self.cache
+        decoder, switches = self.decoder, self.decoder.switches
         x, where = decoder.embed(ids), decoder.locate(positions)
         first, last = decoder.layers[0], decoder.layers[-1]
 
@@ -86,16 +97,27 @@ class CachedDecoder:
         def of_layer(layer: Layer) -> Updates:
             return lora.of_layer(layer) if lora else Updates()
 
+        def mix(layer: Layer, inputs: tuple[Tensor, ...]) -> Tensor:
+            if layer.delta is None:
+                return attend(*inputs, layer.number_of_kind, layer.window)
+            assert mix_states is not None
+            return mix_states(layer.delta, layer.number_of_kind, *inputs)
+
         between = self.pass_adapted_between if lora else self.pass_between
         updates = of_layer(first)
-        query = enter_attention(x, first, switches, enter(first, updates), cache.places(0))
+        entered = enter_attention(x, first, switches, enter(first, updates), self.places(first))
         for layer, following in pairwise(decoder.layers):
-            mixed, passed = attend(query, layer.number, layer.window), updates
+            inputs, gate = entered
+            mixed, passed = mix(layer, inputs), updates
             updates = of_layer(following)
-            x, query = between(
-                *(x, mixed, layer, passed, following, switches),
+            x, entered = between(
+                *(x, mixed, gate, layer, passed, following, switches),
                 enter(following, updates),
-                cache.places(following.number),
+                self.places(following),
             )
-        mixed = attend(query, last.number, last.window)
-        return after_attention(x, mixed, last, switches, updates)
+        inputs, gate = entered
+        return after_attention(x, mix(last, inputs), gate, last, switches, updates)
+
+    def places(self, layer: Layer) -> Tensor | None:
+        """Return the cache of a layer by places; None where it has states in place of one."""
+        return self.cache.places(layer.number_of_kind) if layer.delta is None else None

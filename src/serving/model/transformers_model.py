@@ -83,7 +83,7 @@ class _Caches:
 class TransformersRunner:
     """Prefills and decodes in transformers' own forward pass."""
 
-    is_static = False
+    is_static = can_speculate = False
 
     def __init__(self, model: nn.Module) -> None:
         self._model: Any = model

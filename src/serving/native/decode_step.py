@@ -95,6 +95,8 @@ def unsupported_reason(decoder: Decoder) -> str | None:
     for layer in decoder.layers:
         if layer.experts is not None or layer.sinks is not None:
             return "it has experts or sinks"
+        if layer.delta is not None or layer.is_gated:
+            return "its attention has gates"
         norms = layer.query_norm, layer.key_norm
         if any(norm and len(norm.weight) != switches.head_size for norm in norms):
             return "its norms of queries and keys span all heads"

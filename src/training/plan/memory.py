@@ -90,18 +90,19 @@ def estimate_memory(work: Workload) -> MemoryEstimate:
     """Return the peak of a training step."""
     kept = work.shape.num_layers - work.num_recomputed
     hidden_bytes = work.num_tokens * work.shape.hidden_size * work.element_bytes
-    layer = _layer_activations(work)
+    layers = _layer_activations(work)
     # A recomputed layer keeps its input and what is dropped, and one at a time is whole again.
     recomputed = work.num_recomputed * (hidden_bytes + _masks(work))
-    activations = kept * layer + recomputed
-    again = layer if work.num_recomputed else 0.0
+    activations = kept * _mean(layers) + recomputed
+    spaces = _backward_spaces(work)
+    again = max(layer + space for (_, layer), space in zip(layers, spaces, strict=True))
     tables = work.num_tokens * (2 * work.shape.head_size * work.element_bytes + 24)
-    head, backward = _head_space(work), _backward_space(work)
+    head, backward = _head_space(work), max(spaces)
     # The first layers are the recomputed ones: by then the others' activations are gone.
     peak = max(
         activations + head,
         activations + backward if kept else 0.0,
-        recomputed + again + backward,
+        recomputed + again if work.num_recomputed else 0.0,
     )
     whole = max(activations, peak - max(head, backward))
     activations, space = whole + tables, peak - whole + 2 * hidden_bytes
@@ -131,33 +132,44 @@ def _adapter(work: Workload) -> float:
     return parameters * (weights + b + 4 + 12 / work.world_size)
 
 
-def _layer_activations(work: Workload) -> float:
+def _mean(of_kinds: Sequence[tuple[int, float]]) -> float:
+    return sum(count * number for count, number in of_kinds) / sum(count for count, _ in of_kinds)
+
+
+def _layer_activations(work: Workload) -> list[tuple[int, float]]:
+    """Return how many layers of a kind there are, and what each of them keeps."""
     shape, b = work.shape, work.element_bytes
-    h, q, kv, f = (
-        shape.hidden_size,
-        shape.query_size,
-        shape.key_value_size,
-        shape.intermediate_size,
-    )
-    # The residual, twice; query, key, value, what attention gives; gate and up.
-    elements = 2 * h + 2 * q + 2 * kv + 2 * f * max(1, shape.num_chosen)
     adapted = shape.adapted(work.target_modules)
-    if not work.on_gpu and "o_proj" in adapted:
+    # The residual, twice; gate and up.
+    elements = 2 * shape.hidden_size + 2 * shape.intermediate_size * max(1, shape.num_chosen)
+    # Shares of experts, and for each chosen one its weights, its number and three orders.
+    statistics = 4 * shape.num_experts + (8 + b + 32) * shape.num_chosen
+    more = _more_in_transformers(work) if work.shares_weights else 0.0
+    mixers = [_kept_by_attention(work), shape.delta.kept_bytes(b) if shape.delta else 0.0]
+    kinds = []
+    for (count, groups), mixer in zip(shape.kinds, mixers, strict=False):
+        num_adapted = sum(name in adapted for group in groups for name in group)
+        low = num_adapted * work.lora_rank
+        a_token = (elements + low) * b + statistics + mixer + more
+        kinds.append((count, work.num_tokens * a_token + _masks(work)))
+    return kinds
+
+
+def _kept_by_attention(work: Workload) -> float:
+    """What it keeps for a token: query, key, value, what it gives, and the gate of that."""
+    shape, b = work.shape, work.element_bytes
+    q, kv = shape.query_size, shape.key_value_size
+    elements = 2 * q + 2 * kv + q * shape.is_gated
+    if not work.on_gpu and "o_proj" in shape.adapted(work.target_modules):
         elements += q  # outputs of the spans are joined by a copy
     if len(shape.qkv_names) == 1:
         elements += q + kv  # the value is a part of all three
-    elements += len(adapted) * work.lora_rank
     statistics = 4 * shape.num_heads
     if shape.has_sinks:
         elements += q  # what attention gives without them
         statistics += 24 * shape.num_heads
-    # Their shares, and for each chosen one its weights, its number and three orders.
-    statistics += 4 * shape.num_experts + (8 + b + 32) * shape.num_chosen
     normed = shape.num_normed * (4 if shape.norms_in_float32 else b)
-    a_token = elements * b + statistics + normed + work.attention_bytes
-    if work.shares_weights:
-        a_token += _more_in_transformers(work)
-    return work.num_tokens * a_token + _masks(work)
+    return elements * b + statistics + normed + work.attention_bytes
 
 
 def _more_in_transformers(work: Workload) -> float:
@@ -179,11 +191,14 @@ def _more_in_transformers(work: Workload) -> float:
 
 
 def _masks(work: Workload) -> float:
-    """A byte for each number that an adapter of one layer reads; transformers draws it again."""
+    """A byte for each number that adapters of a layer read; transformers draws it again."""
     if not work.has_dropout or work.shares_weights:
         return 0.0
-    groups = work.shape.adapted_groups(work.target_modules)
-    return work.num_tokens * sum(next(iter(group.values()))[1] for group in groups)
+    inputs = [
+        (count, sum(next(iter(group.values()))[1] for group in groups))
+        for count, groups in work.shape.adapted_kinds(work.target_modules)
+    ]
+    return work.num_tokens * _mean(inputs)
 
 
 def _head_space(work: Workload) -> float:
@@ -201,10 +216,11 @@ def _head_space(work: Workload) -> float:
     )
 
 
-def _backward_space(work: Workload) -> float:
+def _backward_spaces(work: Workload) -> list[float]:
+    """Return what the backward pass of a layer of each kind takes at its widest."""
     shape, b = work.shape, work.element_bytes
     if work.shares_weights:
-        return 0.0  # what transformers has kept goes as fast as gradients come
+        return [0.0] * len(shape.kinds)  # what transformers has kept goes as fast as gradients come
     if shape.num_experts:
         # Gate, up, what they give and the gradients; what goes into experts and comes out of them.
         pair = (4 * shape.intermediate_size + 2 * shape.hidden_size) * b
@@ -215,4 +231,8 @@ def _backward_space(work: Workload) -> float:
         widest = shape.intermediate_size
     if work.in_4bit and not work.keeps_dequantized:
         inner += shape.hidden_size * widest * (b + 4)
-    return inner
+    if shape.delta is None:
+        return [inner]
+    # By the time that the gated delta runs again, gate and up are gone.
+    again = shape.delta.again_bytes - 2 * shape.intermediate_size * b
+    return [inner, max(inner, work.num_tokens * again)]

@@ -11,6 +11,7 @@ from src.model.core.families.gpt_oss import gpt_oss
 from src.model.core.families.granite import granite
 from src.model.core.families.ministral import ministral3
 from src.model.core.families.olmo import olmo2, olmo3
+from src.model.core.families.qwen import qwen3_5
 from src.model.core.families.smollm3 import smollm3
 from src.model.core.families.switches import Switches, base_switches, windowed
 from src.model.core.layers import ACTIVATIONS
@@ -39,6 +40,7 @@ FAMILIES: dict[str, Callable[[Any], Switches]] = {
     "mixtral": windowed,
     "qwen3_moe": windowed,
     "gpt_oss": gpt_oss,
+    "qwen3_5_text": qwen3_5,
 }
 
 _DEPENDENT_ROPES = {"dynamic", "longrope"}

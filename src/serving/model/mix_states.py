@@ -1,0 +1,55 @@
+"""Gated delta layers over the states of slots: for one token of many rows, or many of a few."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from src.model.core.blocks.gated_delta import GatedDelta, mix_on, mix_rows
+from src.serving.cache.states import States
+from src.serving.model.attention import Span
+from src.transfer import to_device
+
+
+class DecodeStates:
+    """One new token in each of the first rows."""
+
+    def __init__(self, states: States, positions: Tensor) -> None:
+        """`positions` are those of the rows, 0 of an idle one, whose slot may be in use."""
+        rows = torch.arange(len(positions), device=positions.device)
+        self._states, self._slots = states, rows.masked_fill(positions == 0, states.sink)
+
+    def __call__(
+        self, delta: GatedDelta, layer: int, qkv: Tensor, decay: Tensor, strength: Tensor
+    ) -> Tensor:
+        """Return what a layer gives for the rows (rows, heads * value size)."""
+        tails, states = self._states.read(layer, self._slots)
+        output, tails, states = mix_rows(qkv, decay, strength, delta, tails, states)
+        self._states.write(layer, self._slots, tails, states)
+        return output
+
+
+class PrefillStates:
+    """The tokens of some spans, end to end; what begins at 0 begins with empty states."""
+
+    def __init__(self, states: States, spans: Sequence[Span], device: torch.device) -> None:
+        for span in spans:
+            if span.start == 0:
+                states.clear(span.slot)
+        self._states = states
+        self._sizes = [span.stop - span.start for span in spans]
+        self._slots = to_device(torch.tensor([span.slot for span in spans]), device)
+
+    def __call__(
+        self, delta: GatedDelta, layer: int, qkv: Tensor, decay: Tensor, strength: Tensor
+    ) -> Tensor:
+        """Return what a layer gives for the tokens (tokens, heads * value size)."""
+        tails, states = self._states.read(layer, self._slots)
+        parts = (x.split(self._sizes) for x in (qkv, decay, strength))
+        results = [
+            mix_on(*own, delta, tail, state)
+            for *own, tail, state in zip(*parts, tails, states, strict=True)
+        ]
+        outputs, new_tails, new_states = zip(*results, strict=True)
+        self._states.write(layer, self._slots, torch.stack(new_tails), torch.stack(new_states))
+        return torch.cat(outputs)
