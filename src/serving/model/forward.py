@@ -26,7 +26,7 @@ PassBetween = Callable[..., tuple[Tensor, Entered]]
 Attend = Callable[[Tensor, int, int | None], Tensor]
 """Takes a query (tokens, heads, head size), the number of a layer in the cache and its window;
 returns (tokens, heads * head size)."""
-MixStates = Callable[[GatedDelta, int, Tensor, Tensor, Tensor], Tensor]
+MixStates = Callable[[GatedDelta, int, tuple[Tensor, ...]], Tensor]
 """Takes the weights of a gated delta, its number among the states, and its `MixerInputs`."""
 
 
@@ -99,9 +99,9 @@ class CachedDecoder:
 
         def mix(layer: Layer, inputs: tuple[Tensor, ...]) -> Tensor:
             if layer.delta is None:
-                return attend(*inputs, layer.number_of_kind, layer.window)
+                return attend(inputs[0], layer.number_of_kind, layer.window)
             assert mix_states is not None
-            return mix_states(layer.delta, layer.number_of_kind, *inputs)
+            return mix_states(layer.delta, layer.number_of_kind, inputs)
 
         between = self.pass_adapted_between if lora else self.pass_between
         updates = of_layer(first)

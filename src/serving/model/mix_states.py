@@ -19,11 +19,10 @@ class DecodeStates:
         rows = torch.arange(len(positions), device=positions.device)
         self._states, self._slots = states, rows.masked_fill(positions == 0, states.sink)
 
-    def __call__(
-        self, delta: GatedDelta, layer: int, qkv: Tensor, decay: Tensor, strength: Tensor
-    ) -> Tensor:
+    def __call__(self, delta: GatedDelta, layer: int, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return what a layer gives for the rows (rows, heads * value size)."""
         tails, states = self._states.read(layer, self._slots)
+        qkv, decay, strength = inputs
         output, tails, states = mix_rows(qkv, decay, strength, delta, tails, states)
         self._states.write(layer, self._slots, tails, states)
         return output
@@ -40,15 +39,13 @@ class PrefillStates:
         self._sizes = [span.stop - span.start for span in spans]
         self._slots = to_device(torch.tensor([span.slot for span in spans]), device)
 
-    def __call__(
-        self, delta: GatedDelta, layer: int, qkv: Tensor, decay: Tensor, strength: Tensor
-    ) -> Tensor:
+    def __call__(self, delta: GatedDelta, layer: int, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return what a layer gives for the tokens (tokens, heads * value size)."""
         tails, states = self._states.read(layer, self._slots)
-        parts = (x.split(self._sizes) for x in (qkv, decay, strength))
+        parts = (x.split(self._sizes) for x in inputs)
         results = [
-            mix_on(*own, delta, tail, state)
-            for *own, tail, state in zip(*parts, tails, states, strict=True)
+            mix_on(qkv, decay, strength, delta, tail, state)
+            for qkv, decay, strength, tail, state in zip(*parts, tails, states, strict=True)
         ]
         outputs, new_tails, new_states = zip(*results, strict=True)
         self._states.write(layer, self._slots, torch.stack(new_tails), torch.stack(new_states))

@@ -53,7 +53,9 @@ class GatedDelta:
         return 4 * math.prod(self.state_shape) + dtype.itemsize * math.prod(self.tail_shape)
 
 
-def read_gates(qkv: Tensor, b: Tensor, a: Tensor, delta: GatedDelta) -> tuple[Tensor, ...]:
+def read_gates(
+    qkv: Tensor, b: Tensor, a: Tensor, delta: GatedDelta
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return what the layer reads: `qkv`, and the decays and strengths of its tokens in float32.
 
     A decay is the logarithm of what stays of a state (tokens, heads), a strength the share that is
@@ -202,15 +204,16 @@ def _mix_chunks(
     query, key = query * entering[..., None], key * leaving[..., None]
     through = entering[..., -1, None, None]
 
-    if state is None:
-        state = query.new_zeros(query.shape[1], query.shape[-1], value.shape[-1])
+    known = state
+    if known is None:
+        known = query.new_zeros(query.shape[1], query.shape[-1], value.shape[-1])
     outputs = []
     for number in range(len(query)):
-        told = new[number] - held[number] @ state
-        outputs.append(query[number] @ state + within[number] @ told)
-        state = state * through[number] + key[number].mT @ told
+        told = new[number] - held[number] @ known
+        outputs.append(query[number] @ known + within[number] @ told)
+        known = known * through[number] + key[number].mT @ told
     output = torch.stack(outputs).transpose(1, 2).flatten(0, 1)
-    return output[:num_tokens], state
+    return output[:num_tokens], known
 
 
 def read_gated_delta(module: Any) -> GatedDelta:

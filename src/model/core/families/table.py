@@ -4,13 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from src.model.core.blocks.experts import unfit_experts
-from src.model.core.families.exaone import exaone4
 from src.model.core.families.gemma import gemma, gemma2, gemma3
 from src.model.core.families.glm import glm, glm4
 from src.model.core.families.gpt_oss import gpt_oss
 from src.model.core.families.granite import granite
 from src.model.core.families.ministral import ministral3
-from src.model.core.families.olmo import olmo2, olmo3
+from src.model.core.families.olmo import exaone4, olmo2, olmo3
 from src.model.core.families.qwen import qwen3_5
 from src.model.core.families.smollm3 import smollm3
 from src.model.core.families.switches import Switches, base_switches, windowed
