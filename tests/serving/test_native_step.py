@@ -1,11 +1,15 @@
 """The compiled decoding step of a CPU computes what plain steps compute, and is done without."""
 
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from src.cli.tiny_model import make_base_model
+from src.model.base_model import linear_modules
 from src.serving.model.chunk import Chunk
 from src.serving.native.library import find_library
 from src.serving.sampling import SamplingParams
@@ -82,6 +86,18 @@ def test_threads_share_a_long_text(new_engine, tmp_path, dtype):
     torch.set_num_threads(num_threads)
     plain, ours = found
     assert (ours - plain).norm() <= (1e-5 if dtype == "float32" else 0.05) * plain.norm()
+
+
+def test_weights_in_16_bits_stay_in_their_file(base_dir, new_engine, tmp_path):
+    """So that processes of one base model share its memory."""
+    folder = shutil.copytree(base_dir, tmp_path / "half")
+    AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.bfloat16).save_pretrained(folder)
+    model = new_engine(folder, dtype="bfloat16").model
+    mapped = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    places = [line[0].split("-") for line in mapped if line[-1].startswith(str(folder))]
+    for weight in linear_modules(model).values():
+        address = weight.weight.data_ptr()
+        assert any(int(begin, 16) <= address < int(end, 16) for begin, end in places)
 
 
 def test_a_machine_without_a_compiler_is_told(monkeypatch, capsys):

@@ -44,7 +44,7 @@ class LoadedAdapter:
 
     def on_device(self, device: torch.device) -> Mapping[str, LoadedModule]:
         """Return its modules there; those that `load_adapter` loaded go in one copy."""
-        if device.type == "cpu":
+        if all(module.lora_A.device == device for module in self.modules.values()):
             return self.modules
         wholes: dict[int, torch.Tensor] = {}
 
