@@ -2,7 +2,10 @@
 
 import random
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,37 +16,71 @@ from src.model.base_model import linear_modules
 from src.serving.model.chunk import Chunk
 from src.serving.native.library import find_library
 from src.serving.sampling import SamplingParams
+from src.weights.adapter.adapter import read_adapter
 from tests.serving.clients import Client
 
 GREEDY = SamplingParams(max_new_tokens=24, temperature=0, repetition_penalty=1.0)
 
 
+def scores_of(engine: Any, lengths: list[int], lora_slots: Sequence[int | None]) -> torch.Tensor:
+    """Return the scores of a step over rows of these lengths, of those that are not idle."""
+    runner = engine.runner
+    compiled, runner._few_rows = runner._few_rows, None
+    for slot, length in enumerate(lengths):
+        if length > 1:
+            ids = [3 + (slot + position) % 90 for position in range(length - 1)]
+            runner.kv_cache.grow(slot, length)
+            runner.prefill([Chunk(slot, ids, 0, lora_slots[slot], 0)])
+    runner._few_rows = compiled
+    tokens = torch.tensor([3 + (slot + length - 1) % 90 for slot, length in enumerate(lengths)])
+    positions = torch.tensor([length - 1 if length else 0 for length in lengths])
+    scores = runner.decode(tokens, positions, lengths, runner.lora.batch(lora_slots))
+    for slot in range(len(lengths)):
+        runner.kv_cache.release(slot, is_valid=False)
+    return scores[torch.tensor(lengths) > 0].float()
+
+
+@pytest.mark.parametrize("with_adapters", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_scores_are_those_of_plain_steps(new_engine, dtype):
-    """Rows of unequal lengths, more than are computed at a time, some of them idle."""
-    runner = new_engine(dtype=dtype, max_slots=16, can_speculate=False).runner
-    compiled = runner._few_rows
+def test_scores_are_those_of_plain_steps(new_engine, adapters, dtype, with_adapters):
+    """Rows of unequal lengths, more than are computed at a time, some of them idle.
+
+    Their adapters have several ranks, and change some layers or all, and the head.
+    """
+    engine = new_engine(dtype=dtype, max_slots=16, max_adapters=8, can_speculate=False)
+    runner, lora_slots = engine.runner, [None] * 11
+    if with_adapters:
+        slots = [
+            runner.lora.acquire(
+                engine.load_adapter(read_adapter(path, engine.linear_shapes), key=name)
+            )
+            for name, path in adapters.items()
+        ]
+        lora_slots = [None, *slots, slots[1], slots[-1]]
+    compiled, found = runner._few_rows, []
     assert compiled is not None
     lengths = [1 + 3 * row if row % 5 else 0 for row in range(11)]
-    found = []
-    for runner._few_rows in (None, compiled):
-        runner._few_rows, step = None, runner._few_rows
-        with torch.inference_mode():
-            for slot, length in enumerate(lengths):
-                ids = [3 + (slot + position) % 90 for position in range(length)]
-                runner.kv_cache.grow(slot, length)
-                if length > 1:
-                    runner.prefill([Chunk(slot, ids[:-1], 0, None, 0)])
-            runner._few_rows = step
-            tokens = torch.tensor(
-                [3 + (slot + length - 1) % 90 for slot, length in enumerate(lengths)]
-            )
-            positions = torch.tensor([length - 1 if length else 0 for length in lengths])
-            scores = runner.decode(tokens, positions, lengths, None)
-        found.append(scores[torch.tensor(lengths) > 0].float())
+    with torch.inference_mode():
+        for runner._few_rows in (None, compiled):
+            found.append(scores_of(engine, lengths, lora_slots))
     plain, ours = found
     assert (ours - plain).norm() <= (1e-5 if dtype == "float32" else 0.05) * plain.norm()
-    runner._few_rows = compiled
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_scores_of_a_row_do_not_depend_on_the_others(new_engine, dtype):
+    """Not by a bit, so that an answer is the same whoever is served beside it."""
+    engine = new_engine(dtype=dtype, max_slots=16, can_speculate=False)
+    lengths, none = [5 + 3 * row for row in range(11)], [None] * 11
+    with torch.inference_mode():
+        together = scores_of(engine, lengths, none)
+        for row in (0, 3, 10):
+            alone = scores_of(
+                engine, [length * (n == row) for n, length in enumerate(lengths)], none
+            )
+            assert alone[0].equal(together[row])
+            few = scores_of(engine, lengths[: row + 1], none[: row + 1])
+            assert few[row].equal(together[row])
 
 
 def test_answers_are_those_of_plain_steps(engine, new_engine):
@@ -106,3 +143,19 @@ def test_a_machine_without_a_compiler_is_told(monkeypatch, capsys):
     monkeypatch.setenv("CXX", "")
     assert find_library(torch.device("cpu"), None) is None
     assert "there is no C++ compiler" in capsys.readouterr().out
+
+
+def test_adapters_come_and_go_beside_who_decodes(engine, new_engine, adapters, loaded):
+    """A wide one takes the pages of those that ended, and new layers are adapted in between."""
+    plain = new_engine(compile=False)
+    prompt = [5, 20, 33, 60, 7]
+    long = replace(GREEDY, max_new_tokens=120, min_new_tokens=120)
+    running = Client(engine, prompt, long, adapter=loaded["few"])
+    running.read(2)
+    for names in (["rank-1", "rank-13"], ["head", "rank-40", "rank-1"], ["all", "patterns"]):
+        clients = [Client(engine, prompt, GREEDY, adapter=loaded[name]) for name in names]
+        for name, client in zip(names, clients, strict=True):
+            expected = Client(plain, prompt, GREEDY, adapter=loaded[name]).answer()
+            assert client.answer() == expected
+    assert engine.runner.lora.use.misses > 4
+    assert running.answer() == Client(plain, prompt, long, adapter=loaded["few"]).answer()

@@ -130,15 +130,16 @@ class ModelRunner:
             for chunk, stop in zip(chunks, accumulate(len(c.ids) for c in chunks), strict=True)
             for row in range(stop - chunk.num_scores, stop)
         ]
-        if self._takes_few(len(ids)) and set(lora_slots) == {None}:
+        lora = self.lora.of_tokens(lora_slots)
+        if self._takes_few(len(ids)):
             lengths = [position + 1 for position in positions]
-            scores = self._step(tokens, token_positions, lengths, self._cache.tables[token_slots])
+            tables = self._cache.tables[token_slots]
+            scores = self._step(tokens, token_positions, lengths, tables, lora)
             return scores[scored] if scored else None
         spans = [Span(chunk.slot, chunk.start, chunk.stop) for chunk in chunks]
         attention = PrefillAttention(self._cache, spans, windows=self._windows, **self._scoring)
         states = self._states and PrefillStates(self._states, spans, self._device)
         places = self._cache.places_of(token_slots, token_positions)
-        lora = self.lora.of_tokens(lora_slots)
         hidden = self._layers.hidden(tokens, token_positions, places, attention, states, lora)
         if not scored:
             return None
@@ -157,8 +158,9 @@ class ModelRunner:
 
         A length counts the tokens of a row with this one; it is 0 where the row is idle.
         """
-        if lora is None and self._takes_few(len(tokens)):
-            return self._step(tokens, positions, lengths, self._cache.tables[: len(tokens)])
+        if self._takes_few(len(tokens)):
+            tables = self._cache.tables[: len(tokens)]
+            return self._step(tokens, positions, lengths, tables, lora)
         if self._is_split:
             attention = SplitDecodeAttention(
                 *(self._cache, positions),
@@ -195,9 +197,10 @@ class ModelRunner:
         positions: torch.Tensor,
         lengths: Sequence[int],
         tables: torch.Tensor,  # (rows, blocks)
+        lora: LoraBatch | None,
     ) -> torch.Tensor:
         assert self._few_rows is not None
-        return self._few_rows(tokens, positions, lengths, tables, BLOCK_SIZE)
+        return self._few_rows(tokens, positions, lengths, tables, BLOCK_SIZE, lora)
 
     def _open_step(self, library: CDLL) -> None:
         """Use the compiled step, where it knows the decoder and computes what plain steps do."""

@@ -7,7 +7,7 @@ when an adapter comes, whatever its rank, and nobody pays for the rank of anothe
 
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -116,9 +116,10 @@ class LoraSlots:
         used = {slot for slot in slots if slot is not None}
         if not used:
             return None
-        if len(set(slots)) == 1:
-            return self.of_slot(*used)
         residents = {slot: self._of_slot(slot) for slot in used}
+        of_token = [[] if slot is None else residents[slot].pages for slot in slots]
+        if len(set(slots)) == 1:
+            return replace(self.of_slot(*used), pages=of_token)
         owners = {page: slot for slot, resident in residents.items() for page in resident.pages}
         projections = frozenset[Projection]().union(*(r.projections for r in residents.values()))
         device, ids = self._like.device, list(range(max(owners) + 1))
@@ -127,7 +128,7 @@ class LoraSlots:
             ids = list(owners)
             pages = torch.tensor(ids, device=device)
         is_other = others_of(slots, [owners.get(page) for page in ids], device)
-        return self._of_pages(projections, pages, is_other)
+        return replace(self._of_pages(projections, pages, is_other), pages=of_token)
 
     def _of_pages(
         self,

@@ -86,6 +86,8 @@ class LoraBatch:
     """Only of those that the adapters change."""
     to_update: Callable[[StackedLora], Update]
     """Returns what the rows' pages of one projection add."""
+    pages: Sequence[Sequence[int]] = ()
+    """Those of each row."""
     key: Hashable = None
     """Steps with the same key read the same memory."""
 

@@ -5,9 +5,8 @@
 #pragma once
 
 #include <utility>
-#include <vector>
 
-#include "vectors.h"
+#include "inputs.h"
 
 namespace {
 
@@ -150,7 +149,7 @@ class Attention {
     bool is_shared() const { return num_partial > 0; }
 
     // Do a thread's part of mixing the values for all queries (rows, heads, head size); 0 is no window.
-    void mix(const Cache<W>& cache, int64_t window, const float* queries, float* mixed,
+    void mix(const Cache<W>& cache, int64_t window, const float* queries, Inputs<W>& mixed,
              Scratch& scratch, int64_t part, int64_t num_parts) {
         int64_t item = 0, next_partial = 0;
         for (const Tile& tile : tiles)
@@ -165,7 +164,7 @@ class Attention {
     }
 
     // Join what threads found of the texts that they share.
-    void join(float* mixed, int64_t part, int64_t num_parts) {
+    void join(Inputs<W>& mixed, int64_t part, int64_t num_parts) {
         int64_t item = 0, number = 0;
         for (const Tile& tile : tiles) {
             if (tile.num_shares == 1) continue;
@@ -287,14 +286,14 @@ class Attention {
             }
     }
 
-    void finish(const Tile& tile, int64_t head, Mixture& from, float* mixed) {
+    void finish(const Tile& tile, int64_t head, Mixture& from, Inputs<W>& mixed) {
         for (int64_t query = 0; query < tile.num_rows * num_queries; query++) {
             const int64_t row = tile.first + query / num_queries;
             const int64_t of_row = head * num_queries + query % num_queries;
-            float* to = mixed + (row * num_heads * num_queries + of_row) * head_size;
+            auto* to = mixed.row(row) + of_row * head_size;
             const float* value = from.value(query);
             const float factor = 1 / sum(from.weights[query]);
-            for (int64_t i = 0; i < head_size; i++) to[i] = value[i] * factor;
+            for (int64_t i = 0; i < head_size; i++) assign(to[i], value[i] * factor);
         }
     }
 };

@@ -4,12 +4,11 @@
 
 #include <omp.h>
 
-#include <vector>
+#include <initializer_list>
 
 #include "attention.h"
 #include "barrier.h"
-#include "products.h"
-#include "vectors.h"
+#include "updates.h"
 
 struct Norm {
     const float* weight;  // (features,) or none
@@ -40,14 +39,28 @@ struct Rows {
     const int64_t* blocks;   // (rows, blocks of a row): their numbers in the cache
     int64_t num_blocks, block_size;
     const float *cosines, *sines;  // (rows, rotated size)
-    float* scores;                 // (rows, vocabulary): what comes of it
+    Adapters adapters;
+    float* scores;  // (rows, vocabulary): what comes of it
 };
 
 namespace {
 
-void normalize(const Norm& norm, const float* x, float* to, int64_t size) {
+// Of a layer; the head's come after the last one's.
+enum Projection { QUERY_KEY_VALUE, OUTPUT, GATE_UP, DOWN, PROJECTIONS_OF_LAYER };
+
+// Where the outputs of a matrix go, which is set or added to.
+struct Target {
+    const Matrix& matrix;
+    float* to;  // (rows, size)
+    int64_t size;
+    float factor = 1;
+    bool is_sum = false;
+};
+
+template <typename T>
+void normalize(const Norm& norm, const float* x, T* to, int64_t size) {
     const float scale = 1 / std::sqrt(dot(x, x, size) / size + norm.epsilon);
-    for (int64_t i = 0; i < size; i++) to[i] = x[i] * scale * norm.weight[i];
+    for (int64_t i = 0; i < size; i++) assign(to[i], x[i] * scale * norm.weight[i]);
 }
 
 void rotate(float* head, const float* cosines, const float* sines, int64_t size) {
@@ -66,97 +79,106 @@ class Step {
         : model(model), rows(rows), num_rows(rows.num_rows),
           query_size(model.num_heads * model.head_size),
           key_size(model.num_key_value_heads * model.head_size),
+          inner_size(model.intermediate_size),
           query(num_rows * query_size), key(num_rows * key_size), value(num_rows * key_size),
-          mixed(num_rows * query_size), gated(num_rows * model.intermediate_size),
+          gate(num_rows * inner_size), up(num_rows * inner_size),
+          mixed(num_rows, query_size), gated(num_rows, inner_size),
           num_threads(num_threads),
           attention(cache(), model.num_heads / model.num_key_value_heads, rows.lengths, num_rows,
-                    num_threads) {}
+                    num_threads),
+          updates(rows.adapters, num_rows) {}
 
     void run() {
 #pragma omp parallel num_threads(num_threads)
         {
+            const Part part = {omp_get_thread_num(), omp_get_num_threads()};
+            Inputs<W> normed(num_rows, model.hidden_size);
             typename Attention<W>::Scratch scratch;
-            std::vector<float> normed(num_rows * model.hidden_size);
-            const int64_t part = omp_get_thread_num(), num_parts = omp_get_num_threads();
+            const auto wait = [&] { barrier.wait(part.of); };
             for (int64_t number = 0; number < model.num_layers; number++) {
                 const Layer& layer = model.layers[number];
-                normalize_all(layer.before_attention, normed.data());
-                project(layer.query, normed, query, query_size, part, num_parts);
-                project(layer.key, normed, key, key_size, part, num_parts);
-                project(layer.value, normed, value, key_size, part, num_parts);
-                barrier.wait(num_parts);
+                const int64_t first = number * PROJECTIONS_OF_LAYER;
+                normalize_all(layer.before_attention, normed);
+                project(first + QUERY_KEY_VALUE, normed, model.hidden_size, part,
+                        {{layer.query, query.data(), query_size},
+                         {layer.key, key.data(), key_size},
+                         {layer.value, value.data(), key_size}});
+                wait();
                 const int64_t num_heads = model.num_key_value_heads, items = num_rows * num_heads;
-                for (int64_t item = part; item < items; item += num_parts)
+                for (int64_t item = part.number; item < items; item += part.of)
                     enter(layer, item / num_heads, item % num_heads);
-                barrier.wait(num_parts);  // a row may see another, which is before it in its text
-                attention.mix(cache(layer.cache), layer.window, query.data(), mixed.data(), scratch,
-                              part, num_parts);
-                barrier.wait(num_parts);
+                wait();  // a row may see another, which is before it in its text
+                attention.mix(cache(layer.cache), layer.window, query.data(), mixed, scratch,
+                              part.number, part.of);
+                wait();
                 if (attention.is_shared()) {
-                    attention.join(mixed.data(), part, num_parts);
-                    barrier.wait(num_parts);
+                    attention.join(mixed, part.number, part.of);
+                    wait();
                 }
-                add_product(layer.output, mixed, query_size, part, num_parts);
-                barrier.wait(num_parts);
-                normalize_all(layer.before_mlp, normed.data());
-                gate(layer, normed, share(model.intermediate_size, part, num_parts));
-                barrier.wait(num_parts);
-                add_product(layer.down, gated, model.intermediate_size, part, num_parts);
-                barrier.wait(num_parts);
+                project(first + OUTPUT, mixed, query_size, part, {to_rows(layer.output)});
+                wait();
+                normalize_all(layer.before_mlp, normed);
+                project(first + GATE_UP, normed, model.hidden_size, part,
+                        {{layer.gate, gate.data(), inner_size}, {layer.up, up.data(), inner_size}});
+                activate(share(inner_size, part));
+                wait();
+                project(first + DOWN, gated, inner_size, part, {to_rows(layer.down)});
+                wait();
             }
-            normalize_all(model.norm, normed.data());
-            multiply<W>(model.head, model.hidden_size, normed.data(), num_rows,
-                        share(model.vocab_size, part, num_parts),
-                        [&](int64_t row, int64_t output, float x) {
-                            rows.scores[row * model.vocab_size + output] = x * model.logit_scale;
-                        });
+            normalize_all(model.norm, normed);
+            project(model.num_layers * PROJECTIONS_OF_LAYER, normed, model.hidden_size, part,
+                    {{model.head, rows.scores, model.vocab_size, model.logit_scale}});
         }
     }
 
    private:
     const Model& model;
     const Rows& rows;
-    const int64_t num_rows, query_size, key_size;
-    std::vector<float> query, key, value, mixed, gated;
+    const int64_t num_rows, query_size, key_size, inner_size;
+    std::vector<float> query, key, value, gate, up;
+    Inputs<W> mixed, gated;
     const int num_threads;
     Attention<W> attention;
+    Updates<W> updates;
     Barrier barrier;
 
-    void normalize_all(const Norm& norm, float* to) {
-        const int64_t size = model.hidden_size;
+    void normalize_all(const Norm& norm, Inputs<W>& to) {
         for (int64_t row = 0; row < num_rows; row++)
-            normalize(norm, rows.x + row * size, to + row * size, size);
+            normalize(norm, rows.x + row * model.hidden_size, to.row(row), model.hidden_size);
     }
 
-    void project(const Matrix& matrix, const std::vector<float>& x, std::vector<float>& to,
-                 int64_t size, int64_t part, int64_t num_parts) {
-        multiply<W>(matrix, model.hidden_size, x.data(), num_rows, share(size, part, num_parts),
-                    [&](int64_t row, int64_t output, float x) { to[row * size + output] = x; });
+    Target to_rows(const Matrix& matrix) const {
+        return {matrix, rows.x, model.hidden_size, model.residual_scale, true};
     }
 
-    void add_product(const Matrix& matrix, const std::vector<float>& x, int64_t size, int64_t part,
-                     int64_t num_parts) {
-        const int64_t hidden_size = model.hidden_size;
-        multiply<W>(matrix, size, x.data(), num_rows, share(hidden_size, part, num_parts),
-                    [&](int64_t row, int64_t output, float x) {
-                        rows.x[row * hidden_size + output] += x * model.residual_scale;
-                    });
+    // Multiply x with a thread's part of matrices, and add what adapters do.
+    void project(int64_t projection, const Inputs<W>& x, int64_t num_inputs, Part part,
+                 std::initializer_list<Target> targets) {
+        const bool is_adapted = updates.read(projection, x, part);
+        for (const Target& target : targets)
+            multiply<W>(target.matrix, num_inputs, x, {0, num_rows}, share(target.size, part),
+                        [&](int64_t row, int64_t output, float value) {
+                            float& to = target.to[row * target.size + output];
+                            to = (target.is_sum ? to : 0) + target.factor * value;
+                        });
+        if (!is_adapted) return;
+        barrier.wait(part.of);
+        int64_t number = 0, column = 0;
+        for (const Target& target : targets) {
+            updates.add(projection, number++, column, target.factor, target.to, target.size,
+                        share(target.size, part));
+            column += target.size;
+        }
     }
 
-    void gate(const Layer& layer, const std::vector<float>& x, Range outputs) {
-        const int64_t size = model.intermediate_size, num_outputs = outputs.end - outputs.begin;
-        std::vector<float> up(num_rows * num_outputs);
-        multiply<W>(layer.gate, model.hidden_size, x.data(), num_rows, outputs,
-                    [&](int64_t row, int64_t output, float x) { gated[row * size + output] = x; });
-        multiply<W>(layer.up, model.hidden_size, x.data(), num_rows, outputs,
-                    [&](int64_t row, int64_t output, float x) {
-                        up[row * num_outputs + output - outputs.begin] = x;
-                    });
+    void activate(Range outputs) {
+        const int64_t num_outputs = outputs.end - outputs.begin;
         for (int64_t row = 0; row < num_rows; row++) {
-            float* to = gated.data() + row * size + outputs.begin;
-            const float* by = up.data() + row * num_outputs;
-            map(to, to, num_outputs, [&](Vector x, int64_t) { return x / (1.f + exponential(-x)); });
-            for (int64_t i = 0; i < num_outputs; i++) to[i] *= by[i];
+            float* own = gate.data() + row * inner_size + outputs.begin;
+            const float* by = up.data() + row * inner_size + outputs.begin;
+            auto* to = gated.row(row) + outputs.begin;
+            map(own, own, num_outputs, [](Vector x) { return x / (1.f + exponential(-x)); });
+            for (int64_t i = 0; i < num_outputs; i++) assign(to[i], own[i] * by[i]);
         }
     }
 

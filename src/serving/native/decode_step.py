@@ -12,7 +12,11 @@ from src.model.core.decoder import Decoder
 from src.model.core.families.switches import LLAMA_NORMS
 from src.model.core.layer import Layer
 from src.model.core.layers import Norm, Projection
+from src.model.shape import PAGE_RANK
 from src.serving.cache.kv_cache import KVCache
+from src.serving.lora.stacked import LoraBatch
+from src.serving.native import layout
+from src.serving.native.layout import MATRICES, NORMS
 
 MOST_ROWS = 16
 """Of more rows, torch's own products are faster."""
@@ -25,58 +29,6 @@ class SeparateProjection(Projection):
         """Return one output (tokens, out features of all layers)."""
         outputs = super().__call__(x)
         return outputs if len(outputs) == 1 else [torch.cat(outputs, dim=-1)]
-
-
-class _Matrix(ctypes.Structure):
-    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p))
-
-
-class _Norm(ctypes.Structure):
-    _fields_ = (("weight", ctypes.c_void_p), ("epsilon", ctypes.c_float))
-
-
-NORMS = ("before_attention", "before_mlp", "query_norm", "key_norm")
-MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        *((name, _Norm) for name in NORMS),
-        *((name, _Matrix) for name in MATRICES),
-        ("cache", ctypes.c_void_p),
-        ("window", ctypes.c_int64),
-        ("has_rope", ctypes.c_int64),
-    )
-
-
-class _Model(ctypes.Structure):
-    _fields_ = (
-        ("layers", ctypes.POINTER(_Layer)),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                *("num_layers", "hidden_size", "num_heads", "num_key_value_heads", "head_size"),
-                *("rotated_size", "intermediate_size", "vocab_size"),
-            )
-        ),
-        *((name, ctypes.c_float) for name in ("scale", "residual_scale", "logit_scale")),
-        ("norm", _Norm),
-        ("head", _Matrix),
-    )
-
-
-class _Rows(ctypes.Structure):
-    _fields_ = (
-        ("num_rows", ctypes.c_int64),
-        ("x", ctypes.c_void_p),
-        ("lengths", ctypes.c_void_p),
-        ("blocks", ctypes.c_void_p),
-        ("num_blocks", ctypes.c_int64),
-        ("block_size", ctypes.c_int64),
-        ("cosines", ctypes.c_void_p),
-        ("sines", ctypes.c_void_p),
-        ("scores", ctypes.c_void_p),
-    )
 
 
 def unsupported_reason(decoder: Decoder) -> str | None:
@@ -111,13 +63,14 @@ class DecodeStep:
 
     def __init__(self, library: ctypes.CDLL, decoder: Decoder, cache: KVCache) -> None:
         self._decoder, self._kept = decoder, list[Any]()
+        self._adapters = _Adapters(None, decoder)
         self._step = getattr(library, f"step_{str(decoder.dtype).removeprefix('torch.')}")
         switches, first = decoder.switches, decoder.layers[0]
-        layers = (_Layer * len(decoder.layers))(
+        layers = (layout.Layer * len(decoder.layers))(
             *(self._layer(layer, cache.places(layer.number)) for layer in decoder.layers)
         )
         self._rope = next((layer for layer in decoder.layers if layer.rope is not None), None)
-        self._model = _Model(
+        self._model = layout.Model(
             layers=layers,
             num_layers=len(decoder.layers),
             hidden_size=decoder.hidden_size,
@@ -144,21 +97,24 @@ class DecodeStep:
         lengths: Sequence[int],
         blocks: Tensor,  # (rows, blocks), their numbers in the cache
         block_size: int,
+        lora: LoraBatch | None,
     ) -> Tensor:
         """Return the scores of the next tokens (rows, vocabulary), in float32.
 
         A length counts the tokens of a row with this one; it is 0 where the row is idle.
         """
+        if lora is not self._adapters.batch:
+            self._adapters = _Adapters(lora, self._decoder)
         num_rows = len(tokens)
         x = self._decoder.embed(tokens).float().contiguous()
         cosines, sines = (x.float().contiguous() for x in self._turned(positions))
         counts = torch.tensor(list(lengths))
         scores = torch.empty((num_rows, self.vocab_size))
-        rows = _Rows(
+        rows = layout.Rows(
             num_rows,
             *(part.data_ptr() for part in (x, counts, blocks)),
             *(blocks.shape[1], block_size),
-            *(part.data_ptr() for part in (cosines, sines, scores)),
+            *(cosines.data_ptr(), sines.data_ptr(), self._adapters.data, scores.data_ptr()),
         )
         self._step(ctypes.byref(self._model), ctypes.byref(rows), torch.get_num_threads())
         return scores
@@ -170,7 +126,7 @@ class DecodeStep:
         assert rope is not None
         return rope
 
-    def _layer(self, layer: Layer, cache: Tensor) -> _Layer:
+    def _layer(self, layer: Layer, cache: Tensor) -> layout.Layer:
         gate_up, down = _mlp(layer)
         half = down.in_features
         matrices = [
@@ -179,7 +135,7 @@ class DecodeStep:
             *self._matrices(gate_up, (half, half)),
             *self._matrices(down, down.out_features),
         ]
-        return _Layer(
+        return layout.Layer(
             **{name: self._norm(getattr(layer, name)) for name in NORMS},
             **dict(zip(MATRICES, matrices, strict=True)),
             cache=cache.data_ptr(),
@@ -187,7 +143,7 @@ class DecodeStep:
             has_rope=layer.rope is not None,
         )
 
-    def _matrices(self, projection: Projection, sizes: Sequence[int]) -> list[_Matrix]:
+    def _matrices(self, projection: Projection, sizes: Sequence[int]) -> list[layout.Matrix]:
         """Return a matrix for each part of the output; one module may hold several."""
         modules = projection.modules
         if len(modules) == len(sizes):
@@ -197,17 +153,44 @@ class DecodeStep:
             weights = module.weight.split(sizes)
             biases = [None] * len(sizes) if module.bias is None else module.bias.split(sizes)
         return [
-            _Matrix(weight.data_ptr(), bias if bias is None else self._float(bias))
+            layout.Matrix(weight.data_ptr(), bias if bias is None else self._float(bias))
             for weight, bias in zip(weights, biases, strict=True)
         ]
 
-    def _norm(self, norm: Norm | None) -> _Norm:
-        return _Norm() if norm is None else _Norm(self._float(norm.weight), norm.epsilon)
+    def _norm(self, norm: Norm | None) -> layout.Norm:
+        return (
+            layout.Norm() if norm is None else layout.Norm(self._float(norm.weight), norm.epsilon)
+        )
 
     def _float(self, tensor: Tensor) -> int:
         """Return the address of a vector in float32, which stays."""
         self._kept.append(tensor.detach().float().contiguous())
         return self._kept[-1].data_ptr()
+
+
+class _Adapters:
+    """The adapters of a batch where the store holds them."""
+
+    def __init__(self, batch: LoraBatch | None, decoder: Decoder) -> None:
+        self.batch, self.data = batch, layout.Adapters()
+        if batch is None:
+            return
+        projections = decoder.projections
+        most = max(map(len, batch.pages))
+        table = torch.full((len(batch.pages), most), -1)
+        for row, own in zip(table, batch.pages, strict=True):
+            row[: len(own)] = torch.tensor(own)
+        self._table = table
+        pages = (layout.Pages * len(projections))(*(self._of(each) for each in projections))
+        self.data = layout.Adapters(pages, table.data_ptr(), most, PAGE_RANK)
+
+    def _of(self, projection: Projection) -> layout.Pages:
+        assert self.batch is not None
+        stack = self.batch.stacks.get(projection)
+        if stack is None:
+            return layout.Pages()
+        sizes = len(stack.names), stack.a.shape[2], stack.b.shape[2]
+        return layout.Pages(stack.a.data_ptr(), stack.b.data_ptr(), *sizes)
 
 
 def _mlp(layer: Layer) -> tuple[Projection, Projection]:

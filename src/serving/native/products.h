@@ -1,9 +1,10 @@
 // Products of a matrix and the few rows of a batch, as fast as the memory is: each weight is read once
-// for all rows, in the order in which the weights lie.
+// for all rows, in the order in which the weights lie. A row's sums are the same, bit for bit,
+// whichever rows are beside it.
 
 #pragma once
 
-#include "vectors.h"
+#include "inputs.h"
 
 struct Matrix {
     const void* weight;  // (outputs, inputs)
@@ -12,72 +13,94 @@ struct Matrix {
 
 namespace {
 
-constexpr int64_t MOST_ROWS = 8;          // whose sums fit into the registers
-constexpr int64_t BLOCK = 32;             // outputs whose weights stay in the cache for more rows
-constexpr int64_t PREFETCH_BYTES = 8192;  // the processor itself stops at the end of a page
+constexpr int64_t MOST_ROWS = 8;           // whose sums fit into the registers
+constexpr int64_t BLOCK = 24;              // outputs whose weights stay in the cache for more rows
+constexpr int64_t PREFETCH_BYTES = 16384;  // the processor itself stops at the end of a page
 
 struct Range {
     int64_t begin, end;
 };
 
-Range share(int64_t size, int64_t part, int64_t num_parts) {
-    return {size * part / num_parts, size * (part + 1) / num_parts};
+// What one of some threads does.
+struct Part {
+    int64_t number, of;
+};
+
+Range share(int64_t size, Part part) {
+    return {size * part.number / part.of, size * (part.number + 1) / part.of};
+}
+
+// Give take(row, output, sum) the products of some rows, from `first` on, with some outputs.
+template <typename W, int ROWS, int OUTPUTS, typename Take>
+void multiply_tile(const Matrix& matrix, int64_t size, const Inputs<W>& x, int64_t first,
+                   int64_t output, Take take) {
+    typedef Terms<W> T;
+    const W* weights = static_cast<const W*>(matrix.weight) + output * size;
+    const typename T::Input* inputs[ROWS];
+    for (int row = 0; row < ROWS; row++) inputs[row] = x.row(first + row);
+    Vector sums[ROWS][OUTPUTS] = {};
+    auto add = [&](const W* from, int64_t distance, int64_t i) {
+        typename T::Lanes lanes[OUTPUTS];
+#pragma GCC unroll 4
+        for (int n = 0; n < OUTPUTS; n++) lanes[n] = T::load(from + n * distance);
+#pragma GCC unroll 8
+        for (int row = 0; row < ROWS; row++) {
+            const typename T::Lanes own = T::load_input(inputs[row] + i);
+#pragma GCC unroll 4
+            for (int n = 0; n < OUTPUTS; n++) T::add_product(sums[row][n], lanes[n], own);
+        }
+    };
+    int64_t i = 0;
+    for (; i + T::WIDTH <= size; i += T::WIDTH) {
+#pragma GCC unroll 4
+        for (int n = 0; n < OUTPUTS; n++)
+            __builtin_prefetch(reinterpret_cast<const char*>(weights + i * OUTPUTS + n * T::WIDTH) +
+                               PREFETCH_BYTES);
+        add(weights + i, size, i);
+    }
+    if (i < size) {
+        W rest[OUTPUTS][T::WIDTH] = {};
+        for (int n = 0; n < OUTPUTS; n++)
+            std::copy(weights + n * size + i, weights + (n + 1) * size, rest[n]);
+        add(rest[0], T::WIDTH, i);
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < ROWS; row++)
+#pragma GCC unroll 4
+        for (int n = 0; n < OUTPUTS; n++) {
+            const float total = sum(sums[row][n]);
+            take(first + row, output + n, matrix.bias ? total + matrix.bias[output + n] : total);
+        }
 }
 
 template <typename W, int ROWS, typename Take>
-void multiply_rows(const Matrix& matrix, int64_t size, const float* x, Range outputs, Take take) {
-    constexpr int CHAINS = ROWS == 1 ? 4 : ROWS <= 4 ? 3 : 2;  // of sums that do not wait
-    for (int64_t output = outputs.begin; output < outputs.end; output++) {
-        const W* weight = static_cast<const W*>(matrix.weight) + output * size;
-        Vector sums[CHAINS][ROWS] = {};
-        int64_t i = 0;
-        for (; i + CHAINS * WIDTH <= size; i += CHAINS * WIDTH) {
-#pragma GCC unroll 4
-            for (int chain = 0; chain < CHAINS; chain++) {
-                const W* from = weight + i + chain * WIDTH;
-                __builtin_prefetch(reinterpret_cast<const char*>(from) + PREFETCH_BYTES);
-                const Vector w = load(from);
-#pragma GCC unroll 8
-                for (int row = 0; row < ROWS; row++)
-                    sums[chain][row] += w * load(x + row * size + i + chain * WIDTH);
-            }
-        }
-        for (; i + WIDTH <= size; i += WIDTH) {
-            const Vector w = load(weight + i);
-#pragma GCC unroll 8
-            for (int row = 0; row < ROWS; row++) sums[0][row] += w * load(x + row * size + i);
-        }
-#pragma GCC unroll 8
-        for (int row = 0; row < ROWS; row++) {
-#pragma GCC unroll 4
-            for (int chain = 1; chain < CHAINS; chain++) sums[0][row] += sums[chain][row];
-            float total = sum(sums[0][row]);
-            for (int64_t j = i; j < size; j++) total += to_float(weight[j]) * x[row * size + j];
-            take(row, output, matrix.bias ? total + matrix.bias[output] : total);
-        }
-    }
+void multiply_rows(const Matrix& matrix, int64_t size, const Inputs<W>& x, int64_t first,
+                   Range outputs, Take take) {
+    // The inputs of many rows are worth more than one product each time they are read.
+    constexpr int OUTPUTS = ROWS <= 4 ? 1 : 3;
+    int64_t output = outputs.begin;
+    for (; output + OUTPUTS <= outputs.end; output += OUTPUTS)
+        multiply_tile<W, ROWS, OUTPUTS>(matrix, size, x, first, output, take);
+    for (; output < outputs.end; output++)
+        multiply_tile<W, ROWS, 1>(matrix, size, x, first, output, take);
 }
 
-// Give take(row, output, value) each product of x (rows, size) with some outputs of a matrix.
+// Give take(row, output, value) each product of the rows of x with some outputs of a matrix.
 template <typename W, typename Take>
-void multiply(const Matrix& matrix, int64_t size, const float* x, int64_t num_rows, Range outputs,
+void multiply(const Matrix& matrix, int64_t size, const Inputs<W>& x, Range rows, Range outputs,
               Take take) {
     for (int64_t begin = outputs.begin; begin < outputs.end; begin += BLOCK) {
         const Range block = {begin, std::min(begin + BLOCK, outputs.end)};
-        for (int64_t first = 0; first < num_rows; first += MOST_ROWS) {
-            const float* from = x + first * size;
-            auto take_here = [&](int64_t row, int64_t output, float value) {
-                take(first + row, output, value);
-            };
-            switch (std::min(num_rows - first, MOST_ROWS)) {
-                case 1: multiply_rows<W, 1>(matrix, size, from, block, take_here); break;
-                case 2: multiply_rows<W, 2>(matrix, size, from, block, take_here); break;
-                case 3: multiply_rows<W, 3>(matrix, size, from, block, take_here); break;
-                case 4: multiply_rows<W, 4>(matrix, size, from, block, take_here); break;
-                case 5: multiply_rows<W, 5>(matrix, size, from, block, take_here); break;
-                case 6: multiply_rows<W, 6>(matrix, size, from, block, take_here); break;
-                case 7: multiply_rows<W, 7>(matrix, size, from, block, take_here); break;
-                case 8: multiply_rows<W, 8>(matrix, size, from, block, take_here); break;
+        for (int64_t first = rows.begin; first < rows.end; first += MOST_ROWS) {
+            switch (std::min(rows.end - first, MOST_ROWS)) {
+                case 1: multiply_rows<W, 1>(matrix, size, x, first, block, take); break;
+                case 2: multiply_rows<W, 2>(matrix, size, x, first, block, take); break;
+                case 3: multiply_rows<W, 3>(matrix, size, x, first, block, take); break;
+                case 4: multiply_rows<W, 4>(matrix, size, x, first, block, take); break;
+                case 5: multiply_rows<W, 5>(matrix, size, x, first, block, take); break;
+                case 6: multiply_rows<W, 6>(matrix, size, x, first, block, take); break;
+                case 7: multiply_rows<W, 7>(matrix, size, x, first, block, take); break;
+                case 8: multiply_rows<W, 8>(matrix, size, x, first, block, take); break;
             }
         }
     }

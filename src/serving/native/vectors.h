@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace {
 
@@ -89,11 +90,11 @@ inline Vector exponential(Vector x) {  // as in the Cephes library, right to the
 template <typename Function>
 void map(const float* from, float* to, int64_t size, Function function) {
     int64_t i = 0;
-    for (; i + WIDTH <= size; i += WIDTH) store(to + i, function(load(from + i), i));
+    for (; i + WIDTH <= size; i += WIDTH) store(to + i, function(load(from + i)));
     if (i < size) {
         float rest[WIDTH] = {};
         std::copy(from + i, from + size, rest);
-        store(rest, function(load(rest), i));
+        store(rest, function(load(rest)));
         std::copy(rest, rest + size - i, to + i);
     }
 }
