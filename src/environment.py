@@ -108,6 +108,9 @@ class ServeEnvironment:
     """`KV_CACHE_GB`, in bytes: the memory of keys and values; None for what is free."""
     max_context: int | None = None
     """`MAX_CONTEXT`: the longest prompt with its answer, in tokens; None for the base model's."""
+    tensor_parallel: int | None = None
+    """`TENSOR_PARALLEL`: GPUs, or CPU processes, that share a base model; None for as few as
+    have room for it."""
     can_speculate: bool | None
     """`LOOK_AHEAD`: verify several speculated tokens in one step; None where it pays."""
     weights_cache: Path
@@ -135,6 +138,7 @@ def read_serve_environment(environ: Mapping[str, str]) -> ServeEnvironment:
         compile=read_flag("COMPILE", environ),
         cache_bytes=None if cache_gb is None else cache_gb * 1e9,
         max_context=_whole_number("MAX_CONTEXT", environ),
+        tensor_parallel=_whole_number("TENSOR_PARALLEL", environ),
         can_speculate=read_flag("LOOK_AHEAD", environ),
         weights_cache=Path(environ.get("WEIGHTS_CACHE") or own),
         weights_dir=Path(weights_dir) if weights_dir else None,

@@ -14,6 +14,7 @@ from transformers.utils.quantization_config import Mxfp4Config
 
 from src.errors import UserError
 from src.files.printable import printable
+from src.model.partition import Partition
 from src.model.shape import read_config
 from src.model.transformers_attention import ISOLATED
 from src.out_of_memory import is_out_of_memory
@@ -28,9 +29,14 @@ def is_isolated(model_type: str) -> bool:
 
 
 def load_base_model(
-    folder: Path, *, dtype: torch.dtype, device: torch.device | None, in_4bit: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    in_4bit: bool = False,
+    partition: Partition | None = None,
 ) -> Any:
-    """Load the base model, all frozen; with no device, DeepSpeed places it."""
+    """Load the base model, or a part of it, all frozen; with no device, DeepSpeed places it."""
     disable_progress_bar()
     config = read_config(folder)
     model_type = config.get("model_type", "")
@@ -52,8 +58,9 @@ def load_base_model(
         )
     if device is not None:
         options["device_map"] = {"": device}
+    load = AutoModelForCausalLM.from_pretrained if partition is None else partition.load
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any = load(
             folder,
             dtype=dtype,
             # Transformers knows which of the others cannot take sdpa.

@@ -58,6 +58,7 @@ class TextPredictor:
             code_folder=cache_folder(os.environ) / "compiled",
             max_context=environment.max_context,
             cache_bytes=environment.cache_bytes,
+            tensor_parallel=environment.tensor_parallel,
             can_speculate=environment.can_speculate,
         )
         limit = adapter_bytes_limit(self._engine.linear_shapes)
@@ -239,12 +240,10 @@ class TextPredictor:
             self._store.release(adapter)
 
     def _chat_format(self, inputs: RequestInputs, adapter: Adapter) -> ChatFormat:
-        template = inputs.prompt_template
-        if template is None:
-            template = adapter.manifest.prompt_template
+        asked, own = inputs.prompt_template, adapter.manifest.prompt_template
         return build_chat_format(
             self._base_model.name,
             self._engine.tokenizer,
-            template=template,
+            template=own if asked is None else asked,
             system_prompt=adapter.manifest.system_prompt,
         )

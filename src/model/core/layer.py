@@ -16,7 +16,15 @@ from src.model.core.blocks.gated_delta import (
     read_gates,
 )
 from src.model.core.families.switches import Switches
-from src.model.core.layers import ACTIVATIONS, Norm, Projection, normalize, recomputed, rotate
+from src.model.core.layers import (
+    ACTIVATIONS,
+    Norm,
+    Projection,
+    normalize,
+    recomputed,
+    rotate,
+    sum_over_ranks,
+)
 from src.model.core.lora import Update, Updates
 
 MixerInputs = tuple[Tensor, Tensor, Tensor]
@@ -55,6 +63,8 @@ class Layer:
     qkv_sizes: tuple[int, ...]
     dtype: torch.dtype
     """Of what the products read."""
+    is_part: bool = False
+    """Whether other ranks hold the rest of its heads and inner features."""
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -105,10 +115,14 @@ def after_attention(
         (output,) = project(layer.o, updates.o, None, mixed)
     else:
         (output,) = project(layer.o, updates.o, partial(_open, layer), mixed, gate)
-    output = normalize(output, layer.after_attention, layer.dtype)
+    output = normalize(_whole(output, layer), layer.after_attention, layer.dtype)
     x = _add(x, output, switches.residual_scale)
-    output = normalize(_mlp(x, layer, switches, updates), layer.after_mlp, layer.dtype)
-    return _add(x, output, switches.residual_scale)
+    output = _whole(_mlp(x, layer, switches, updates), layer)
+    return _add(x, normalize(output, layer.after_mlp, layer.dtype), switches.residual_scale)
+
+
+def _whole(output: Tensor, layer: Layer) -> Tensor:
+    return sum_over_ranks(output) if layer.is_part else output
 
 
 def _open(layer: Layer, mixed: Tensor, gate: Tensor) -> Tensor:

@@ -42,15 +42,15 @@ def plan_cache(
     most_held: int | None,
     state_bytes: int = 0,
     asked_bytes: float | None,
+    free: int,
     device: torch.device,
 ) -> CachePlan:
-    """Return the cache that fits beside what is in memory, or that has the bytes asked for.
+    """Return the cache that fits into the free bytes of a device, or that has those asked for.
 
     `most_held` is how many tokens of one sequence are needed at once; None for all of them.
     `state_bytes` are those that all slots take beside their tokens. Raises UserError where there is
     no room for what was asked for, or for any useful context.
     """
-    free = _free_bytes(device)
     if asked_bytes is not None and asked_bytes > free:
         raise UserError(
             f"KV_CACHE_GB: expected at most {free / 1e9:.2f}, which is free beside the weights; "
@@ -75,12 +75,13 @@ def plan_cache(
     return CachePlan(num_blocks, num_blocks * BLOCK_SIZE * token_bytes, max_seq_len, state_bytes)
 
 
-def adapter_bytes_that_fit(device: torch.device) -> int:
-    """Return how much memory the adapters on the device may take."""
-    return int(ADAPTER_SHARE * _free_bytes(device))
+def adapter_bytes_that_fit(free: int) -> int:
+    """Return how much of the free memory of a device the adapters on it may take."""
+    return int(ADAPTER_SHARE * free)
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Return the memory of a device that is free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return free_memory()

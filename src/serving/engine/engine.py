@@ -4,6 +4,7 @@ import os
 import queue
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from src.graphs.step_graphs import CudaGraphs
 from src.model.base_model import linear_shapes, load_base_model
 from src.model.core.compiled import eager_reason, keep_code_in
 from src.model.core.float8 import check_device
+from src.model.partition import build_empty
 from src.model.precision import choose_dtype
 from src.model.shape import check_architecture, max_sequence_length, read_config
 from src.serving.engine.batch import Batch
@@ -25,6 +27,8 @@ from src.serving.engine.scheduler import Scheduler
 from src.serving.engine.totals import Totals
 from src.serving.lora.weights import LoadedAdapter, load_adapter
 from src.serving.native.library import find_library
+from src.serving.parallel.followers import Followers, Job, RankLost
+from src.serving.parallel.size import choose_partition
 from src.serving.sampling import Sampler
 from src.weights.adapter.adapter import AdapterFile
 from src.weights.base_model.check import is_bitsandbytes_4bit
@@ -50,6 +54,7 @@ class Engine:
         max_adapters: int = MAX_ADAPTERS,
         max_context: int | None = None,
         cache_bytes: float | None = None,
+        tensor_parallel: int | None = None,
         can_speculate: bool | None = None,
         capture: Capture | None = None,
     ) -> None:
@@ -57,7 +62,8 @@ class Engine:
 
         Without a `dtype`, it computes in what the device is fastest in. `compile` is `COMPILE`;
         the compiled code is kept in its folder. `cache_bytes` are those of the KV cache, by default
-        what is free. Raises UserError where `in_float8` cannot be, or where there is no room.
+        what is free; `tensor_parallel` is `TENSOR_PARALLEL`. Raises UserError where what is asked
+        for cannot be, or where there is no room.
         """
         self.device = find_device()
         # It builds a plan for each new length of a prompt, while all answers wait.
@@ -73,43 +79,47 @@ class Engine:
         max_seq_len = max_sequence_length(folder, known=known_max_seq_len)
         if max_context is not None and max_context > max_seq_len:
             print(f"MAX_CONTEXT without effect: the model's context is {max_seq_len:,}", flush=True)
-        started = time.monotonic()
-        self.model = load_base_model(folder, dtype=self.dtype, device=self.device, in_4bit=in_4bit)
-        self.model.eval()
-        self.load_seconds = time.monotonic() - started
-        self.linear_shapes = linear_shapes(self.model)
-        self.vocab_size = len(self.model.get_output_embeddings().weight)
-        self.tokenizer.check_rows(self.model.get_input_embeddings().num_embeddings)
-        self.totals = Totals()
-        if capture is None and self.device.type == "cuda":
+        partition = choose_partition(
+            folder, tensor_parallel, device=self.device, dtype=self.dtype, in_4bit=in_4bit
+        )
+        if capture is None and self.device.type == "cuda" and partition is None:
             capture = cuda_capture()
-        with torch.inference_mode():
-            options = RunnerOptions(
-                max_slots=max_slots,
-                max_adapters=max_adapters,
-                max_seq_len=min(max_seq_len, max_context or max_seq_len),
-                cache_bytes=cache_bytes,
-                is_captured=bool(capture),
-                in_float8=in_float8,
-                is_compiled=self._prepare_compiler(compile, code_folder),
-                library=None if in_float8 else find_library(self.device, compile),
+        options = RunnerOptions(
+            max_slots=max_slots,
+            max_adapters=max_adapters,
+            max_seq_len=min(max_seq_len, max_context or max_seq_len),
+            cache_bytes=cache_bytes,
+            is_captured=bool(capture),
+            in_float8=in_float8,
+            is_compiled=self._prepare_compiler(compile, code_folder),
+            library=None if in_float8 or partition else find_library(self.device, compile),
+        )
+        self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
+        self._followers: Followers | None = None
+        if partition is not None:
+            code_folder = None if compile is False else code_folder
+            is_on_gpu = self.device.type == "cuda"
+            job = Job(folder, partition, self.dtype, options, code_folder, is_on_gpu)
+            self._followers = Followers(job, on_lost=partial(self._inbox.put, None))
+        try:
+            started = time.monotonic()
+            self.model = load_base_model(
+                folder, dtype=self.dtype, device=self.device, in_4bit=in_4bit, partition=partition
             )
-            self.runner, self.max_seq_len = build_runner(self.model, options)
-            self.num_slots = max_slots
-            self.is_captured = capture is not None and self.runner.is_static
-            batch = Batch(
-                self.runner,
-                Sampler(
-                    num_slots=self.num_slots,
-                    vocab_size=self.vocab_size,
-                    end_ids=self.tokenizer.end_ids,
-                    device=self.device,
-                    unused_ids=self.tokenizer.unused_rows(self.vocab_size),
-                ),
-                num_slots=self.num_slots,
-                device=self.device,
-                graphs=CudaGraphs(capture) if capture and self.is_captured else None,
-            )
+            self.model.eval()
+            self.load_seconds = time.monotonic() - started
+            self.linear_shapes = linear_shapes(build_empty(folder) if partition else self.model)
+            self.vocab_size = len(self.model.get_output_embeddings().weight)
+            self.tokenizer.check_rows(self.model.get_input_embeddings().num_embeddings)
+            with torch.inference_mode():
+                self.runner, self.max_seq_len = build_runner(self.model, options, self._followers)
+                self.num_slots = max_slots
+                self.is_captured = capture is not None and self.runner.is_static
+                batch = self._make_batch(capture)
+        except BaseException:
+            self._end_followers()
+            raise
+        self.totals = Totals()
         if can_speculate is None:
             # Speculation takes the place of captured steps and of overlapping them.
             can_speculate = not self.is_captured
@@ -120,10 +130,28 @@ class Engine:
             can_overlap=self.is_captured,
             can_speculate=can_speculate and self.runner.can_speculate,
         )
-        self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._is_closed, self._closing = False, threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+
+    def _make_batch(self, capture: Capture | None) -> Batch:
+        return Batch(
+            self.runner,
+            Sampler(
+                num_slots=self.num_slots,
+                vocab_size=self.vocab_size,
+                end_ids=self.tokenizer.end_ids,
+                device=self.device,
+                unused_ids=self.tokenizer.unused_rows(self.vocab_size),
+            ),
+            num_slots=self.num_slots,
+            device=self.device,
+            graphs=CudaGraphs(capture) if capture and self.is_captured else None,
+        )
+
+    def _end_followers(self) -> None:
+        if self._followers is not None:
+            self._followers.close()
 
     def _prepare_compiler(self, asked: bool | None, code_folder: Path | None) -> bool:
         """Return whether layers are to be compiled; say why not where that is a surprise."""
@@ -174,10 +202,13 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
+        reason = RuntimeError("the engine is closed")
         try:
             while not self._is_closed:
                 self._take_new()
                 try:
+                    if self._followers is not None:
+                        self._followers.check()
                     self.scheduler.step()
                 except Exception as error:
                     print(f"the engine failed: {error}", flush=True)
@@ -187,13 +218,17 @@ class Engine:
                         # worker is gone, Cog reports it as unhealthy.
                         os._exit(1)
                     self.scheduler.fail(error)
+                    if isinstance(error, RankLost):
+                        reason = error
+                        break
         finally:
             with self._closing:
                 self._is_closed = True
             # What was submitted until then is in the inbox.
             while not self._inbox.empty():
                 self._take_new()
-            self.scheduler.fail(RuntimeError("the engine is closed"))
+            self.scheduler.fail(reason)
+            self._end_followers()
 
     def _take_new(self) -> None:
         can_wait = self.scheduler.is_idle and not self._is_closed

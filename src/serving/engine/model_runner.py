@@ -1,6 +1,6 @@
 """The forward pass of a batch: parts of prompts into the KV cache, and a token for each row."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import CDLL
 from itertools import accumulate
 
@@ -39,6 +39,8 @@ class ModelRunner:
     """
 
     is_static = True
+    cache_kind: Callable[..., KVCache] = KVCache
+    lora_kind: Callable[..., LoraSlots] = LoraSlots
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class ModelRunner:
         self._device, self._has_fixed_shapes = decoder.device, has_fixed_shapes
         switches = decoder.switches
         self._windows = frozenset(switches.windows)
-        cache = self._cache = KVCache(
+        cache = self._cache = self.cache_kind(
             num_layers=len(decoder.layers) - len(decoder.deltas),
             num_blocks=num_blocks,
             num_slots=num_slots,
@@ -95,7 +97,7 @@ class ModelRunner:
         if is_compiled and (reason := compile_between(self._layers, with_adapters=has_kernel)):
             print(f"the layers are not compiled: {reason}", flush=True)
             is_compiled = False
-        self.lora = LoraSlots(
+        self.lora = self.lora_kind(
             decoder.projections,
             max_slots=num_adapters,
             max_rows=num_slots,

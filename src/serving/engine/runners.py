@@ -1,8 +1,9 @@
 """Which forward pass a base model gets: ours over a paged cache, or transformers' own."""
 
 from ctypes import CDLL
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 
@@ -11,13 +12,15 @@ from src.model.core.decoder import Decoder
 from src.model.core.layers import Projection
 from src.model.core.proof import open_proven
 from src.model.isolation import find_neighbour_effect
-from src.serving.cache.budget import adapter_bytes_that_fit, plan_cache
+from src.serving.cache.budget import adapter_bytes_that_fit, free_bytes, plan_cache
 from src.serving.cache.kv_cache import BLOCK_SIZE
 from src.serving.engine.model_runner import ModelRunner, Runner, largest_window
 from src.serving.engine.prefill_queue import TOKENS_ALONE
 from src.serving.model.fused_projection import FusedProjection, RowMajorProjection
 from src.serving.model.transformers_model import TransformersRunner
 from src.serving.native.decode_step import SeparateProjection
+from src.serving.parallel.followers import Followers
+from src.serving.parallel.leader import LeadingRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +39,34 @@ class RunnerOptions:
     """The compiled step of a CPU."""
 
 
-def build_runner(model: Any, options: RunnerOptions) -> tuple[Runner, int]:
+class Ranks(Protocol):
+    """The ranks that a model is split between."""
+
+    @property
+    def num_ranks(self) -> int:
+        """How many there are."""
+        ...
+
+    def agree(self, value: int, /) -> int:
+        """Return the smallest of the values of all ranks."""
+        ...
+
+    def join(self, device: torch.device, /) -> None:
+        """Meet the others."""
+
+
+def build_runner(
+    model: Any, options: RunnerOptions, ranks: Ranks | None = None
+) -> tuple[Runner, int]:
     """Return the forward pass of a model, and the longest sequence that it has room for.
 
-    Raises UserError where the device has no room, or what is asked for cannot be.
+    `ranks` are those that have a part of the model each, as `model` is one. Raises UserError where
+    the device has no room, or what is asked for cannot be.
     """
     decoder = open_proven(model, Decoder, _projection_of(model, options.library))
     if isinstance(decoder, str):
+        if ranks is not None:
+            raise UserError(f"TENSOR_PARALLEL: expected 1, found {ranks.num_ranks}: {decoder}")
         if options.in_float8:
             raise UserError(f"BASE_WEIGHTS: expected none, found 'fp8': {decoder}")
         print(f"this base model runs in transformers: {decoder}", flush=True)
@@ -60,7 +84,13 @@ def build_runner(model: Any, options: RunnerOptions) -> tuple[Runner, int]:
     else:
         # Weights that became parts of wider ones have left gaps.
         torch.cuda.empty_cache()
-    adapter_bytes = adapter_bytes_that_fit(device)
+    free = free_bytes(device)
+    if ranks is not None:
+        if device.type == "cpu":  # whose memory is that of all ranks
+            free //= ranks.num_ranks
+        free = ranks.agree(free)
+        ranks.join(device)
+        decoder.layers = [replace(layer, is_part=True) for layer in decoder.layers]
     window = largest_window(decoder.switches.windows)
     plan = plan_cache(
         decoder.bytes_per_token,
@@ -71,9 +101,11 @@ def build_runner(model: Any, options: RunnerOptions) -> tuple[Runner, int]:
         # One slot more is for what nobody reads.
         state_bytes=(options.max_slots + 1) * decoder.bytes_per_sequence,
         asked_bytes=options.cache_bytes,
+        free=free,
         device=device,
     )
-    print(plan.description, flush=True)
+    on_each = "" if ranks is None else f" on each of {ranks.num_ranks} ranks"
+    print(f"{plan.description}{on_each}", flush=True)
     if decoder.deltas:
         print(
             "each prompt is read from its beginning, and no token ahead of its turn: gated delta "
@@ -86,13 +118,14 @@ def build_runner(model: Any, options: RunnerOptions) -> tuple[Runner, int]:
             "the KV cache has no room",
             flush=True,
         )
-    runner = ModelRunner(
+    kind = partial(LeadingRunner, followers=ranks) if isinstance(ranks, Followers) else ModelRunner
+    runner = kind(
         decoder,
         num_slots=options.max_slots,
         num_blocks=plan.num_blocks,
         max_seq_len=plan.max_seq_len,
         num_adapters=options.max_adapters,
-        adapter_bytes=adapter_bytes,
+        adapter_bytes=adapter_bytes_that_fit(free),
         has_fixed_shapes=options.is_captured,
         is_compiled=options.is_compiled,
         library=options.library,

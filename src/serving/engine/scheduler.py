@@ -15,6 +15,7 @@ from src.serving.engine.prefill_queue import PrefillQueue
 from src.serving.engine.request import Finished, FinishReason, Sequence
 from src.serving.engine.step_output import StepOutput
 from src.serving.engine.totals import Totals
+from src.serving.parallel.followers import RankLost
 
 MAX_OVERTAKEN_SECONDS = 5.0
 """How long others may overtake a sequence whose adapter finds no room on the device."""
@@ -241,6 +242,6 @@ class Scheduler:
 
 
 def _raise_if_lost(error: Exception) -> None:
-    """Raise the error of a device on which nothing runs any more."""
-    if isinstance(error, torch.AcceleratorError):
+    """Raise the error of a device, or of ranks, on which nothing runs any more."""
+    if isinstance(error, torch.AcceleratorError | RankLost):
         raise error

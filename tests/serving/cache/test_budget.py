@@ -5,23 +5,19 @@ import random
 import pytest
 import torch
 
-import src.serving.cache.budget
 from src.errors import UserError
 from src.serving.cache.budget import CachePlan, adapter_bytes_that_fit, plan_cache
 from src.serving.cache.kv_cache import BLOCK_SIZE
 from tests.serving.cache.test_block_tables import make_tables
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _ten_gigabytes_are_free(monkeypatch):
-    monkeypatch.setattr(src.serving.cache.budget, "free_memory", lambda: 10 * 10**9)
+FREE = 10 * 10**9
 
 
 def plan(token_bytes: int, **options) -> CachePlan:
     defaults = {
-        "max_seq_len": 4096, "num_slots": 32, "most_held": None, "asked_bytes": None, "device": CPU
+        "max_seq_len": 4096, "num_slots": 32, "most_held": None, "asked_bytes": None, "free": FREE,
+        "device": CPU,
     }  # fmt: skip
     return plan_cache(token_bytes, **{**defaults, **options})
 
@@ -31,7 +27,7 @@ def test_tokens_take_their_share_of_the_free_memory():
     assert found.max_seq_len == 4096
     assert 2.9e9 < found.num_bytes <= 3e9
     assert found.num_blocks * BLOCK_SIZE * 500_000 == found.num_bytes
-    assert adapter_bytes_that_fit(CPU) == 1.5 * 10**9
+    assert adapter_bytes_that_fit(FREE) == 1.5 * 10**9
 
 
 def test_no_more_is_taken_than_all_slots_can_use():
