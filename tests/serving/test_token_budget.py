@@ -24,9 +24,12 @@ def test_the_budget_finds_its_size(step: float, seconds_of_token: float):
         assert (budget.num_tokens == FEWEST) == (take() > SLOWDOWN * step)
 
 
-def test_the_last_piece_of_a_prompt_says_nothing():
+def test_one_slow_step_says_little():
     budget = TokenBudget()
     budget.record(0, 1.0)
+    for _ in range(10):
+        budget.record(budget.num_tokens, 2.0)
     before = budget.num_tokens
-    budget.record(before - 1, 100.0)
-    assert budget.num_tokens == before
+    for num_tokens in (before, FEWEST - 1):
+        budget.record(num_tokens, 100.0)
+        assert budget.num_tokens == pytest.approx(before, rel=0.2)

@@ -55,6 +55,11 @@ class Batch:
         """Whether there are a slot and blocks of the KV cache for a sequence."""
         return bool(self._free) and self._cache.has_room(sequence.adapter_key, sequence.ids)
 
+    @property
+    def most_beside(self) -> int:
+        """How many tokens of prompts a step can read too; 0 where they take passes of their own."""
+        return max(0, self._runner.most_mixed - len(self.running))
+
     def add(self, sequence: Sequence) -> bool:
         """Give a sequence a slot, its adapter one on the device, and what is known of its prompt.
 
@@ -89,17 +94,15 @@ class Batch:
 
         Returns the scores after the prompts that are read to their end (prompts, vocabulary).
         """
-        chunks = []
-        for sequence, num_tokens in parts:
-            start = sequence.num_computed_tokens
-            ids = sequence.context_ids[start : start + num_tokens]
-            is_last = start + len(ids) == len(sequence.context_ids)
-            chunks.append(Chunk(sequence.slot, ids, start, sequence.lora_slot, int(is_last)))
+        chunks = [_chunk(sequence, num_tokens) for sequence, num_tokens in parts]
         logits = self._runner.prefill(chunks)
+        self._learn(parts, chunks)
+        return logits
+
+    def _learn(self, parts: list[tuple[Sequence, int]], chunks: list[Chunk]) -> None:
         for (sequence, _), chunk in zip(parts, chunks, strict=True):
             self._cache.learn(sequence.slot, chunk.ids)
             sequence.num_computed_tokens = chunk.stop
-        return logits
 
     def start(self, sequence: Sequence, logits: torch.Tensor) -> StepOutput:
         """Draw the token after what was read of a sequence, by its scores (1, vocabulary).
@@ -133,18 +136,11 @@ class Batch:
 
     def step(self) -> StepOutput:
         """Read the last token of every row and draw the next ones."""
-        num_rows = 1 + max(slot for slot, row in enumerate(self._rows) if row is not None)
-        if self._graphs is not None:
-            num_rows = min(1 << (num_rows - 1).bit_length(), len(self._rows))
-        rows = self._rows[:num_rows]
-        running = self.running
-        if self._is_changed:
-            self._is_changed = False
-            self._features = self._sampler.features(slice(num_rows))
-            # An idle row has a neighbour's adapter: nobody reads what comes of it.
-            lora_slots = [(row or running[0]).lora_slot for row in rows]
-            self._lora = self._runner.lora.batch(lora_slots)
-        lengths = [0 if row is None else self._lengths[row.slot] for row in rows]
+        rows = self._rows_to_step()
+        num_rows, lengths = (
+            len(rows),
+            [0 if row is None else self._lengths[row.slot] for row in rows],
+        )
 
         def step() -> torch.Tensor:
             return self._step(num_rows, lengths)
@@ -155,9 +151,44 @@ class Batch:
             lora_key = None if self._lora is None else self._lora.key
             bucket = self._runner.length_bucket(max(lengths))
             logits = self._graphs.run((num_rows, self._features, lora_key, bucket), step)
-        for row in running:
+        return self._stepped(rows, logits)
+
+    def step_and_prefill(
+        self, parts: list[tuple[Sequence, int]]
+    ) -> tuple[StepOutput, torch.Tensor | None]:
+        """Do what `step` and `prefill` do, in one pass, which reads the weights once."""
+        rows = self._rows_to_step()
+        chunks = [_chunk(sequence, num_tokens) for sequence, num_tokens in parts]
+        for row in self.running:
+            position = self._lengths[row.slot] - 1
+            chunks.append(Chunk(row.slot, [row.output_ids[-1]], position, row.lora_slot, 1))
+        scores = self._runner.prefill(chunks)
+        assert scores is not None  # of the rows
+        num_running = len(chunks) - len(parts)
+        logits = scores.new_zeros((len(rows), scores.shape[1]))
+        logits[[row.slot for row in self.running]] = scores[-num_running:]
+        self._draw(logits)
+        self._learn(parts, chunks[: len(parts)])
+        return self._stepped(rows, logits), scores[:-num_running]
+
+    def _rows_to_step(self) -> list[Sequence | None]:
+        """Return the rows up to the last that runs, about which all is known that a step reads."""
+        num_rows = 1 + max(slot for slot, row in enumerate(self._rows) if row is not None)
+        if self._graphs is not None:
+            num_rows = min(1 << (num_rows - 1).bit_length(), len(self._rows))
+        rows = self._rows[:num_rows]
+        if self._is_changed:
+            self._is_changed = False
+            self._features = self._sampler.features(slice(num_rows))
+            # An idle row has a neighbour's adapter: nobody reads what comes of it.
+            lora_slots = [(row or self.running[0]).lora_slot for row in rows]
+            self._lora = self._runner.lora.batch(lora_slots)
+        return rows
+
+    def _stepped(self, rows: list[Sequence | None], logits: torch.Tensor) -> StepOutput:
+        for row in self.running:
             self._lengths[row.slot] += 1
-        return StepOutput.of(self._tokens[:num_rows], logits, rows)
+        return StepOutput.of(self._tokens[: len(rows)], logits, rows)
 
     def verify(self, sequence: Sequence, proposed: list[int]) -> StepOutput:
         """Read a row's last token and those proposed to follow it; keep what steps would draw.
@@ -198,8 +229,21 @@ class Batch:
     def _step(self, num_rows: int, lengths: list[int]) -> torch.Tensor:
         tokens, positions = self._tokens[:num_rows], self._positions[:num_rows]
         logits = self._runner.decode(tokens, positions, lengths, self._lora)
-        self._sampler.hide_unused_(logits)
-        positions.add_(self._advance[:num_rows])
-        drawn = self._sampler.draw(logits, positions, rows=slice(num_rows), features=self._features)
-        tokens.copy_(drawn)
+        self._draw(logits)
         return logits
+
+    def _draw(self, logits: torch.Tensor) -> None:
+        """Draw the next tokens of the first rows by their scores (rows, vocabulary)."""
+        rows = slice(len(logits))
+        self._sampler.hide_unused_(logits)
+        positions = self._positions[rows].add_(self._advance[rows])
+        drawn = self._sampler.draw(logits, positions, rows=rows, features=self._features)
+        self._tokens[rows] = drawn
+
+
+def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:
+    """Return what comes next of a prompt."""
+    start = sequence.num_computed_tokens
+    ids = sequence.context_ids[start : start + num_tokens]
+    is_last = start + len(ids) == len(sequence.context_ids)
+    return Chunk(sequence.slot, ids, start, sequence.lora_slot, int(is_last))

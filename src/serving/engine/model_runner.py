@@ -133,7 +133,7 @@ class ModelRunner:
             for row in range(stop - chunk.num_scores, stop)
         ]
         lora = self.lora.of_tokens(lora_slots)
-        if self._takes_few(len(ids)):
+        if len(ids) <= self.most_mixed:
             lengths = [position + 1 for position in positions]
             tables = self._cache.tables[token_slots]
             scores = self._step(tokens, token_positions, lengths, tables, lora)
@@ -160,7 +160,7 @@ class ModelRunner:
 
         A length counts the tokens of a row with this one; it is 0 where the row is idle.
         """
-        if self._takes_few(len(tokens)):
+        if len(tokens) <= self.most_mixed:
             tables = self._cache.tables[: len(tokens)]
             return self._step(tokens, positions, lengths, tables, lora)
         if self._is_split:
@@ -190,8 +190,10 @@ class ModelRunner:
         hidden = self._layers.hidden(tokens, positions, places, attention, states, lora)
         return self._scores(hidden, lora)
 
-    def _takes_few(self, num_rows: int) -> bool:
-        return self._few_rows is not None and num_rows <= MOST_ROWS
+    @property
+    def most_mixed(self) -> int:
+        """How many tokens of prompts and rows one pass reads; 0 where rows take their own."""
+        return 0 if self._few_rows is None else MOST_ROWS
 
     def _step(
         self,

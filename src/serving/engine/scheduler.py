@@ -4,21 +4,17 @@ Where the KV cache is full, the youngest waits again; what it had is computed ag
 """
 
 import time
-from collections import deque
 from collections.abc import Iterable
 
 import torch
 
 from src.serving.engine.batch import Batch
 from src.serving.engine.ngram import NgramProposer
-from src.serving.engine.prefill_queue import PrefillQueue
+from src.serving.engine.prefill_queue import PrefillQueue, WaitingQueue
 from src.serving.engine.request import Finished, FinishReason, Sequence
 from src.serving.engine.step_output import StepOutput
 from src.serving.engine.totals import Totals
 from src.serving.parallel.followers import RankLost
-
-MAX_OVERTAKEN_SECONDS = 5.0
-"""How long others may overtake a sequence whose adapter finds no room on the device."""
 
 
 class Scheduler:
@@ -36,7 +32,8 @@ class Scheduler:
         self._batch, self._totals = batch, totals
         self._end_ids = frozenset(end_ids)
         self._can_overlap, self._can_speculate = can_overlap, can_speculate
-        self._waiting: deque[Sequence] = deque()
+        self._queue = WaitingQueue(batch)
+        self._waiting = self._queue.sequences
         self._prefills = PrefillQueue(batch)
         self._prefilling = self._prefills.sequences
         self._in_flight: StepOutput | None = None
@@ -63,15 +60,23 @@ class Scheduler:
     def step(self) -> None:
         """Admit who has room, prefill chunks, step all rows, and hand out what was drawn."""
         self._drop_canceled()
-        self._admit()
+        for sequence in self._queue.admit(self._fail):
+            self._take(sequence)
         is_awaited, started = bool(self._batch.running), time.monotonic()
-        parts = self._prefills.next_parts(self._preempt) if self._prefilling else []
-        if parts:
-            self._prefill(parts)
-        self._make_room()
-        output = None
-        if running := self._batch.running:
-            output = self._speculate(running) or self._batch.step()
+        parts: list[tuple[Sequence, int]] = []
+        if self._prefilling:
+            self._make_room()
+            parts = self._prefills.next_parts(self._preempt)
+        if parts and self._batch.running and self._batch.most_beside:
+            output, logits = self._batch.step_and_prefill(parts)
+            self._start(parts, logits)
+        else:
+            if parts:
+                self._prefill(parts)
+            self._make_room()
+            output = None
+            if running := self._batch.running:
+                output = self._speculate(running) or self._batch.step()
         # The tokens of the step before are handed out while this one runs.
         before, self._in_flight = self._in_flight, None
         self._process_outputs(before)
@@ -102,24 +107,6 @@ class Scheduler:
                 if sequence in queue:
                     queue.remove(sequence)
 
-    def _admit(self) -> None:
-        overtaken: list[Sequence] = []
-        # Nobody overtakes a sequence that waits for blocks of the KV cache.
-        while self._waiting and self._batch.has_room(self._waiting[0]):
-            sequence = self._waiting.popleft()
-            try:
-                is_admitted = self._batch.add(sequence)
-            except Exception as error:
-                self._fail(sequence, error)
-                continue
-            if is_admitted:
-                self._take(sequence)
-                continue
-            overtaken.append(sequence)
-            if time.monotonic() - sequence.submitted_at > MAX_OVERTAKEN_SECONDS:
-                break
-        self._waiting.extendleft(reversed(overtaken))
-
     def _take(self, sequence: Sequence) -> None:
         if sequence.started_at is None:
             sequence.started_at = time.monotonic()
@@ -130,7 +117,7 @@ class Scheduler:
         self._prefilling.append(sequence)
 
     def _prefill(self, parts: list[tuple[Sequence, int]]) -> None:
-        """Read parts of prompts, and start the sequences that are read to their end."""
+        """Read parts of prompts, in a pass of their own."""
         try:
             logits = self._batch.prefill(parts)
         except Exception as error:
@@ -139,6 +126,10 @@ class Scheduler:
                 self._finish(sequence, "error", error)
             _raise_if_lost(error)
             return
+        self._start(parts, logits)
+
+    def _start(self, parts: list[tuple[Sequence, int]], logits: torch.Tensor | None) -> None:
+        """Start the sequences whose prompts are read to their end, by their scores."""
         row = 0
         for sequence, num_tokens in parts:
             if not sequence.num_preempted:

@@ -84,6 +84,7 @@ class TransformersRunner:
     """Prefills and decodes in transformers' own forward pass."""
 
     is_static = can_speculate = False
+    most_mixed = 0
 
     def __init__(self, model: nn.Module) -> None:
         self._model: Any = model
