@@ -37,10 +37,13 @@ def learned(module: SummedLoss, *lengths: int) -> tuple[float, dict[str, torch.T
 
 @pytest.mark.parametrize(
     ("family", "num_expected"),
-    [("llama", 4), ("smollm3", 6), ("4-bit llama", 4), ("gpt_oss", 4)],
+    [("llama", 4), ("smollm3", 6), ("4-bit llama", 4), ("gpt_oss", 4), ("qwen3_5_text", 8)],
 )
 def test_all_layers_and_sizes_share_few_variants(tmp_path: Path, family: str, num_expected: int):
-    """Two functions, with and without gradient; twice the first where some layers have no rope."""
+    """Two functions, with and without gradient; twice the first where some layers have no rope.
+
+    Twice both where some have no attention.
+    """
     make_family(tmp_path / "base", family.removeprefix("4-bit "))
     module = build(tmp_path / "base", in_4bit=family.startswith("4-bit"))
     sizes = (5, 19, 1, 33), (7, 40), (2,), (200,)

@@ -61,7 +61,9 @@ def test_answers_are_those_of_eager_layers(
         assert num_variants() == NUM_VARIANTS
 
 
-@pytest.mark.parametrize("family", ["smollm3", "gemma3_text", "phi3", "ministral3", "gpt_oss"])
+@pytest.mark.parametrize(
+    "family", ["smollm3", "gemma3_text", "phi3", "ministral3", "gpt_oss", "qwen3_5_text"]
+)
 def test_families_share_few_variants(
     tmp_path: Path,
     base_dir: Path,
@@ -69,7 +71,7 @@ def test_families_share_few_variants(
     monkeypatch: pytest.MonkeyPatch,
     family: str,
 ):
-    """Twice as many where some layers have no rotary embedding."""
+    """Twice as many where some layers have no rotary embedding, or no attention."""
     make_family(tmp_path / "base", family)
     for file in base_dir.glob("tokenizer*"):
         shutil.copy(file, tmp_path / "base")
@@ -77,7 +79,7 @@ def test_families_share_few_variants(
     expected = [Client(new_engine(tmp_path / "base"), p, GREEDY).answer() for p in prompts]
     use_backend(BACKEND, monkeypatch)
     compiled = new_engine(tmp_path / "base", compile=True)
-    most = NUM_VARIANTS * (2 if family == "smollm3" else 1)
+    most = NUM_VARIANTS * (2 if family in ("smollm3", "qwen3_5_text") else 1)
     assert num_variants() == most
     assert [Client(compiled, prompt, GREEDY).answer() for prompt in prompts] == expected
     assert num_variants() == most
