@@ -41,6 +41,7 @@ ARCHITECTURES = {
     "qwen3_moe": {**SIZES, **EXPERTS, "head_dim": 16},
     "lfm2": {**SIZES, "layer_types": ["conv", "full_attention"]},
     "qwen3_next": {**SIZES, **EXPERTS, **LINEAR_ATTENTION, "head_dim": 16},
+    "qwen3_5_text": {**SIZES, **LINEAR_ATTENTION, "head_dim": 16},
     "bloom": {"vocab_size": 400, "hidden_size": 64, "n_layer": 2, "n_head": 4,
               "initializer_range": 0.5, "bos_token_id": 1, "eos_token_id": 2},
     "gpt_oss": {**SIZES, **EXPERTS, "head_dim": 16, "sliding_window": 64},

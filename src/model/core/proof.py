@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from src.model.core.attention import Spans
 from src.model.core.decoder import Decoder
@@ -86,6 +87,9 @@ def _run_in_transformers(model: Any, ids: Tensor) -> tuple[list[Tensor], Tensor]
         states.append((output[0] if isinstance(output, tuple) else output)[0])
 
     with ExitStack() as hooks:
+        # It warns of kernels that it lacks, and ours does not need.
+        hooks.callback(logging.set_verbosity, logging.get_verbosity())
+        logging.set_verbosity_error()
         for layer in model.get_decoder().layers:
             handle = layer.register_forward_hook(keep, with_kwargs=True)
             hooks.callback(handle.remove)
