@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from transformers import (
 
 import src.serving.engine.prefill_queue
 import src.serving.engine.runners
-import src.serving.lora.slots
 from src.errors import UserError
 from src.serving.engine.engine import Engine
+from src.serving.lora.slots import LoraSlots
+from src.serving.lora.stacked import LoraBatch
 from src.serving.lora.weights import LoadedAdapter
 from src.serving.sampling import SamplingParams
 from tests.serving.clients import GREEDY, Client, random_prompts
@@ -145,8 +147,13 @@ def test_no_answer_of_a_mixed_soak_is_wrong(engine, loaded):
 
 
 def test_the_soak_notices_when_adapters_are_not_kept_apart(engine, loaded, monkeypatch):
-    real = src.serving.lora.slots.others_of
-    monkeypatch.setattr(src.serving.lora.slots, "others_of", lambda *args: real(*args) & False)
+    real = LoraSlots.of_tokens
+
+    def give_all_the_first_ones(self: LoraSlots, slots: Sequence[int | None]) -> LoraBatch | None:
+        first = next((slot for slot in slots if slot is not None), None)
+        return real(self, [first] * len(slots))
+
+    monkeypatch.setattr(LoraSlots, "of_tokens", give_all_the_first_ones)
     assert soak(engine, loaded)[1] > 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "cpp"
 SOURCE = FOLDER / "decode_step.cpp"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 

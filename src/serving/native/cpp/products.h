@@ -77,7 +77,7 @@ template <typename W, int ROWS, typename Take>
 void multiply_rows(const Matrix& matrix, int64_t size, const Inputs<W>& x, int64_t first,
                    Range outputs, Take take) {
     // The inputs of many rows are worth more than one product each time they are read.
-    constexpr int OUTPUTS = ROWS <= 4 ? 1 : 3;
+    constexpr int OUTPUTS = ROWS <= 4 ? 1 : 2;
     int64_t output = outputs.begin;
     for (; output + OUTPUTS <= outputs.end; output += OUTPUTS)
         multiply_tile<W, ROWS, OUTPUTS>(matrix, size, x, first, output, take);

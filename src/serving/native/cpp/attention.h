@@ -4,115 +4,21 @@
 
 #pragma once
 
-#include <utility>
-
+#include "cache.h"
 #include "inputs.h"
+#include "mixture.h"
+#include "squares.h"
 
 namespace {
 
 constexpr int64_t KEYS = 2 * WIDTH;       // that are read at once; blocks hold a multiple of them
 constexpr int64_t QUERIES = 48;           // that read them together, at most
 constexpr int64_t LEAST_KEYS = 8 * KEYS;  // worth the attention of one more thread
-constexpr float NONE = -INFINITY;
-
-inline int64_t round_up(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
-
-template <int64_t HALF, size_t... I>
-void exchange(Vector& upper, Vector& lower, std::index_sequence<I...>) {
-    const Vector a = upper, b = lower;
-    upper = __builtin_shufflevector(a, b, (I & HALF ? WIDTH + I - HALF : I)...);
-    lower = __builtin_shufflevector(a, b, (I & HALF ? WIDTH + I : I + HALF)...);
-}
-
-// Turn rows into columns: exchange ever smaller squares across the diagonal.
-template <int64_t HALF = WIDTH / 2>
-void transpose(Vector (&rows)[WIDTH]) {
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < WIDTH; i++)
-        if (!(i & HALF)) exchange<HALF>(rows[i], rows[i + HALF], std::make_index_sequence<WIDTH>());
-    if constexpr (HALF > 1) transpose<HALF / 2>(rows);
-}
-
-// to (ROWS, columns) += x (ROWS, depth) * y (depth, columns), for two vectors of columns
-template <int ROWS>
-void add_columns(const float* x, int64_t depth, const float* y, float* to, int64_t columns) {
-    Vector left[ROWS], right[ROWS];
-#pragma GCC unroll 8
-    for (int row = 0; row < ROWS; row++) {
-        left[row] = load(to + row * columns);
-        right[row] = load(to + row * columns + WIDTH);
-    }
-    for (int64_t i = 0; i < depth; i++) {
-        const Vector y_left = load(y + i * columns), y_right = load(y + i * columns + WIDTH);
-#pragma GCC unroll 8
-        for (int row = 0; row < ROWS; row++) {
-            left[row] += y_left * x[row * depth + i];
-            right[row] += y_right * x[row * depth + i];
-        }
-    }
-#pragma GCC unroll 8
-    for (int row = 0; row < ROWS; row++) {
-        store(to + row * columns, left[row]);
-        store(to + row * columns + WIDTH, right[row]);
-    }
-}
-
-// The same for all columns, of which there are whole pairs of vectors; four divides the rows.
-inline void add_matrices(const float* x, int64_t depth, const float* y, float* to, int64_t rows,
-                         int64_t columns) {
-    for (int64_t column = 0; column < columns; column += 2 * WIDTH) {
-        int64_t row = 0;
-        for (; row + 8 <= rows; row += 8)
-            add_columns<8>(x + row * depth, depth, y + column, to + row * columns + column, columns);
-        if (row < rows)
-            add_columns<4>(x + row * depth, depth, y + column, to + row * columns + column, columns);
-    }
-}
-
-// A layer's cache, and the blocks of it that each row has.
-template <typename W>
-struct Cache {
-    W* data;  // (places, keys' then values' heads, head size)
-    int64_t num_heads, head_size;
-    const int64_t* blocks;  // (rows, blocks of a row)
-    int64_t num_blocks, block_size;
-
-    int64_t key_size() const { return num_heads * head_size; }
-    W* at(int64_t row, int64_t position) const {
-        const int64_t block = blocks[row * num_blocks + position / block_size];
-        return data + (block * block_size + position % block_size) * 2 * key_size();
-    }
-};
+constexpr int64_t EXPECTED_LINES = 8192;  // half of a processor's own cache
 
 // Neighbouring rows that have the same blocks.
 struct Tile {
     int64_t first, num_rows, longest, num_shares;
-};
-
-// What the queries of a tile make of some keys: sums of values, by weights of which the best key's is 1.
-struct Mixture {
-    int64_t num_queries, size;             // both rounded up
-    std::vector<Vector> values, weights;   // (queries, size), (queries)
-    std::vector<float> best;               // (queries,): the highest score
-
-    void clear(int64_t queries, int64_t head_size) {
-        num_queries = round_up(queries, 4);
-        size = round_up(head_size, 2 * WIDTH);
-        values.assign(num_queries * size / WIDTH, Vector{});
-        weights.assign(num_queries, Vector{});
-        best.assign(num_queries, NONE);
-    }
-    float* value(int64_t query) { return reinterpret_cast<float*>(&values[query * size / WIDTH]); }
-    void scale(int64_t query, float factor) {
-        weights[query] *= factor;
-        for (int64_t i = 0; i < size / WIDTH; i++) values[query * size / WIDTH + i] *= factor;
-    }
-    // Make room for a score, if it is higher than all before.
-    void rise(int64_t query, float score) {
-        if (!(score > best[query])) return;
-        scale(query, std::exp(best[query] - score));
-        best[query] = score;
-    }
 };
 
 template <typename W>
@@ -151,16 +57,12 @@ class Attention {
     // Do a thread's part of mixing the values for all queries (rows, heads, head size); 0 is no window.
     void mix(const Cache<W>& cache, int64_t window, const float* queries, Inputs<W>& mixed,
              Scratch& scratch, int64_t part, int64_t num_parts) {
-        int64_t item = 0, next_partial = 0;
-        for (const Tile& tile : tiles)
-            for (int64_t head = 0; head < num_heads; head++)
-                for (int64_t share = 0; share < tile.num_shares; share++) {
-                    const int64_t number = tile.num_shares > 1 ? next_partial++ : 0;
-                    if (item++ % num_parts != part) continue;
-                    Mixture& to = tile.num_shares > 1 ? partial[number] : scratch.whole;
-                    add(cache, window, queries, tile, head, share, scratch, to);
-                    if (tile.num_shares == 1) finish(tile, head, to, mixed);
-                }
+        expect(cache, window, part, num_parts);
+        for_items(part, num_parts, [&](const Tile& tile, int64_t head, int64_t share, int64_t number) {
+            Mixture& to = tile.num_shares > 1 ? partial[number] : scratch.whole;
+            add(cache, window, queries, tile, head, share, scratch, to);
+            if (tile.num_shares == 1) finish(tile, head, to, mixed);
+        });
     }
 
     // Join what threads found of the texts that they share.
@@ -203,8 +105,49 @@ class Attention {
         return std::equal(own, own + (longest - 1) / cache.block_size + 1, others);
     }
 
+    // Call function(tile, head, share, number of a partial result) for a thread's part.
+    template <typename Function>
+    void for_items(int64_t part, int64_t num_parts, Function function) const {
+        int64_t item = 0, next_partial = 0;
+        for (const Tile& tile : tiles)
+            for (int64_t head = 0; head < num_heads; head++)
+                for (int64_t share = 0; share < tile.num_shares; share++) {
+                    const int64_t number = tile.num_shares > 1 ? next_partial++ : 0;
+                    if (item++ % num_parts == part) function(tile, head, share, number);
+                }
+    }
+
+    // Let the memory send what a thread will read: the weights have taken its place in the cache, and
+    // keys of one head lie too far apart for the processor to foresee the next.
+    void expect(const Cache<W>& cache, int64_t window, int64_t part, int64_t num_parts) const {
+        int64_t num_lines = 0;
+        for_items(part, num_parts, [&](const Tile& tile, int64_t head, int64_t share, int64_t) {
+            const Steps steps = steps_of(tile, share, window);
+            const int64_t end = std::min(steps.end * KEYS, tile.longest);
+            for (int64_t i = steps.begin * KEYS; i < end && num_lines < EXPECTED_LINES; i++) {
+                const W* key = cache.at(tile.first, i) + head * head_size;
+                for (const W* from : {key, key + cache.key_size()})
+                    for (int64_t j = 0; j < head_size; j += LINE_BYTES / sizeof(W), num_lines++)
+                        __builtin_prefetch(from + j);
+            }
+        });
+    }
+
     int64_t start(int64_t row, int64_t window) const {
         return window ? std::max<int64_t>(0, lengths[row] - window) : 0;
+    }
+
+    // Which KEYS keys a thread reads in a step.
+    struct Steps {
+        int64_t begin, end;
+    };
+    Steps steps_of(const Tile& tile, int64_t share, int64_t window) const {
+        int64_t begin = tile.longest;
+        for (int64_t row = tile.first; row < tile.first + tile.num_rows; row++)
+            begin = std::min(begin, start(row, window));
+        const int64_t first = begin / KEYS, number = (tile.longest - 1) / KEYS + 1 - first;
+        return {first + number * share / tile.num_shares,
+                first + number * (share + 1) / tile.num_shares};
     }
 
     void add(const Cache<W>& cache, int64_t window, const float* queries, const Tile& tile,
@@ -219,18 +162,14 @@ class Attention {
               *keys = reinterpret_cast<float*>(scratch.keys.data()),
               *values = reinterpret_cast<float*>(scratch.values.data()),
               *scores = reinterpret_cast<float*>(scratch.scores.data());
-        int64_t begin = tile.longest;
         for (int64_t query = 0; query < number; query++) {
             const int64_t row = tile.first + query / num_queries;
             const int64_t of_row = head * num_queries + query % num_queries;
             const float* from = queries + (row * num_heads * num_queries + of_row) * head_size;
             std::copy(from, from + head_size, own + query * to.size);
-            begin = std::min(begin, start(row, window));
         }
-        const int64_t first = begin / KEYS, num_steps = (tile.longest - 1) / KEYS + 1 - first;
-        for (int64_t step = num_steps * share / tile.num_shares;
-             step < num_steps * (share + 1) / tile.num_shares; step++) {
-            const int64_t position = (first + step) * KEYS;
+        const Steps steps = steps_of(tile, share, window);
+        for (int64_t position = steps.begin * KEYS; position < steps.end * KEYS; position += KEYS) {
             const W* from = cache.at(tile.first, position) + head * head_size;
             const int64_t num_keys = std::min(KEYS, tile.longest - position);
             read(from, 2 * cache.key_size(), num_keys, to.size, scratch.keys.data(), true);
