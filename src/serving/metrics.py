@@ -49,6 +49,7 @@ class ProcessMetrics:
             "output_token_count": totals.num_output_tokens,
             "proposed_token_count": totals.num_proposed,
             "accepted_token_count": totals.num_accepted,
+            "preemption_count": totals.num_preempted,
             "tokens_per_second": round(totals.tokens_per_second(), 2),
             "adapters_on_disk": asdict(self._cache.use()),
             "adapters_in_memory": asdict(self._store.use),
