@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from ctypes import CDLL
-from itertools import accumulate
 
 import torch
 
@@ -121,28 +120,24 @@ class ModelRunner:
 
         They are in the order of the chunks (number, vocabulary).
         """
-        ids = [token for chunk in chunks for token in chunk.ids]
-        slots = [chunk.slot for chunk in chunks for _ in chunk.ids]
-        positions = [position for chunk in chunks for position in range(chunk.start, chunk.stop)]
-        numbers = to_device(torch.tensor([ids, slots, positions]), self._device)
-        tokens, token_slots, token_positions = numbers.unbind(0)
-        lora_slots = [chunk.lora_slot for chunk in chunks for _ in chunk.ids]
-        scored = [
-            row
-            for chunk, stop in zip(chunks, accumulate(len(c.ids) for c in chunks), strict=True)
-            for row in range(stop - chunk.num_scores, stop)
-        ]
+        read = [token for chunk in chunks for token in chunk.tokens()]
+        is_step = len(read) <= self.most_mixed
+        if is_step:
+            read.sort(key=lambda token: not token.is_scored)  # it scores the first ones
+        numbers = torch.tensor([[token.id, token.slot, token.position] for token in read])
+        tokens, slots, positions = to_device(numbers.t().contiguous(), self._device).unbind(0)
+        scored = [row for row, token in enumerate(read) if token.is_scored]
+        lora_slots = [token.lora_slot for token in read]
         lora = self.lora.of_tokens(lora_slots)
-        if len(ids) <= self.most_mixed:
-            lengths = [position + 1 for position in positions]
-            tables = self._cache.tables[token_slots]
-            scores = self._step(tokens, token_positions, lengths, tables, lora)
-            return scores[scored] if scored else None
+        if is_step:
+            lengths, tables = [token.position + 1 for token in read], self._cache.tables[slots]
+            scores = self._step(tokens, positions, lengths, tables, lora, num_scores=len(scored))
+            return scores if scored else None
         spans = [Span(chunk.slot, chunk.start, chunk.stop) for chunk in chunks]
         attention = PrefillAttention(self._cache, spans, windows=self._windows, **self._scoring)
         states = self._states and PrefillStates(self._states, spans, self._device)
-        places = self._cache.places_of(token_slots, token_positions)
-        hidden = self._layers.hidden(tokens, token_positions, places, attention, states, lora)
+        places = self._cache.places_of(slots, positions)
+        hidden = self._layers.hidden(tokens, positions, places, attention, states, lora)
         if not scored:
             return None
         rows = to_device(torch.tensor(scored), self._device)
@@ -162,7 +157,7 @@ class ModelRunner:
         """
         if len(tokens) <= self.most_mixed:
             tables = self._cache.tables[: len(tokens)]
-            return self._step(tokens, positions, lengths, tables, lora)
+            return self._step(tokens, positions, lengths, tables, lora, num_scores=len(tokens))
         if self._is_split:
             attention = SplitDecodeAttention(
                 *(self._cache, positions),
@@ -202,9 +197,12 @@ class ModelRunner:
         lengths: Sequence[int],
         tables: torch.Tensor,  # (rows, blocks)
         lora: LoraBatch | None,
+        *,
+        num_scores: int,
     ) -> torch.Tensor:
         assert self._few_rows is not None
-        return self._few_rows(tokens, positions, lengths, tables, BLOCK_SIZE, lora)
+        rows = tokens, positions, lengths, tables, BLOCK_SIZE, lora
+        return self._few_rows(*rows, num_scores=num_scores)
 
     def _open_step(self, library: CDLL) -> None:
         """Use the compiled step, where it knows the decoder and computes what plain steps do."""

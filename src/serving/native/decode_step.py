@@ -98,8 +98,10 @@ class DecodeStep:
         blocks: Tensor,  # (rows, blocks), their numbers in the cache
         block_size: int,
         lora: LoraBatch | None,
+        *,
+        num_scores: int,
     ) -> Tensor:
-        """Return the scores of the next tokens (rows, vocabulary), in float32.
+        """Return the scores after the first so many tokens (scores, vocabulary), in float32.
 
         A length counts the tokens of a row with this one; it is 0 where the row is idle.
         """
@@ -109,12 +111,13 @@ class DecodeStep:
         x = self._decoder.embed(tokens).float().contiguous()
         cosines, sines = (x.float().contiguous() for x in self._turned(positions))
         counts = torch.tensor(list(lengths))
-        scores = torch.empty((num_rows, self.vocab_size))
+        scores = torch.empty((num_scores, self.vocab_size))
         rows = layout.Rows(
             num_rows,
             *(part.data_ptr() for part in (x, counts, blocks)),
             *(blocks.shape[1], block_size),
-            *(cosines.data_ptr(), sines.data_ptr(), self._adapters.data, scores.data_ptr()),
+            *(cosines.data_ptr(), sines.data_ptr(), self._adapters.data),
+            *(num_scores, scores.data_ptr()),
         )
         self._step(ctypes.byref(self._model), ctypes.byref(rows), torch.get_num_threads())
         return scores

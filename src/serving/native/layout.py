@@ -85,5 +85,6 @@ class Rows(ctypes.Structure):
         ("cosines", ctypes.c_void_p),
         ("sines", ctypes.c_void_p),
         ("adapters", Adapters),
+        ("num_scores", ctypes.c_int64),
         ("scores", ctypes.c_void_p),
     )

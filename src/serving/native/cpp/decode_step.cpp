@@ -40,10 +40,13 @@ struct Rows {
     int64_t num_blocks, block_size;
     const float *cosines, *sines;  // (rows, rotated size)
     Adapters adapters;
-    float* scores;  // (rows, vocabulary): what comes of it
+    int64_t num_scores;  // of the first rows
+    float* scores;       // (scores, vocabulary): what comes of it
 };
 
 namespace {
+
+constexpr int64_t ALL = INT64_MAX;  // rows
 
 // Of a layer; the head's come after the last one's.
 enum Projection { QUERY_KEY_VALUE, OUTPUT, GATE_UP, DOWN, PROJECTIONS_OF_LAYER };
@@ -127,7 +130,8 @@ class Step {
             }
             normalize_all(model.norm, normed);
             project(model.num_layers * PROJECTIONS_OF_LAYER, normed, model.hidden_size, part,
-                    {{model.head, rows.scores, model.vocab_size, model.logit_scale}});
+                    {{model.head, rows.scores, model.vocab_size, model.logit_scale}},
+                    rows.num_scores);
         }
     }
 
@@ -151,10 +155,11 @@ class Step {
         return {matrix, rows.x, model.hidden_size, model.residual_scale, true};
     }
 
-    // Multiply x with a thread's part of matrices, and add what adapters do.
+    // Multiply x with a thread's part of matrices, and add what adapters do, for the first rows or all.
     void project(int64_t projection, const Inputs<W>& x, int64_t num_inputs, Part part,
-                 std::initializer_list<Target> targets) {
-        const bool is_adapted = updates.read(projection, x, part);
+                 std::initializer_list<Target> targets, int64_t count = ALL) {
+        const int64_t num_rows = std::min(count, this->num_rows);
+        const bool is_adapted = updates.read(projection, x, num_rows, part);
         for (const Target& target : targets)
             multiply<W>(target.matrix, num_inputs, x, {0, num_rows}, share(target.size, part),
                         [&](int64_t row, int64_t output, float value) {
@@ -165,8 +170,8 @@ class Step {
         barrier.wait(part.of);
         int64_t number = 0, column = 0;
         for (const Target& target : targets) {
-            updates.add(projection, number++, column, target.factor, target.to, target.size,
-                        share(target.size, part));
+            updates.add(projection, number++, column, target.factor, target.to, num_rows,
+                        target.size, share(target.size, part));
             column += target.size;
         }
     }
