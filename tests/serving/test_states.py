@@ -114,7 +114,7 @@ def test_answers_are_the_same_where_the_cache_is_full(
     served: Served, new_engine: Callable[..., Engine]
 ):
     decoder = new_engine(served.folder, max_slots=1).runner._decoder
-    states = 6 * decoder.bytes_per_sequence
+    states = 5 * decoder.bytes_per_sequence
     engine = new_engine(
         served.folder, max_slots=5, cache_bytes=states + 10 * 32 * decoder.bytes_per_token
     )
@@ -135,7 +135,7 @@ def test_the_budget_counts_states_and_layers_with_a_cache(
     assert "each prompt is read from its beginning" in printed
     held = engine.runner._states
     sizes = sum(x.nbytes for x in (held._states, held._tails))
-    assert sizes == 4 * decoder.bytes_per_sequence  # those of the slots, and of idle rows
+    assert sizes == 3 * decoder.bytes_per_sequence
 
 
 def test_no_prefix_is_shared_and_nothing_is_speculated(

@@ -21,14 +21,16 @@ class States:
         device: torch.device,
     ) -> None:
         """`deltas` are the layers, all of one size."""
-        size, first = (len(deltas), num_slots + 1), deltas[0]
+        size, first = (len(deltas), num_slots), deltas[0]
         self._states = lazy_zeros((*size, *first.state_shape), torch.float32, device)
         self._tails = lazy_zeros((*size, *first.tail_shape), dtype, device)
-        self.sink = num_slots
-        """A slot that idle rows write to."""
+
+    def of_rows(self, layer: int, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Return the tails and states of the first slots in a layer, to be changed in place."""
+        return self._tails[layer, :num_rows], self._states[layer, :num_rows]
 
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tails and states of slots (slots,) in a layer."""
+        """Return copies of the tails and states of slots (slots,) in a layer."""
         tails, states = self._tails[layer], self._states[layer]
         return tails.index_select(0, slots), states.index_select(0, slots)
 

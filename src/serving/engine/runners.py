@@ -98,8 +98,7 @@ def build_runner(
         num_slots=options.max_slots,
         # The first block of a window may hold one of its tokens alone.
         most_held=None if window is None else window + TOKENS_ALONE + BLOCK_SIZE,
-        # One slot more is for what nobody reads.
-        state_bytes=(options.max_slots + 1) * decoder.bytes_per_sequence,
+        state_bytes=options.max_slots * decoder.bytes_per_sequence,
         asked_bytes=options.cache_bytes,
         free=free,
         device=device,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from src.model.core.blocks.gated_delta import GatedDelta, mix_on, mix_rows
+from src.model.core.blocks.gated_delta import GatedDelta, mix_on, mix_rows_
 from src.serving.cache.states import States
 from src.serving.model.attention import Span
 from src.transfer import to_device
@@ -16,16 +16,13 @@ class DecodeStates:
 
     def __init__(self, states: States, positions: Tensor) -> None:
         """`positions` are those of the rows, 0 of an idle one, whose slot may be in use."""
-        rows = torch.arange(len(positions), device=positions.device)
-        self._states, self._slots = states, rows.masked_fill(positions == 0, states.sink)
+        self._states, self._is_idle = states, positions == 0
 
     def __call__(self, delta: GatedDelta, layer: int, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return what a layer gives for the rows (rows, heads * value size)."""
-        tails, states = self._states.read(layer, self._slots)
+        tails, states = self._states.of_rows(layer, len(self._is_idle))
         qkv, decay, strength = inputs
-        output, tails, states = mix_rows(qkv, decay, strength, delta, tails, states)
-        self._states.write(layer, self._slots, tails, states)
-        return output
+        return mix_rows_(qkv, decay, strength, delta, tails, states, self._is_idle)
 
 
 class PrefillStates:

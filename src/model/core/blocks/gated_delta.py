@@ -99,23 +99,31 @@ def mix_on(
     return output.flatten(1).to(qkv.dtype), tail, state
 
 
-def mix_rows(
+def mix_rows_(
     qkv: Tensor,  # (rows, features), before the convolution
     decay: Tensor,
     strength: Tensor,
     delta: GatedDelta,
     tails: Tensor,  # (rows, taps - 1, features)
     states: Tensor,  # (rows, heads, key size, value size) float32
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Do what `mix_on` does for one token in each of some rows."""
+    is_idle: Tensor,  # (rows,)
+) -> Tensor:
+    """Do what `mix_on` does for one token in each of some rows, whose tails and states are changed.
+
+    Those of idle rows stay as they are, whatever their inputs hold.
+    """
     read = torch.cat((tails, qkv[:, None]), dim=1)
+    tails.copy_(torch.where(is_idle[:, None, None], tails, read[:, 1:]))
     query, key, value = _heads(silu((read * delta.taps).sum(1)), delta)
-    states = states * decay.exp()[:, :, None, None]
-    held = (key[:, :, None] @ states)[:, :, 0]
-    told = strength[:, :, None] * (value - held)
-    states = states + key[..., None] * told[:, :, None]
-    output = (query[:, :, None] @ states).flatten(1)
-    return output.to(qkv.dtype), read[:, 1:], states
+    stays = decay.exp()[..., None]
+    # Both are read in one pass over the states, which are the most that a step reads here.
+    held, known = ((torch.stack((key, query), dim=2) @ states) * stays[..., None]).unbind(2)
+    told = strength[..., None] * (value - held)
+    output = known + (query * key).sum(-1, keepdim=True) * told
+    idle = is_idle[:, None, None]
+    states.mul_(stays.masked_fill(idle, 1)[..., None])
+    states.addcmul_(key.masked_fill(idle, 0)[..., None], told.masked_fill(idle, 0)[:, :, None])
+    return output.flatten(1).to(qkv.dtype)
 
 
 def gate_heads(mixed: Tensor, gate: Tensor, delta: GatedDelta) -> Tensor:
