@@ -13,9 +13,9 @@ struct Matrix {
 
 namespace {
 
-constexpr int64_t MOST_ROWS = 8;           // whose sums fit into the registers
-constexpr int64_t BLOCK = 24;              // outputs whose weights stay in the cache for more rows
-constexpr int64_t PREFETCH_BYTES = 16384;  // the processor itself stops at the end of a page
+constexpr int64_t MOST_ROWS = 8;          // whose sums fit into the registers
+constexpr int64_t BLOCK = 24;             // outputs whose weights stay in the cache for more rows
+constexpr int64_t PREFETCH_BYTES = 8192;  // the processor itself stops at the end of a page
 
 struct Range {
     int64_t begin, end;
