@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from src.model.adapter import adapter_parameters, attach_adapter
 from src.model.base_model import dense_weight, keep_dequantized, load_base_model
@@ -14,7 +15,7 @@ from src.model.core.decoder import Decoder, open_decoder
 from src.model.core.families.table import FAMILIES
 from src.model.core.layers import RotaryTable, rotate
 from src.model.core.lora import draw_mask
-from src.model.core.proof import draw_ids, find_difference
+from src.model.core.proof import draw_ids, find_difference, open_proven
 from src.model.loss import SummedLoss
 from tests.model.batches import (
     CPU,
@@ -26,7 +27,7 @@ from tests.model.batches import (
     make_batch,
     run,
 )
-from tests.model.families import make_family
+from tests.model.families import CONFIGS, make_family
 
 
 def build_decoder(folder: Path, **options) -> SummedLoss:
@@ -102,6 +103,23 @@ def test_a_sum_in_float32_loses_less_by_16_bits(tmp_path: Path):
     best = exact.topk(10).indices
     errors = [(found.float() - exact).gather(1, best).norm() for found in (narrow, wide)]
     assert 0 < errors[1] < 0.7 * errors[0]
+
+
+def test_the_text_model_of_one_that_sees_is_ours(tmp_path: Path):
+    """The file has other names for its weights, beside those that see."""
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2,
+              "out_hidden_size": 64, "patch_size": 4, "num_position_embeddings": 16}  # fmt: skip
+    config = Qwen3_5Config(text_config=CONFIGS["qwen3_5_text"], vision_config=vision)
+    whole = Qwen3_5ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path)
+    decoder = open_proven(load_base_model(tmp_path, dtype=torch.float32, device=CPU), Decoder)
+    assert isinstance(decoder, Decoder)
+    ids = torch.arange(3, 80)
+    decoder.grow(len(ids))
+    attend = decoder.attend_within(Spans.between((0, len(ids)), CPU))
+    with torch.no_grad():
+        scores = decoder.scores(decoder.hidden(ids, torch.arange(len(ids)), attend))
+        torch.testing.assert_close(scores, whole(ids[None]).logits[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_window_that_transformers_ignores_is_none(tmp_path: Path):

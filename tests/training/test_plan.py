@@ -178,6 +178,16 @@ def test_weights_are_shared_where_the_libraries_leave_no_room_for_them(plan_on):
     assert plan_on(num_gpus=8, gigabytes=150, libraries=8e9).zero_stage == 3
 
 
+def test_gated_delta_layers_are_not_shared_out(plan_on):
+    assert plan_on(num_gpus=8, gigabytes=300, model_type="qwen3_5_text").zero_stage == 2
+    with pytest.raises(
+        UserError, match=r"ZERO_STAGE: expected 2 .* gated delta layers, .* found 3"
+    ):
+        plan_on(num_gpus=8, gigabytes=300, model_type="qwen3_5_text", zero_stage=3)
+    with pytest.raises(UserError, match="the training takes at least"):
+        plan_on(num_gpus=8, gigabytes=90, model_type="qwen3_5_text")
+
+
 def test_70b_in_4_bit_on_one_gpu(plan_on):
     plan = plan_on(num_gpus=1, gigabytes=64, peft_method="qlora")
     assert plan.zero_stage == 2

@@ -15,7 +15,7 @@ from src.training.plan.fit import fit
 from src.training.plan.memory import Workload, attention_bytes, estimate_memory
 from src.training.plan.plan import TrainingPlan, is_in_4bit, is_in_float8
 from src.training.plan.resources import Resources
-from src.training.plan.room import check_float8, check_rank, check_room
+from src.training.plan.room import check_float8, check_rank, check_room, check_sharing
 
 PRODUCTS = 17e6
 """Bytes that oneDNN's compiled products of 16 bits take with each new number of tokens."""
@@ -46,6 +46,7 @@ def make_plan(
     if work is None:
         return TrainingPlan(settings, data, steps, resources, stage, None)
     if stage == 3:
+        check_sharing(work.shape)
         # A layer's weights are there only while transformers runs it.
         work = replace(work, shares_weights=True, num_recomputed=work.shape.num_layers)
         check_room(work, resources)
@@ -91,6 +92,8 @@ def _choose_stage(
 ) -> int:
     """Return 3 where several GPUs can share what one cannot hold, else 2."""
     if not resources.on_gpus or is_in_4bit(settings) or steps.batch_sizes.world_size == 1:
+        return 2
+    if work is not None and work.shape.delta is not None:
         return 2
     if work is not None:
         return 3 if estimate_memory(fit(work, resources.room)).total > resources.room else 2

@@ -44,6 +44,15 @@ def check_rank(work: Workload, resources: Resources) -> None:
         )
 
 
+def check_sharing(shape: ModelShape) -> None:
+    """Refuse ZeRO-3 for weights that are not read by the module that has them."""
+    if shape.delta is not None:
+        raise UserError(
+            "ZERO_STAGE: expected 2 for a base model with gated delta layers, whose convolutions "
+            "DeepSpeed cannot share out; found 3"
+        )
+
+
 def check_float8(shape: ModelShape | None, zero_stage: int, device: torch.device) -> None:
     """Refuse float8 for weights that our decoder does not multiply with, and on such a GPU."""
     if zero_stage == 3:
