@@ -84,10 +84,12 @@ class Predictor(BaseRunner):
         # What is imported and loaded stays; looking for garbage in it takes a tenth of the time.
         gc.disable()
         # Here, so that the inputs can be read without loading torch.
+        from src.serving.end_with_engine import end_with_engine
         from src.serving.predictor import TextPredictor
         from src.serving.refusal import refuse_trainings
 
         self.predictor = TextPredictor(weights)
+        end_with_engine(self.predictor)
         gc.enable()
         self.run = refuse_trainings(self.run)  # type: ignore[method-assign]
 

@@ -28,11 +28,10 @@ from src.jobs.channel import Channel, Message
 from src.jobs.failure import describe_failure
 from src.jobs.inputs import complete_inputs
 from src.jobs.printed import ContextLog, LineLog
+from src.serving.end_with_engine import end_with_engine
 
 if TYPE_CHECKING:
     from src.serving.predictor import TextPredictor
-
-LOOK_SECONDS = 1.0
 
 
 class Requests:
@@ -82,17 +81,6 @@ class Requests:
         self._send({"event": "end", "id": id, **end})
 
 
-async def end_with_engine(predictor: "TextPredictor") -> None:
-    """End the process once nothing answers in it: whoever started it can start another."""
-    while True:
-        await asyncio.sleep(LOOK_SECONDS)
-        try:
-            predictor.check_alive()
-        except RuntimeError as error:
-            print(error, file=sys.stderr, flush=True)
-            os._exit(1)
-
-
 def load_predictor() -> "TextPredictor":
     """Load the base model, and the container's own weights if there are any."""
     # Here, as it takes seconds in which the end of stdin is noticed.
@@ -120,8 +108,8 @@ async def main() -> None:
         os._exit(1)
     channel.send({"event": "ready", "model": predictor.describe()})
     requests = Requests(predictor, channel.send, printed)
-    watch = asyncio.create_task(end_with_engine(predictor))  # held, as the loop does not
-    while not watch.done():
+    end_with_engine(predictor)
+    while True:
         requests.take(await messages.get())
         await asyncio.sleep(0)  # a request has begun before it can be canceled
 

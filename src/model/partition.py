@@ -151,7 +151,9 @@ class _Lazy:
 
     def __getitem__(self, _: Any) -> Tensor:
         whole = self._file.get_slice(self._name)
-        return self._partition.cut(self._name, whole, tuple(whole.get_shape()))
+        part = self._partition.cut(self._name, whole, tuple(whole.get_shape()))
+        # Not a view of the file, whose pages would count as this rank's memory.
+        return part.clone(memory_format=torch.contiguous_format)
 
 
 def build_empty(config: Any) -> Any:

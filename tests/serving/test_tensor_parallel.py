@@ -11,10 +11,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from src.errors import UserError
+from src.model.partition import build_empty
 from src.serving.engine.engine import Engine
 from src.serving.parallel.followers import RankLost
+from src.serving.parallel.size import ranks_needed
 from src.serving.sampling import SamplingParams
 from tests.serving.clients import GREEDY, Client, random_prompts
 from tests.serving.test_preemption import cache_bytes
@@ -117,6 +120,13 @@ def test_a_rank_that_cannot_load_is_a_sentence(new_engine, monkeypatch):
     monkeypatch.setattr("src.serving.parallel.followers.ROOT", Path(__file__).parent)
     with pytest.raises(RankLost, match=r"^rank 1 of 2 ended with code 1$"):
         new_engine(tensor_parallel=2)
+
+
+def test_a_model_is_split_between_gpus_where_it_does_not_fit_on_one(base_dir: Path):
+    num_bytes = 4 * sum(p.numel() for p in build_empty(base_dir).parameters())
+    for gpu_bytes, expected in ((1.3 * num_bytes, 1), (num_bytes, 2), (num_bytes / 4, 2)):
+        # It has two key/value heads.
+        assert ranks_needed(base_dir, 4, gpu_bytes, torch.float32) == expected
 
 
 def test_what_cannot_be_split_is_refused(new_engine):

@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
+from src.environment import read_serve_environment
 from src.errors import UserError
 from src.service.settings import ServiceSettings, worker_environment
 from src.service.work.engine_client import EngineClient, EngineError, Message
@@ -91,8 +92,8 @@ class Engines:
 def replica_environments(settings: ServiceSettings) -> list[dict[str, str]]:
     """Return the environment of each replica.
 
-    Several on this machine have a GPU each, or without one their share of the processors. Raises
-    UserError where there are fewer GPUs than replicas.
+    Several on this machine have a GPU each, or as many as `TENSOR_PARALLEL` says, or without one
+    their share of the processors. Raises UserError where there are too few GPUs.
     """
     num, shared = settings.engine_replicas, worker_environment(settings)
     if num == 1 or settings.executor == "ray":  # which finds each a place
@@ -101,11 +102,14 @@ def replica_environments(settings: ServiceSettings) -> list[dict[str, str]]:
     if not gpus:
         threads = str(max(len(os.sched_getaffinity(0)) // num, 1))
         return [{"OMP_NUM_THREADS": threads, **shared}] * num
-    if num > len(gpus):
+    each = read_serve_environment(shared).tensor_parallel or 1
+    if num * each > len(gpus):
+        share = "one for each" if each == 1 else f"one for {each}"
         raise UserError(
-            f"ENGINE_REPLICAS: expected at most one for each of the {len(gpus)} GPUs, found {num}"
+            f"ENGINE_REPLICAS: expected at most {share} of the {len(gpus)} GPUs, found {num}"
         )
-    return [{**shared, "CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:num]]
+    shares = (",".join(gpus[number * each :][:each]) for number in range(num))
+    return [{**shared, "CUDA_VISIBLE_DEVICES": share} for share in shares]
 
 
 def _gpus(visible: str | None) -> list[str]:

@@ -19,13 +19,14 @@ def choose_partition(
     """Return the first rank's part of a base model; None where it has the whole.
 
     `asked` is `TENSOR_PARALLEL`; without it a model that does not fit on one GPU is split between
-    as many of them as can be. Raises UserError for what cannot be.
+    as many of them as can be. Raises UserError where what is asked for cannot be.
     """
     num_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if asked is None:
         if num_gpus < 2 or in_4bit or read_config(folder).get("quantization_config"):
             return None
-        num_ranks = ranks_needed(folder, num_gpus, _memory_of(device), dtype)
+        gpu_bytes = torch.cuda.get_device_properties(device).total_memory
+        num_ranks = ranks_needed(folder, num_gpus, gpu_bytes, dtype)
     else:
         num_ranks = asked
     if num_ranks == 1:
@@ -39,7 +40,12 @@ def choose_partition(
             f"TENSOR_PARALLEL: expected at most {num_gpus}, the GPUs that are visible; "
             f"found {num_ranks}"
         )
-    partition = Partition.of(folder, rank=0, num_ranks=num_ranks)
+    try:
+        partition = Partition.of(folder, rank=0, num_ranks=num_ranks)
+    except UserError:
+        if asked is not None:
+            raise
+        return None  # one GPU may have room all the same
     kind = "GPUs" if num_gpus else "CPU processes"
     print(f"tensor parallel: the model is split between {num_ranks} {kind}", flush=True)
     return partition
@@ -54,7 +60,3 @@ def ranks_needed(folder: Path, num_gpus: int, gpu_bytes: float, dtype: torch.dty
     if num_bytes <= ROOM * gpu_bytes:
         return 1
     return max(possible_sizes(read_text_config(folder), num_gpus))
-
-
-def _memory_of(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).total_memory

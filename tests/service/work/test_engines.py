@@ -97,6 +97,12 @@ def test_replicas_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match="at most one for each of the 3 GPUs, found 4"):
         replica_environments(settings(4))
     assert len(replica_environments(settings(4, "ray"))) == 4
+    monkeypatch.setenv("TENSOR_PARALLEL", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    seen = [env["CUDA_VISIBLE_DEVICES"] for env in replica_environments(settings(2))]
+    assert seen == ["0,1", "2,3"]
+    with pytest.raises(UserError, match="at most one for 2 of the 4 GPUs, found 3"):
+        replica_environments(settings(3))
 
 
 def test_replicas_without_a_gpu_share_the_processors(monkeypatch: pytest.MonkeyPatch):

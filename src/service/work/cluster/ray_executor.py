@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from src.environment import read_train_environment
+from src.environment import read_serve_environment, read_train_environment
 from src.files.atomic import replacing_file
 from src.service.work.cluster.job_host import WEIGHTS, JobHost
 from src.service.work.job_environment import job_environment
@@ -40,7 +40,7 @@ class RayExecutor:
     """Starts jobs as children of actors, and trainings in placement groups.
 
     A training takes `NUM_PROCESSES` GPUs (1 by default) of each of `NUM_NODES` machines, an engine
-    one; where the cluster has no GPU, one CPU.
+    `TENSOR_PARALLEL` of one (1 by default); where the cluster has no GPU, one CPU.
     """
 
     async def start(self, kind: Kind, env: Mapping[str, str]) -> "RayWorker":
@@ -58,9 +58,10 @@ class RayExecutor:
         is_training = kind == "training"
         asked = read_train_environment(variables)
         has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-        resource, num = (
-            ("GPU", (is_training and asked.num_processes) or 1) if has_gpus else ("CPU", 1)
-        )
+        num_gpus = asked.num_processes
+        if not is_training:
+            num_gpus = read_serve_environment(variables).tensor_parallel
+        resource, num = ("GPU", num_gpus or 1) if has_gpus else ("CPU", 1)
         num_nodes = asked.num_nodes if is_training else 1
         group = placement_group([{resource: num}] * num_nodes, strategy="STRICT_SPREAD")
         worker = RayWorker(group, Path(env.get("WEIGHTS_DIR") or "."))
