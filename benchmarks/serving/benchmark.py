@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.picture import draw_bars, machine_name
+from benchmarks.serving.gaps import show_gaps
 from benchmarks.serving.work import PROMPT_TOKENS, make_work
 from src.cli.server import ROOT
 
@@ -174,7 +175,7 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
         + " | ".join(f"{1000 * s:,.1f}" for s in record["next_turn"].values())
         + " | |",
         "",
-        _gaps(record["gaps"]),
+        show_gaps(record["gaps"]),
         "",
         "| first token with an adapter that is | ms, p50 / p95 |",
         "|---|---|",
@@ -197,16 +198,3 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
 
 def _milliseconds(times: Mapping[str, float]) -> str:
     return f"{1000 * times['p50']:,.1f} / {1000 * times['p95']:,.1f}"
-
-
-def _gaps(gaps: Mapping[str, float]) -> str:
-    """Return a sentence about an answer that runs while a long prompt is read."""
-    alone, beside, longest = (
-        f"{1000 * gaps[name]:,.1f} ms"
-        for name in ("median_alone", "median_beside", "longest_beside")
-    )
-    return (
-        f"While a prompt of {gaps['prompt_tokens']:,} tokens is read, the tokens of a running "
-        f"answer are {beside} apart (median) and {longest} at most; alone {alone}. The prompt's "
-        f"first token comes after {gaps['seconds_to_first_token']:,.1f} s."
-    )

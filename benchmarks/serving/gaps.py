@@ -5,6 +5,7 @@ import random
 import statistics
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from src.serving.engine.engine import Engine
@@ -50,3 +51,16 @@ def measure_gaps(engine: Engine, *, num_prompt_tokens: int = PROMPT_TOKENS) -> d
         "longest_beside": max(beside),
         "seconds_to_first_token": ended - began,
     }
+
+
+def show_gaps(gaps: Mapping[str, float]) -> str:
+    """Return a sentence about an answer that runs while a long prompt is read."""
+    alone, beside, longest = (
+        f"{1000 * gaps[name]:,.1f} ms"
+        for name in ("median_alone", "median_beside", "longest_beside")
+    )
+    return (
+        f"While a prompt of {gaps['prompt_tokens']:,} tokens is read, the tokens of a running "
+        f"answer are {beside} apart (median) and {longest} at most; alone {alone}. The prompt's "
+        f"first token comes after {gaps['seconds_to_first_token']:,.1f} s."
+    )

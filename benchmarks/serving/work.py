@@ -61,6 +61,24 @@ def make_work(folder: Path, num_tokens: int) -> ServeWork:
     """Make the demo's base model with a long context, and adapters for it."""
     base_model = folder / "base-model"
     make_base_model(base_model, tokenizer_texts(), max_seq_len=CONTEXT)
+    adapters, vocab_size = make_adapters(folder, base_model)
+    order = make_reciter(base_model, folder / "reciter")
+    quoting = {
+        "1 clients, quoting all": quoting_prompt(order, num_tokens, quote=num_tokens, own=0),
+        "1 clients, quoting three quarters": quoting_prompt(order, num_tokens, quote=24, own=8),
+    }
+    return ServeWork(
+        str(base_model),
+        adapters,
+        vocab_size,
+        num_tokens,
+        str(folder / "reciter"),
+        quoting,
+    )
+
+
+def make_adapters(folder: Path, base_model: Path) -> tuple[list[str], int]:
+    """Make adapters of a base model in a folder; return theirs, and the size of its vocabulary."""
     model = load_base_model(base_model, dtype=torch.float32, device=torch.device("cpu"))
     shapes = {name: shape for name, shape in linear_shapes(model).items() if name != "lm_head"}
     adapters = []
@@ -77,19 +95,7 @@ def make_work(folder: Path, num_tokens: int) -> ServeWork:
             dropout=0.0,
         )
         adapters.append(str(adapter))
-    order = make_reciter(base_model, folder / "reciter")
-    quoting = {
-        "1 clients, quoting all": quoting_prompt(order, num_tokens, quote=num_tokens, own=0),
-        "1 clients, quoting three quarters": quoting_prompt(order, num_tokens, quote=24, own=8),
-    }
-    return ServeWork(
-        str(base_model),
-        adapters,
-        model.config.vocab_size,
-        num_tokens,
-        str(folder / "reciter"),
-        quoting,
-    )
+    return adapters, model.config.vocab_size
 
 
 def _random_matrices(

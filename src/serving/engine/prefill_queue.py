@@ -14,7 +14,7 @@ TOKENS_ALONE = 4096
 """Tokens of prompts that one pass reads where no answer runs."""
 FEWEST, FIRST, MOST = 8, 16, 2048
 """Tokens that it reads where answers wait for it."""
-SLOWDOWN = 2.6
+SLOWDOWN = 2.4
 """A step that reads prompts too may take so many times as long as one that does not."""
 NUM_KNOWN = 15
 """Steps that the length of a usual one is taken from."""
