@@ -9,8 +9,8 @@ import gguf
 import xllamacpp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.serving.real_work import RealWork
-from benchmarks.serving.timing import print_best
+from benchmarks.serving.trace.timing import print_best
+from benchmarks.serving.trace.work import RealWork
 
 
 def convert(source: Path, target: Path, kind: gguf.GGMLQuantizationType) -> None:

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.serving.real_work import RealWork
-from benchmarks.serving.timing import print_best
+from benchmarks.serving.trace.timing import print_best
+from benchmarks.serving.trace.work import RealWork
 
 work, way = RealWork.load(Path(sys.argv[1])), sys.argv[2]
 model = AutoModelForCausalLM.from_pretrained(work.base_model, dtype=work.dtype).eval()

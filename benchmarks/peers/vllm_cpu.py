@@ -8,8 +8,8 @@ from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.serving.real_work import RealWork
-from benchmarks.serving.timing import print_best
+from benchmarks.serving.trace.timing import print_best
+from benchmarks.serving.trace.work import RealWork
 
 if __name__ == "__main__":
     work = RealWork.load(Path(sys.argv[1]))

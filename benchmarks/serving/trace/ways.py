@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.serving.real_work import RealWork
+from benchmarks.serving.trace.work import RealWork
 from src.cli.server import ROOT
 
 OURS = "cog-finetune"
@@ -75,7 +75,7 @@ def _gguf() -> Path | None:
     return next((path for folder in folders or () for path in Path(folder).glob("*.gguf")), None)
 
 
-_ENGINE = ("-m", "benchmarks.serving.real_ours")
+_ENGINE = ("-m", "benchmarks.serving.trace.ours")
 WAYS = (
     Way(f"{OURS}, bfloat16", _ENGINE, "bfloat16", has_adapters=True),
     Way(f"{OURS}, float32", _ENGINE, "float32", has_adapters=True),

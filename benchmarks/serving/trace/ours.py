@@ -1,12 +1,12 @@
-"""This project's part of the benchmark on a real model: `real_ours WORK` prints the seconds."""
+"""This project's part of the benchmark on a real model: `ours WORK` prints the seconds."""
 
 import itertools
 import queue
 import sys
 from pathlib import Path
 
-from benchmarks.serving.real_work import RealWork
-from benchmarks.serving.timing import print_best
+from benchmarks.serving.trace.timing import print_best
+from benchmarks.serving.trace.work import RealWork
 from src.serving.engine.engine import Engine
 from src.serving.engine.request import Event, Finished, Request
 from src.serving.sampling import SamplingParams
