@@ -1,5 +1,9 @@
-"""The one kind of error that a user can do something about."""
+"""Errors that are told as the sentence they are."""
 
 
 class UserError(ValueError):
-    """A sentence that says what is wrong, where, what was found, and what is expected."""
+    """What a user can change: it says what is wrong, where, what was found, what is expected."""
+
+
+class RankLost(RuntimeError):
+    """A rank of a model that is split has ended or failed: nothing more can be computed."""

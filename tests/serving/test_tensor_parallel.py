@@ -13,10 +13,9 @@ import psutil
 import pytest
 import torch
 
-from src.errors import UserError
+from src.errors import RankLost, UserError
 from src.model.partition import build_empty
 from src.serving.engine.engine import Engine
-from src.serving.parallel.followers import RankLost
 from src.serving.parallel.size import ranks_needed
 from src.serving.sampling import SamplingParams
 from tests.serving.clients import GREEDY, Client, random_prompts

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from src.chat.tokenizer import Tokenizer
-from src.errors import UserError
+from src.errors import RankLost, UserError
 from src.gpus import find_device
 from src.graphs.capture import Capture, cuda_capture
 from src.graphs.step_graphs import CudaGraphs
@@ -27,7 +27,7 @@ from src.serving.engine.scheduler import Scheduler
 from src.serving.engine.totals import Totals
 from src.serving.lora.weights import LoadedAdapter, load_adapter
 from src.serving.native.library import find_library
-from src.serving.parallel.followers import Followers, Job, RankLost
+from src.serving.parallel.followers import Followers, Job
 from src.serving.parallel.size import choose_partition
 from src.serving.sampling import Sampler
 from src.weights.adapter.adapter import AdapterFile

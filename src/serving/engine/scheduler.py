@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 import torch
 
+from src.errors import RankLost
 from src.serving.engine.batch import Batch
 from src.serving.engine.ngram import NgramProposer
 from src.serving.engine.prefill_queue import PrefillQueue, WaitingQueue
 from src.serving.engine.request import Finished, FinishReason, Sequence
 from src.serving.engine.step_output import StepOutput
 from src.serving.engine.totals import Totals
-from src.serving.parallel.followers import RankLost
 
 
 class Scheduler:

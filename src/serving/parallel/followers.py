@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from src.errors import RankLost
 from src.model.partition import Partition
 from src.serving.parallel.group import join_group, leave_group
 
@@ -26,10 +27,6 @@ END = b""
 ROOT = Path(__file__).resolve().parents[3]
 END_SECONDS = 5.0
 """For a follower to end by itself, and for the end of one to be noticed."""
-
-
-class RankLost(RuntimeError):
-    """A rank has ended or failed: nothing more can be computed."""
 
 
 @dataclass(frozen=True)

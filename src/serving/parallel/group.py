@@ -28,7 +28,7 @@ def join_group(meeting: Path, *, rank: int, num_ranks: int, device: torch.device
 def leave_group() -> None:
     """Leave the others, who may have ended: what waits for them, on a GPU too, goes on."""
     if (group := dist.group.WORLD) is not None:
-        with suppress(RuntimeError):
+        with suppress(Exception):  # of whatever has ended already
             group.abort()
-        with suppress(RuntimeError):
+        with suppress(Exception):
             dist.destroy_process_group()
