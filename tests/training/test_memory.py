@@ -67,7 +67,6 @@ CASES = {
     "experts and sinks, bfloat16": {"model_type": "gpt_oss", "dtype": torch.bfloat16},
     "experts in transformers": {**IN_TRANSFORMERS, "model_type": "mixtral"},
     "experts, 4-bit": {"model_type": "mixtral", "in_4bit": True},
-    "gated deltas": {"model_type": "qwen3_5_text"},
     "gated deltas, bfloat16": {"model_type": "qwen3_5_text", "dtype": torch.bfloat16},
     "gated deltas, all recomputed": {"model_type": "qwen3_5_text", "num_recomputed": 6},
     "norms in float32 beside bfloat16": {"model_type": "gemma3_text", "dtype": torch.bfloat16},
