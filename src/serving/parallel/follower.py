@@ -106,7 +106,7 @@ def main(connection: Connection, parent: int) -> int:
     end_together(parent, os.getpid())
     try:
         Follower(connection).run()
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
         return 0
     except Exception as error:
         reason = printable(next(iter(str(error).splitlines()), ""), 300)
