@@ -1,5 +1,6 @@
 """This project's part of the serving benchmark: `python -m benchmarks.serving.ours WORK RESULT`."""
 
+import itertools
 import json
 import queue
 import sys
@@ -56,10 +57,8 @@ class OurWay:
             self._adapters[number % num_adapters] if num_adapters else None
             for number in range(num_clients)
         ]
-        return measure(
-            lambda: self.answers(prompts, adapters, work.num_tokens),
-            num_clients * work.num_tokens,
-        )
+        ask = asking_anew(self._engine, prompts, adapters, work.num_tokens)
+        return measure(ask, num_clients * work.num_tokens, is_exact=False)
 
     def first_tokens(self, length: int) -> list[float]:
         """Return the seconds to the first token of prompts of this length."""
@@ -137,6 +136,26 @@ def ask_all(
     return answers
 
 
+def asking_anew(
+    engine: Engine,
+    prompts: list[list[int]],
+    adapters: list[LoadedAdapter | None],
+    num_tokens: int,
+) -> Callable[[], list[list[int]]]:
+    """Return a way to ask for all again and again, of which the engine finds nothing in its cache.
+
+    Each time the prompts begin one token later; the first time they are as given.
+    """
+    numbers = itertools.count()
+
+    def ask() -> list[list[int]]:
+        first = next(numbers)
+        turned = [prompt[first:] + prompt[:first] for prompt in prompts]
+        return ask_all(engine, turned, adapters, num_tokens)
+
+    return ask
+
+
 def quoting_speeds(work: ServeWork, *, can_speculate: bool) -> dict[str, Any]:
     """Return the speed of one client whose answer quotes its prompt, and of one whose does not."""
 
@@ -164,8 +183,8 @@ def measure(
 ) -> dict[str, Any]:
     """Run once to warm up, then again and again, and return the speed of the best run.
 
-    Whoever shares the machine slows some runs down, and never speeds one up. In 16 bits answers
-    that are not `is_exact` may depend on what shares a step with them.
+    Whoever shares the machine slows some runs down, and never speeds one up. Answers that are not
+    `is_exact` may differ: those to other prompts, and in 16 bits by what shares a step with them.
     """
     answers = run()
     best = best_cpu = float("inf")

@@ -23,7 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.picture import machine_name
-from benchmarks.serving.ours import ask_all, measure
+from benchmarks.serving.ours import asking_anew, measure
 from benchmarks.shapes import REAL_MODEL, SHAPES
 from src.cli.server import ROOT
 from src.serving.engine.engine import Engine
@@ -33,7 +33,8 @@ PROMPT_TOKENS = 32
 CLIENTS = (1, 8, 32)
 DTYPES = ("bfloat16", "float32")
 OURS, THEIRS = "cog-finetune", "transformers.generate"
-Answer = Callable[[list[list[int]], int], list[list[int]]]
+Answer = Callable[[list[list[int]], int], Callable[[], list[list[int]]]]
+"""Takes prompts and how many tokens are wanted, and returns what asks for them."""
 
 
 def main(argv: list[str]) -> None:
@@ -110,15 +111,15 @@ def _speed(folder: Path, way: str, dtype: str, clients: int, tokens: int) -> flo
         [rng.randrange(20, vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(clients)
     ]
     with (_ours if way == OURS else _theirs)(folder, dtype) as answer:
-        run = partial(answer, prompts, tokens)
-        speeds = measure(run, clients * tokens, is_exact=dtype == "float32")
+        is_exact = way == THEIRS and dtype == "float32"
+        speeds = measure(answer(prompts, tokens), clients * tokens, is_exact=is_exact)
     return speeds["tokens_per_second"]
 
 
 @contextmanager
 def _ours(folder: Path, dtype: str) -> Iterator[Answer]:
     engine = Engine(folder, dtype=dtype, can_speculate=False)
-    yield lambda prompts, tokens: ask_all(engine, prompts, [None] * len(prompts), tokens)
+    yield lambda prompts, tokens: asking_anew(engine, prompts, [None] * len(prompts), tokens)
     engine.close()
 
 
@@ -127,7 +128,7 @@ def _theirs(folder: Path, dtype: str) -> Iterator[Answer]:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
     @torch.inference_mode()
-    def answer(prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    def generate(prompts: list[list[int]], tokens: int) -> list[list[int]]:
         ids = torch.tensor(prompts)
         output = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens,
@@ -135,7 +136,7 @@ def _theirs(folder: Path, dtype: str) -> Iterator[Answer]:
         )  # fmt: skip
         return output[:, PROMPT_TOKENS:].tolist()
 
-    yield answer
+    yield lambda prompts, tokens: partial(generate, prompts, tokens)
 
 
 def _bandwidth(threads: int, num_reads: int) -> float:

@@ -7,9 +7,11 @@ import gc
 import itertools
 import os
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +28,9 @@ from transformers import (
 import src.serving.engine.prefill_queue
 import src.serving.engine.runners
 from src.errors import UserError
+from src.serving.engine.batch import Batch
 from src.serving.engine.engine import Engine
+from src.serving.engine.request import Event, Request
 from src.serving.lora.slots import LoraSlots
 from src.serving.lora.stacked import LoraBatch
 from src.serving.lora.weights import LoadedAdapter
@@ -277,23 +281,37 @@ def test_a_waiting_request_takes_no_neighbours_tokens(new_engine, monkeypatch):
     """Its slot is among the rows of their steps while its prompt is read piece by piece."""
     for name in ("FIRST", "MOST"):
         monkeypatch.setattr(src.serving.engine.prefill_queue, name, 8)
+    slots: dict[int, int] = {}
+
+    def add(batch: Batch, sequence: Any, add=Batch.add) -> bool:
+        is_added = add(batch, sequence)
+        slots[id(sequence)] = sequence.slot
+        return is_added
+
+    monkeypatch.setattr(Batch, "add", add)
     for seed in range(4):
         sampling = SamplingParams(
             max_new_tokens=40, temperature=1.0, top_p=1.0, repetition_penalty=9.0, seed=seed
         )
         prompt = [3 + number % 17 for number in range(seed, seed + 150)]
         alone = Client(new_engine(), prompt, sampling).read()
-        engine = new_engine()
-        low, high = (Client(engine, [n, 5], replace(sampling, max_new_tokens=250)) for n in (6, 7))
-        low.read(1), high.read(1)
-        low.cancel()
-        low.read()
+        engine, is_held, is_asked = new_engine(max_slots=2), threading.Event(), threading.Event()
+        short, long = (replace(sampling, max_new_tokens=number) for number in (3, 250))
+
+        def hold(_: Event, is_held=is_held, is_asked=is_asked) -> None:
+            is_held.set()
+            is_asked.wait()
+
+        # The engine goes on when it knows all the others.
+        engine.submit(Request([5], replace(sampling, max_new_tokens=1), hold))
+        is_held.wait()
+        Client(engine, [6, 5], short)
+        neighbour = Client(engine, [7, 5], long, ignores_end=True)
         late = Client(engine, prompt, sampling)
-        late.read(1)
-        assert late.sequence.slot < high.sequence.slot
+        is_asked.set()
         assert late.read() == alone
-        high.cancel()
-        high.read()
+        assert slots[id(late.sequence)] < slots[id(neighbour.sequence)]
+        assert len(neighbour.read()) == 250
 
 
 def test_known_tokens_are_not_read_again_and_change_nothing(engine, loaded, reference):
