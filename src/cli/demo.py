@@ -67,7 +67,9 @@ def main(arguments: list[str]) -> int:
     if code:
         return code
     with tarfile.open(weights) as archive:
-        archive.extract("report.html", folder, filter="data")
+        report = archive.extractfile("report.html")
+        assert report is not None  # each training writes it
+        (folder / "report.html").write_bytes(report.read())
     print(f"report: {folder / 'report.html'}\nstarting the server", flush=True)
     try:
         _ask(questions, weights)
