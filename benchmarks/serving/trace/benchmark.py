@@ -9,13 +9,10 @@ import os
 import platform
 import sys
 import tempfile
-import timeit
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks.picture import machine_name
 from benchmarks.serving.gaps import measure_gaps, show_gaps
@@ -85,7 +82,6 @@ def main(argv: list[str]) -> None:
         "peers": {way.name: way.version for way in WAYS if way.version},
         "command": f"scripts/benchmark serve-trace --tokens {arguments.tokens}",
         "tokens": arguments.tokens,
-        "limits": {str(n): _limit(n) for n in sorted({1, most_threads})},
         "speeds": rows,
         "gaps": gaps,
     }
@@ -96,28 +92,16 @@ def main(argv: list[str]) -> None:
     print(table)
 
 
-def _limit(threads: int) -> float:
-    """Return the tokens per second of one client that so many threads read bf16 weights for."""
-    shape = SHAPES[REAL_MODEL]
-    weight_bytes = 2 * (shape.linear_parameters + shape.vocab_size * shape.hidden_size)
-    torch.set_num_threads(threads)
-    data = torch.ones(2**26)
-    seconds = min(timeit.repeat(data.sum, number=1, repeat=40))
-    return round(data.nbytes / seconds / weight_bytes, 1)
-
-
 def _lines(record: Row) -> list[str]:
     versions = ", ".join(f"{n} {v}" for n, v in [*record["versions"].items()])
     peers = ", ".join(f"{name} {known}" for name, known in record["peers"].items())
-    limits = ", ".join(f"{limit:,.0f} by {n}" for n, limit in record["limits"].items())
     return [
         f"Serving speed of {REAL_MODEL}, {record['date']}, {record['hardware']}, {versions}; "
         f"{peers}",
         f"`{record['command']}`: greedy, tokens/s of all answers together; all clients ask at "
         "once. A way that could not run here has a dash.",
         "",
-        f"Prompts of {PROMPT_TOKENS} tokens, answers of {record['tokens']}. Reading the weights "
-        f"once a token, threads are limited for one client to (tokens/s): {limits}.",
+        f"Prompts of {PROMPT_TOKENS} tokens, answers of {record['tokens']}.",
         "",
         *_table(record, "even"),
         "",

@@ -137,10 +137,8 @@ class Batch:
     def step(self) -> StepOutput:
         """Read the last token of every row and draw the next ones."""
         rows = self._rows_to_step()
-        num_rows, lengths = (
-            len(rows),
-            [0 if row is None else self._lengths[row.slot] for row in rows],
-        )
+        num_rows = len(rows)
+        lengths = [0 if row is None else self._lengths[row.slot] for row in rows]
 
         def step() -> torch.Tensor:
             return self._step(num_rows, lengths)
