@@ -14,12 +14,21 @@ from transformers import AutoModelForCausalLM
 from src.cli.tiny_model import make_base_model
 from src.model.base_model import linear_modules
 from src.serving.model.chunk import Chunk
+from src.serving.native import library
 from src.serving.native.library import find_library
 from src.serving.sampling import SamplingParams
 from src.weights.adapter.adapter import read_adapter
 from tests.serving.clients import Client
 
 GREEDY = SamplingParams(max_new_tokens=24, temperature=0, repetition_penalty=1.0)
+WITHOUT_TILES = "-U__AMX_TILE__"
+
+
+@pytest.fixture(params=["tiles", "vectors"])
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What multiplies 16 bits: tiles, where the processor has them, or what others have."""
+    if request.param == "vectors":
+        monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, WITHOUT_TILES))
 
 
 def scores_of(engine: Any, lengths: list[int], lora_slots: Sequence[int | None]) -> torch.Tensor:
@@ -40,6 +49,7 @@ def scores_of(engine: Any, lengths: list[int], lora_slots: Sequence[int | None])
     return scores[torch.tensor(lengths) > 0].float()
 
 
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("with_adapters", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_scores_are_those_of_plain_steps(new_engine, adapters, dtype, with_adapters):
@@ -67,20 +77,41 @@ def test_scores_are_those_of_plain_steps(new_engine, adapters, dtype, with_adapt
     assert (ours - plain).norm() <= (1e-5 if dtype == "float32" else 0.05) * plain.norm()
 
 
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_scores_of_a_row_do_not_depend_on_the_others(new_engine, dtype):
     """Not by a bit, so that an answer is the same whoever is served beside it."""
-    engine = new_engine(dtype=dtype, max_slots=16, can_speculate=False)
-    lengths, none = [5 + 3 * row for row in range(11)], [None] * 11
+    engine = new_engine(dtype=dtype, max_slots=64, can_speculate=False)
+    lengths, none = [5 + row for row in range(64)], [None] * 64
     with torch.inference_mode():
         together = scores_of(engine, lengths, none)
-        for row in (0, 3, 10):
+        for row in (0, 3, 10, 16, 40, 63):
             alone = scores_of(
                 engine, [length * (n == row) for n, length in enumerate(lengths)], none
             )
             assert alone[0].equal(together[row])
             few = scores_of(engine, lengths[: row + 1], none[: row + 1])
             assert few[row].equal(together[row])
+
+
+@pytest.mark.parametrize("num_rows", [1, 16, 17, 64])
+def test_tiles_compute_what_vectors_compute(new_engine, tmp_path, monkeypatch, num_rows):
+    """Of whole tiles and of those that end within one, at both sides of a matrix."""
+    make_base_model(
+        tmp_path / "wide", ["a b c"], vocab_size=300, hidden_size=168, num_layers=2, num_heads=6,
+        num_key_value_heads=2, head_dim=28, attention_bias=True,
+    )  # fmt: skip
+    found, options = [], {"dtype": "bfloat16", "max_slots": 64, "can_speculate": False}
+    lengths, none = [2 + row % 7 for row in range(num_rows)], [None] * num_rows
+    with torch.inference_mode():
+        tiles = new_engine(tmp_path / "wide", **options)
+        monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, WITHOUT_TILES))
+        vectors = new_engine(tmp_path / "wide", **options)
+        for engine in (tiles, vectors):
+            found.append(scores_of(engine, lengths, none))
+    assert (found[0] - found[1]).norm() <= 0.02 * found[1].norm()
+    has_tiles = "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    assert found[0].equal(found[1]) != has_tiles  # the order of the sums tells them apart
 
 
 def test_answers_are_those_of_plain_steps(engine, new_engine):

@@ -96,13 +96,15 @@ class Step {
         {
             const Part part = {omp_get_thread_num(), omp_get_num_threads()};
             Inputs<W> normed(num_rows, model.hidden_size);
+            const Tiles tiles;
+            Products<W> products;
             typename Attention<W>::Scratch scratch;
             const auto wait = [&] { barrier.wait(part.of); };
             for (int64_t number = 0; number < model.num_layers; number++) {
                 const Layer& layer = model.layers[number];
                 const int64_t first = number * PROJECTIONS_OF_LAYER;
                 normalize_all(layer.before_attention, normed);
-                project(first + QUERY_KEY_VALUE, normed, model.hidden_size, part,
+                project(first + QUERY_KEY_VALUE, normed, model.hidden_size, products, part,
                         {{layer.query, query.data(), query_size},
                          {layer.key, key.data(), key_size},
                          {layer.value, value.data(), key_size}});
@@ -118,18 +120,18 @@ class Step {
                     attention.join(mixed, part.number, part.of);
                     wait();
                 }
-                project(first + OUTPUT, mixed, query_size, part, {to_rows(layer.output)});
+                project(first + OUTPUT, mixed, query_size, products, part, {to_rows(layer.output)});
                 wait();
                 normalize_all(layer.before_mlp, normed);
-                project(first + GATE_UP, normed, model.hidden_size, part,
+                project(first + GATE_UP, normed, model.hidden_size, products, part,
                         {{layer.gate, gate.data(), inner_size}, {layer.up, up.data(), inner_size}});
                 activate(share(inner_size, part));
                 wait();
-                project(first + DOWN, gated, inner_size, part, {to_rows(layer.down)});
+                project(first + DOWN, gated, inner_size, products, part, {to_rows(layer.down)});
                 wait();
             }
             normalize_all(model.norm, normed);
-            project(model.num_layers * PROJECTIONS_OF_LAYER, normed, model.hidden_size, part,
+            project(model.num_layers * PROJECTIONS_OF_LAYER, normed, model.hidden_size, products, part,
                     {{model.head, rows.scores, model.vocab_size, model.logit_scale}},
                     rows.num_scores);
         }
@@ -156,16 +158,17 @@ class Step {
     }
 
     // Multiply x with a thread's part of matrices, and add what adapters do, for the first rows or all.
-    void project(int64_t projection, const Inputs<W>& x, int64_t num_inputs, Part part,
-                 std::initializer_list<Target> targets, int64_t count = ALL) {
+    void project(int64_t projection, const Inputs<W>& x, int64_t num_inputs, Products<W>& products,
+                 Part part, std::initializer_list<Target> targets, int64_t count = ALL) {
         const int64_t num_rows = std::min(count, this->num_rows);
         const bool is_adapted = updates.read(projection, x, num_rows, part);
+        products.read(x, num_inputs, num_rows);
         for (const Target& target : targets)
-            multiply<W>(target.matrix, num_inputs, x, {0, num_rows}, share(target.size, part),
-                        [&](int64_t row, int64_t output, float value) {
-                            float& to = target.to[row * target.size + output];
-                            to = (target.is_sum ? to : 0) + target.factor * value;
-                        });
+            products.multiply(target.matrix, share(target.size, part),
+                              [&](int64_t row, int64_t output, float value) {
+                                  float& to = target.to[row * target.size + output];
+                                  to = (target.is_sum ? to : 0) + target.factor * value;
+                              });
         if (!is_adapted) return;
         barrier.wait(part.of);
         int64_t number = 0, column = 0;

@@ -4,22 +4,13 @@
 
 #pragma once
 
-#include "inputs.h"
-
-struct Matrix {
-    const void* weight;  // (outputs, inputs)
-    const float* bias;   // (outputs,) or none
-};
+#include "tile_products.h"
 
 namespace {
 
 constexpr int64_t MOST_ROWS = 8;          // whose sums fit into the registers
 constexpr int64_t BLOCK = 24;             // outputs whose weights stay in the cache for more rows
 constexpr int64_t PREFETCH_BYTES = 8192;  // the processor itself stops at the end of a page
-
-struct Range {
-    int64_t begin, end;
-};
 
 // What one of some threads does.
 struct Part {
@@ -105,5 +96,46 @@ void multiply(const Matrix& matrix, int64_t size, const Inputs<W>& x, Range rows
         }
     }
 }
+
+// The products of a thread with the inputs that it read last.
+template <typename W>
+class Products {
+   public:
+    void read(const Inputs<W>& x, int64_t size, int64_t num_rows) {
+        this->x = &x, this->size = size, this->num_rows = num_rows;
+    }
+    // Give take(row, output, value) each product with some outputs of a matrix.
+    template <typename Take>
+    void multiply(const Matrix& matrix, Range outputs, Take take) const {
+        ::multiply<W>(matrix, size, *x, {0, num_rows}, outputs, take);
+    }
+
+   private:
+    const Inputs<W>* x;
+    int64_t size, num_rows;
+};
+
+#ifdef HAS_TILES
+template <>
+class Products<bfloat16> {
+   public:
+    void read(const Inputs<bfloat16>& x, int64_t size, int64_t num_rows) {
+        this->x = &x, this->size = size, this->num_rows = num_rows;
+        if (may_use_tiles()) columns.read(x, size, num_rows);
+    }
+    template <typename Take>
+    void multiply(const Matrix& matrix, Range outputs, Take take) const {
+        if (may_use_tiles())
+            multiply_tiles(matrix, size, columns, outputs, take);
+        else
+            ::multiply(matrix, size, *x, {0, num_rows}, outputs, take);
+    }
+
+   private:
+    const Inputs<bfloat16>* x;
+    int64_t size, num_rows;
+    Columns columns;
+};
+#endif
 
 }  // namespace
