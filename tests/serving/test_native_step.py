@@ -125,20 +125,25 @@ def test_answers_are_those_of_plain_steps(engine, new_engine):
         assert Client(engine, ids, GREEDY).answer() == Client(plain, ids, GREEDY).answer()
 
 
+@pytest.mark.parametrize("head_size", [16, 48])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_threads_share_a_long_text(new_engine, tmp_path, dtype):
+def test_threads_share_a_long_text(new_engine, tmp_path, dtype, head_size):
     """Next to a short one, in rows that read its keys together and in one that is alone."""
     make_base_model(
-        tmp_path / "long", ["a b c"], vocab_size=300, hidden_size=96, num_layers=2, num_heads=6,
-        num_key_value_heads=2,
+        tmp_path / "long", ["a b c"], vocab_size=300, hidden_size=6 * head_size, num_layers=2,
+        num_heads=6, num_key_value_heads=2,
     )  # fmt: skip
     runner = new_engine(tmp_path / "long", dtype=dtype, max_slots=4).runner
     compiled, length = runner._few_rows, 1000
+    assert compiled is not None
     assert length > 3 * 256  # so that three threads have a share
     ids = [3 + position * 7 % 250 for position in range(length + 10)]
     found, num_threads = [], torch.get_num_threads()
     torch.set_num_threads(3)
     with torch.inference_mode():
+        for layer in runner._decoder.layers:
+            for module in layer.qkv.modules:
+                module.weight.mul_(2)  # so that each query prefers some keys
         for slot, num_tokens in enumerate((length + 10, 40, length + 10)):
             runner.kv_cache.grow(slot, num_tokens)
         runner._few_rows = None

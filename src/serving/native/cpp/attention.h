@@ -5,13 +5,10 @@
 #pragma once
 
 #include "cache.h"
-#include "inputs.h"
 #include "mixture.h"
-#include "squares.h"
 
 namespace {
 
-constexpr int64_t KEYS = 2 * WIDTH;       // that are read at once; blocks hold a multiple of them
 constexpr int64_t QUERIES = 48;           // that read them together, at most
 constexpr int64_t LEAST_KEYS = 8 * KEYS;  // worth the attention of one more thread
 constexpr int64_t EXPECTED_LINES = 8192;  // half of a processor's own cache
@@ -26,7 +23,7 @@ class Attention {
    public:
     // What a thread needs for itself.
     struct Scratch {
-        std::vector<Vector> queries, keys, values, scores;
+        std::vector<Vector> queries, keys, values, scores, weights;
         Mixture whole;
     };
 
@@ -90,6 +87,8 @@ class Attention {
     }
 
    private:
+    typedef typename Terms<W>::Input Number;  // of which words are
+
     const int64_t num_heads, head_size, num_queries;
     const int64_t* lengths;
     std::vector<Tile> tiles;
@@ -153,41 +152,46 @@ class Attention {
     void add(const Cache<W>& cache, int64_t window, const float* queries, const Tile& tile,
              int64_t head, int64_t share, Scratch& scratch, Mixture& to) {
         const int64_t number = tile.num_rows * num_queries;
-        to.clear(number, head_size);
-        scratch.keys.resize(to.size * KEYS / WIDTH);
-        scratch.values.resize(to.size * KEYS / WIDTH);
+        to.clear(round_up(number, rows_at_once<W>()), round_up(head_size, 2 * WIDTH));
+        const int64_t depth = to.size / NUMBERS<W>, key_depth = KEYS / NUMBERS<W>;
+        scratch.keys.resize(depth * KEYS / WIDTH);
+        scratch.values.resize(key_depth * to.size / WIDTH);
         scratch.scores.resize(to.num_queries * KEYS / WIDTH);
-        scratch.queries.assign(to.num_queries * to.size / WIDTH, Vector{});
-        float *own = reinterpret_cast<float*>(scratch.queries.data()),
-              *keys = reinterpret_cast<float*>(scratch.keys.data()),
-              *values = reinterpret_cast<float*>(scratch.values.data()),
-              *scores = reinterpret_cast<float*>(scratch.scores.data());
+        scratch.weights.assign(to.num_queries * key_depth / WIDTH, Vector{});
+        scratch.queries.assign(to.num_queries * depth / WIDTH, Vector{});
+        auto *own = reinterpret_cast<Number*>(scratch.queries.data()),
+             *weights = reinterpret_cast<Number*>(scratch.weights.data());
+        float* scores = reinterpret_cast<float*>(scratch.scores.data());
         for (int64_t query = 0; query < number; query++) {
             const int64_t row = tile.first + query / num_queries;
             const int64_t of_row = head * num_queries + query % num_queries;
             const float* from = queries + (row * num_heads * num_queries + of_row) * head_size;
-            std::copy(from, from + head_size, own + query * to.size);
+            for (int64_t i = 0; i < head_size; i++) assign(own[query * to.size + i], from[i]);
         }
         const Steps steps = steps_of(tile, share, window);
         for (int64_t position = steps.begin * KEYS; position < steps.end * KEYS; position += KEYS) {
-            const W* from = cache.at(tile.first, position) + head * head_size;
+            const W* key = cache.at(tile.first, position) + head * head_size;
+            const int64_t stride = 2 * cache.key_size();
             const int64_t num_keys = std::min(KEYS, tile.longest - position);
-            read(from, 2 * cache.key_size(), num_keys, to.size, scratch.keys.data(), true);
-            read(from + cache.key_size(), 2 * cache.key_size(), num_keys, to.size,
-                 scratch.values.data(), false);
+            read_keys<W>({key, stride, num_keys, head_size}, depth, scratch.keys.data());
+            read_values<W>({key + cache.key_size(), stride, num_keys, head_size}, to.size,
+                           scratch.values.data());
             std::fill(scratch.scores.begin(), scratch.scores.end(), Vector{});
-            add_matrices(own, to.size, keys, scores, to.num_queries, KEYS);
+            add_matrices<W>(scratch.queries.data(), depth, scratch.keys.data(), scores,
+                            to.num_queries, KEYS);
             for (int64_t query = 0; query < number; query++) {
                 const int64_t row = tile.first + query / num_queries;
                 weigh(to, query, scores + query * KEYS, start(row, window) - position,
-                      lengths[row] - position);
+                      lengths[row] - position, weights + query * KEYS);
             }
-            add_matrices(scores, KEYS, values, to.value(0), to.num_queries, to.size);
+            add_matrices<W>(scratch.weights.data(), key_depth, scratch.values.data(), to.value(0),
+                            to.num_queries, to.size);
         }
     }
 
     // Turn the scores of KEYS keys, of which a row sees those from `begin` to `end`, into weights.
-    void weigh(Mixture& to, int64_t query, float* scores, int64_t begin, int64_t end) {
+    void weigh(Mixture& to, int64_t query, float* scores, int64_t begin, int64_t end,
+               Number* weights) {
         const bool sees_all = begin <= 0 && end >= KEYS;
         if (!sees_all)
             for (int64_t i = 0; i < KEYS; i++)
@@ -195,34 +199,14 @@ class Attention {
         const Vector left = load(scores), right = load(scores + WIDTH);
         to.rise(query, highest(left > right ? left : right));
         const float best = to.best[query];
-        Vector weights[2] = {exponential(left - best), exponential(right - best)};
+        Vector found[2] = {exponential(left - best), exponential(right - best)};
         if (!sees_all) {
-            weights[0] = left == NONE ? Vector{} : weights[0];
-            weights[1] = right == NONE ? Vector{} : weights[1];
+            found[0] = left == NONE ? Vector{} : found[0];
+            found[1] = right == NONE ? Vector{} : found[1];
         }
-        to.weights[query] += weights[0] + weights[1];
-        store(scores, weights[0]);
-        store(scores + WIDTH, weights[1]);
-    }
-
-    // Read keys or values (keys, size) of a head, or turned (size, keys); what is not there is zero.
-    void read(const W* from, int64_t stride, int64_t num_keys, int64_t size, Vector* to, bool turned) {
-        for (int64_t half = 0; half < KEYS; half += WIDTH)
-            for (int64_t begin = 0; begin < size; begin += WIDTH) {
-                Vector square[WIDTH] = {};
-                const int64_t width = std::min(WIDTH, head_size - begin);
-                for (int64_t i = 0; i < std::min(WIDTH, num_keys - half); i++) {
-                    const W* key = from + (half + i) * stride + begin;
-                    if (width == WIDTH)
-                        square[i] = load(key);
-                    else
-                        for (int64_t j = 0; j < width; j++) square[i][j] = to_float(key[j]);
-                }
-                if (turned) transpose(square);
-                for (int64_t i = 0; i < WIDTH; i++)
-                    to[turned ? ((begin + i) * KEYS + half) / WIDTH
-                              : ((half + i) * size + begin) / WIDTH] = square[i];
-            }
+        store(weights, found[0]);
+        store(weights + WIDTH, found[1]);
+        to.weights[query] += load(weights) + load(weights + WIDTH);  // as they are rounded
     }
 
     void finish(const Tile& tile, int64_t head, Mixture& from, Inputs<W>& mixed) {

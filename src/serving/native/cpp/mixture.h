@@ -8,17 +8,15 @@ namespace {
 
 constexpr float NONE = -INFINITY;
 
-inline int64_t round_up(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
-
 // What the queries of a tile make of some keys: sums of values, by weights of which the best key's is 1.
 struct Mixture {
     int64_t num_queries, size;             // both rounded up
     std::vector<Vector> values, weights;   // (queries, size), (queries)
     std::vector<float> best;               // (queries,): the highest score
 
-    void clear(int64_t queries, int64_t head_size) {
-        num_queries = round_up(queries, 4);
-        size = round_up(head_size, 2 * WIDTH);
+    void clear(int64_t queries, int64_t features) {
+        num_queries = queries;
+        size = features;
         values.assign(num_queries * size / WIDTH, Vector{});
         weights.assign(num_queries, Vector{});
         best.assign(num_queries, NONE);

@@ -50,6 +50,11 @@ inline Vector load(const bfloat16* from) {
     return reinterpret<Vector>(__builtin_convertvector(halves, Bits) << 16);
 }
 inline void store(float* to, Vector v) { std::memcpy(to, &v, sizeof(v)); }
+inline void store(bfloat16* to, Vector v) {  // as `assign` rounds numbers
+    const Bits bits = reinterpret<Bits>(v);
+    const Halves halves = __builtin_convertvector((bits + 0x7FFF + (bits >> 16 & 1)) >> 16, Halves);
+    std::memcpy(to, &halves, sizeof(halves));
+}
 
 typedef float Half __attribute__((vector_size(2 * WIDTH)));
 typedef float Quarter __attribute__((vector_size(WIDTH)));
