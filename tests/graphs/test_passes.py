@@ -13,6 +13,7 @@ from src.data.collate import Batch
 from src.graphs.passes import MAX_TOKENS, PassGraphs
 from src.model.adapter import adapter_parameters, flatten
 from tests.model.batches import build_model, make_batch
+from tests.model.families import LONGROPE, make_family
 from tests.serving.fake_graph import FakeCapture
 
 BATCHES = [
@@ -51,6 +52,16 @@ def test_replays_learn_what_plain_passes_learn(base_dir: Path):
             parameter.data.mul_(1.1)  # as a step of the optimizer does, in place
     assert capture.num_captures == NUM_SIZES
     assert capture.num_replays == 2 * len(BATCHES)
+    assert trained.lines == []
+
+
+def test_replays_rotate_each_example_by_its_own_length(tmp_path: Path):
+    """Padding, which may be longer than any of them, changes nothing."""
+    make_family(tmp_path / "phi3", "phi3", **LONGROPE)
+    trained = Trained(tmp_path / "phi3", capture := FakeCapture())
+    for lengths in ((5, 23), (24, 25, 40), (24, 24, 24), (26, 9), (100, 70), (24, 25, 40)):
+        trained.assert_same(make_batch(*lengths))
+    assert capture.num_replays == 6
     assert trained.lines == []
 
 

@@ -24,6 +24,15 @@ GROWING = {
         "original_max_position_embeddings": 8, "beta_fast": 32.0, "beta_slow": 1.0,
     }
 }  # fmt: skip
+SHORT_LENGTH = 24
+LONGROPE = {
+    "original_max_position_embeddings": SHORT_LENGTH,
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.5,
+        "short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.2, 3.0, 9.0, 20.0],
+    },
+}  # fmt: skip
+"""Of a Phi-3 for long texts."""
 
 GATED_DELTA = {
     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 12,

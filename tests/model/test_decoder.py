@@ -94,9 +94,7 @@ def test_a_sum_in_float32_loses_less_by_16_bits(tmp_path: Path):
         decoder.sum_dtype = sum_dtype
         decoder.grow(57)
         with torch.no_grad():
-            hidden = decoder.hidden(
-                ids, positions, decoder.attend_within(Spans.between((0, 57), CPU))
-            )
+            hidden = decoder.hidden(ids, positions, Spans.between((0, 57), CPU))
             scores.append(decoder.scores(hidden))
     exact, narrow, wide = scores
     assert wide.dtype == torch.float32
@@ -116,9 +114,9 @@ def test_the_text_model_of_one_that_sees_is_ours(tmp_path: Path):
     assert isinstance(decoder, Decoder)
     ids = torch.arange(3, 80)
     decoder.grow(len(ids))
-    attend = decoder.attend_within(Spans.between((0, len(ids)), CPU))
+    spans = Spans.between((0, len(ids)), CPU)
     with torch.no_grad():
-        scores = decoder.scores(decoder.hidden(ids, torch.arange(len(ids)), attend))
+        scores = decoder.scores(decoder.hidden(ids, torch.arange(len(ids)), spans))
         torch.testing.assert_close(scores, whole(ids[None]).logits[0], rtol=1e-4, atol=1e-5)
 
 

@@ -38,8 +38,8 @@ def open_part(folder: Path, partition: Partition | None) -> Decoder:
 def scores(decoder: Decoder) -> torch.Tensor:
     decoder.grow(LENGTH)
     ids, positions = torch.arange(3, 3 + LENGTH), torch.arange(LENGTH)
-    attend = decoder.attend_within(Spans.between((0, LENGTH), CPU))
-    return decoder.scores(decoder.hidden(ids, positions, attend))
+    spans = Spans.between((0, LENGTH), CPU)
+    return decoder.scores(decoder.hidden(ids, positions, spans))
 
 
 def run_ranks(rank: int, root: Path) -> dict[str, torch.Tensor]:

@@ -38,6 +38,10 @@ class Spans:
         positions = torch.arange(num_tokens, device=self.offsets.device)
         return torch.searchsorted(self.offsets, positions, right=True)
 
+    def lengths_of_tokens(self, num_tokens: int) -> torch.Tensor:
+        """Return the length of each token's span (tokens,)."""
+        return self.offsets.diff()[self.of_tokens(num_tokens) - 1]
+
 
 def attend_one_by_one(
     query: torch.Tensor,

@@ -1,7 +1,7 @@
 """The decoder of all families, over the weights of a model that transformers loaded."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from src.model.core.layer import (
     read_norm,
 )
 from src.model.core.layers import (
+    Positions,
     Projection,
     RotaryTable,
     normalize,
@@ -31,18 +32,6 @@ from src.out_of_memory import release_memory
 
 Attend = Callable[["Layer", Tensor, Tensor, Tensor], Tensor]
 """Takes a layer and its `MixerInputs`, and returns (tokens, heads * head size)."""
-
-
-class Positions(NamedTuple):
-    """What the layers need to know of where tokens stand."""
-
-    ropes: dict[str, tuple[Tensor, ...]]
-    """Cosines and sines (tokens, 1, rotated size) by the name of the rotary embedding."""
-    query_growth: Tensor | None  # (tokens, 1, 1)
-
-    def rope(self, layer: Layer) -> tuple[Tensor, ...] | None:
-        """Return those of a layer; None where it turns nothing."""
-        return None if layer.rope is None else self.ropes[layer.rope]
 
 
 class Decoder:
@@ -78,6 +67,7 @@ class Decoder:
                 *(body.rotary_emb, name, self.like.new_empty(0)),
                 is_interleaved=switches.is_interleaved,
                 is_doubled=switches.doubles_rope,
+                short_length=switches.short_length,
             )
             for name in switches.ropes
             if name is not None
@@ -153,11 +143,12 @@ class Decoder:
         self,
         ids: Tensor,  # (tokens,)
         positions: Tensor,  # (tokens,)
-        attend: Attend,
+        spans: Spans,
         updates: Callable[[int], Updates] | None = None,
     ) -> Tensor:
         """Return the last hidden states (tokens, hidden size), which `scores` takes."""
-        x, where = self.embed(ids), self.locate(positions)
+        x, attend = self.embed(ids), self.attend_within(spans)
+        where = self._locate_within(spans, positions)
         for layer in self.layers:
             inputs = layer, x, where, attend, updates(layer.number) if updates else Updates()
             if layer.number < self.num_recomputed and torch.is_grad_enabled():
@@ -182,7 +173,7 @@ class Decoder:
         """Return what each layer makes of a state (tokens, hidden size) of its own."""
         num_tokens = len(states[0])
         self.grow(num_tokens)
-        where = self.locate(torch.arange(num_tokens, device=self.device))
+        where = self._locate_within(spans, torch.arange(num_tokens, device=self.device))
         attend = self.attend_within(spans)
         return [
             self._run(layer, x, where, attend, updates(layer.number) if updates else Updates())
@@ -201,6 +192,11 @@ class Decoder:
             return attend(query, key, value, spans, sliding_window=window, **options).flatten(1)
 
         return attend_within
+
+    def _locate_within(self, spans: Spans, positions: Tensor) -> Positions:
+        if self.switches.short_length is None:
+            return self.locate(positions)
+        return self.locate(positions, spans.lengths_of_tokens(len(positions)))
 
     def prove_attention(self) -> str | None:
         """Return which kernels of attention a GPU will use, and why no faster ones."""
@@ -224,21 +220,25 @@ class Decoder:
         cap = self.switches.logit_cap
         return scores if cap is None else cap * torch.tanh(scores / cap)
 
-    def locate(self, positions: Tensor) -> Positions:
-        """Return what the layers need to know of positions (tokens,)."""
+    def locate(self, positions: Tensor, text_lengths: Tensor | None = None) -> Positions:
+        """Return what the layers need to know of positions (tokens,).
+
+        `text_lengths` (tokens,) are those of the texts that they are in; without them each is the
+        last of its text.
+        """
         growth = None
         if self.switches.query_growth is not None:
             slope, length = self.switches.query_growth
             growth = 1 + slope * torch.log1p((positions // length).float())
             growth = growth.to(self.dtype)[:, None, None]
-        ropes = {name: table.rows(positions) for name, table in self._tables.items()}
+        ropes = {name: table.rows(positions, text_lengths) for name, table in self._tables.items()}
         return Positions(ropes, growth)
 
     def _run(
         self, layer: Layer, x: Tensor, where: Positions, attend: Attend, updates: Updates
     ) -> Tensor:
         inputs, gate = self.before_attention(
-            x, layer, self.switches, where.rope(layer), where.query_growth, updates.qkv
+            x, layer, self.switches, where.rope(layer.rope), where.query_growth, updates.qkv
         )
         mixed = attend(layer, *inputs)
         return self.after_attention(x, mixed, gate, layer, self.switches, updates)

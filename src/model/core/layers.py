@@ -64,18 +64,29 @@ class RotaryTable:
         *,
         is_interleaved: bool,
         is_doubled: bool = True,
+        short_length: int | None = None,
     ) -> None:
+        """`short_length` is that of `Switches`."""
         self._embedding, self._name, self._like = embedding, name, like
         self._is_interleaved, self._is_doubled = is_interleaved, is_doubled
+        self._num_known, self._short_length = 0, short_length
         self._tables = [torch.empty(0)]
-        """The last one counts: captured passes may still read those before."""
+        """The last one counts: captured passes may still read those before. Where some texts are
+        long, all positions of short ones come first, and all of long ones behind them."""
 
     def grow(self, num_positions: int) -> None:
         """Know at least this many positions."""
-        known = len(self._tables[-1])
-        if num_positions <= known:
+        if num_positions <= self._num_known:
             return
-        num_positions = max(num_positions, 2 * known)  # so that all together are twice the last
+        # So that all tables together are twice the last.
+        self._num_known = max(num_positions, 2 * self._num_known)
+        sizes = [self._num_known]
+        if self._short_length is not None and self._num_known > self._short_length:
+            sizes.insert(0, self._short_length)
+        self._tables.append(torch.cat([self._make(size) for size in sizes]))
+
+    def _make(self, num_positions: int) -> Tensor:
+        """Return the table of a text of so many tokens."""
         positions = torch.arange(num_positions, device=self._like.device)
         names = (self._name,) if self._name else ()
         cos, sin = (x[0] for x in self._embedding(self._like, positions[None], *names))
@@ -84,11 +95,29 @@ class RotaryTable:
         cos, sin = cos[:, :half], sin[:, :half]
         parts = torch.stack((cos, cos, -sin, sin)).view(2, 2, num_positions, half)
         order = (2, 0, 3, 1) if self._is_interleaved else (2, 0, 1, 3)
-        self._tables.append(parts.permute(order).reshape(num_positions, 2, 1, 2 * half))
+        return parts.permute(order).reshape(num_positions, 2, 1, 2 * half)
 
-    def rows(self, positions: Tensor) -> tuple[Tensor, ...]:
-        """Return (cosines, sines) of these positions, each (tokens, 1, rotated size)."""
+    def rows(self, positions: Tensor, text_lengths: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return (cosines, sines) of these positions, each (tokens, 1, rotated size).
+
+        `text_lengths` are what `Decoder.locate` takes.
+        """
+        if self._short_length is not None and self._num_known > self._short_length:
+            lengths = positions + 1 if text_lengths is None else text_lengths
+            positions = positions + self._short_length * (lengths > self._short_length)
         return self._tables[-1].index_select(0, positions).unbind(1)
+
+
+class Positions(NamedTuple):
+    """What the layers need to know of where tokens stand."""
+
+    ropes: dict[str, tuple[Tensor, ...]]
+    """Cosines and sines (tokens, 1, rotated size) by the name of the rotary embedding."""
+    query_growth: Tensor | None  # (tokens, 1, 1)
+
+    def rope(self, name: str | None) -> tuple[Tensor, ...] | None:
+        """Return those of an embedding; None where there is none."""
+        return None if name is None else self.ropes[name]
 
 
 def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:

@@ -38,7 +38,7 @@ class TrainedDecoder(Decoder):
         """Return the weighted sum of the negative log likelihoods, in float32."""
         self.grow(spans.longest)
         hidden = self.hidden(
-            *(ids, positions, self.attend_within(spans)),
+            *(ids, positions, spans),
             self.updates(len(ids), with_dropout=self._model.training),
         )
         # Only target tokens go through the head, the widest layer.

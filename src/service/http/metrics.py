@@ -16,7 +16,7 @@ _OF_ENGINE = {
     "cached_input_token_count": ("counter", "Tokens of prompts that it had read before"),
     "answers_running": ("gauge", "Answers that the engine generates"),
     "answers_waiting": ("gauge", "Answers that wait in the engine"),
-    "preemption_count": ("counter", "Times that an answer waited again, for the KV cache"),
+    "preemption_count": ("counter", "Times an answer was read again: full cache, or long text"),
     "requests_served": ("counter", "Requests that the engine has answered"),
     "requests_failed": ("counter", "Requests that it has refused or that failed"),
     "memory_bytes": ("gauge", "Memory of the engine's process"),

@@ -1,5 +1,6 @@
 """What each slot holds of the key/value cache: blocks that are known, taken, learned, released."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from src.serving.cache.block_pool import BlockPool
@@ -40,7 +41,7 @@ class BlockTables:
         """How many blocks no slot needs."""
         return self._pool.num_available
 
-    def has_room(self, key: str | None, ids: list[int]) -> bool:
+    def has_room(self, key: Hashable, ids: list[int]) -> bool:
         """Whether a prompt can be read, with a token more for each of the slots in use."""
         match = self._match(key, ids)
         num_new = num_blocks_of(len(ids) + 1) - len(match.blocks)
@@ -52,7 +53,7 @@ class BlockTables:
         ]
         return not others or num_new + num_woken + sum(others) <= self._pool.num_available
 
-    def place(self, slot: int, key: str | None, ids: list[int]) -> int:
+    def place(self, slot: int, key: Hashable, ids: list[int]) -> int:
         """Give a slot what is known of a prompt; return of how many tokens.
 
         The last token is always read, because its scores are wanted.
@@ -120,7 +121,7 @@ class BlockTables:
         self.tensors.clear(slot)
         self._chains[slot] = _Chain()
 
-    def _match(self, key: str | None, ids: list[int]) -> Match:
+    def _match(self, key: Hashable, ids: list[int]) -> Match:
         if not self._shares_prefixes:
             return Match([], None, None)
         return self._index.match(key, ids[:-1])

@@ -1,7 +1,7 @@
-"""Which blocks hold which tokens: a chain from the adapter to the last token that is known.
+"""Which blocks hold which tokens: a chain from a key to the last token that is known.
 
 A block is known by its own tokens and by the block before it, so that a match of its tokens is a
-match of all tokens up to it. Another adapter's tokens are never a match.
+match of all tokens up to it. Tokens under another key, such as another adapter, are never a match.
 """
 
 import itertools
@@ -14,7 +14,7 @@ MOST_COMPARED = 64
 """Blocks that are compared token by token, those that became known last."""
 
 Node = Hashable
-"""The end of a chain: its adapter, or its last block as it was known."""
+"""The end of a chain: its key, or its last block as it was known."""
 
 
 class Match(NamedTuple):
@@ -48,8 +48,8 @@ class PrefixIndex:
         """Whether a block is known."""
         return block in self._of_block
 
-    def match(self, key: str | None, ids: Sequence[int]) -> Match:
-        """Return what is known of these tokens under an adapter."""
+    def match(self, key: Hashable, ids: Sequence[int]) -> Match:
+        """Return what is known of these tokens under a key."""
         node, blocks = root(key), []
         while len(own := self._block_of(ids, len(blocks))) == self._size:
             known = self._children.get(node, {}).get(own)
@@ -97,9 +97,9 @@ class PrefixIndex:
             del self._children[known.parent]
 
 
-def root(key: str | None) -> Node:
-    """Return the beginning of an adapter's chains."""
-    return "adapter", key
+def root(key: Hashable) -> Node:
+    """Return the beginning of a key's chains."""
+    return "key", key
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

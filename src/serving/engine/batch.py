@@ -29,7 +29,7 @@ class Batch:
         graphs: CudaGraphs | None,
     ) -> None:
         self._runner, self._sampler, self._graphs = runner, sampler, graphs
-        self._cache = runner.kv_cache
+        self._cache, self._short_length = runner.kv_cache, runner.short_length
         self._free = set(range(num_slots))
         self._rows: list[Sequence | None] = [None] * num_slots  # that step
         self._lengths = [0] * num_slots  # of what the slot holds after the next step
@@ -53,7 +53,7 @@ class Batch:
 
     def has_room(self, sequence: Sequence) -> bool:
         """Whether there are a slot and blocks of the KV cache for a sequence."""
-        return bool(self._free) and self._cache.has_room(sequence.adapter_key, sequence.ids)
+        return bool(self._free) and self._cache.has_room(*sequence.text(self._short_length))
 
     @property
     def most_beside(self) -> int:
@@ -74,9 +74,18 @@ class Batch:
         sequence.slot = slot = min(self._free)
         self._free.remove(slot)
         self._lengths[slot] = 0
-        sequence.context_ids = ids = sequence.ids
-        sequence.num_computed_tokens = self._cache.place(slot, sequence.adapter_key, ids)
+        key, sequence.context_ids = sequence.text(self._short_length)
+        sequence.num_computed_tokens = self._cache.place(slot, key, sequence.context_ids)
         return True
+
+    def is_outgrown(self, sequence: Sequence) -> bool:
+        """Whether the next step makes a running text long, and it was read as a short one."""
+        return len(sequence.context_ids) <= self._short_length < self._lengths[sequence.slot]
+
+    def most_ahead(self, sequence: Sequence, most: int) -> int:
+        """Return how many tokens, up to so many, may be speculated: a short text stays one."""
+        left = self._short_length - self._lengths[sequence.slot]
+        return most if left < 0 else min(left, most)
 
     def grow(self, sequence: Sequence, num_tokens: int = 0) -> bool:
         """Give a sequence room for so many tokens more, or those of its next step.
@@ -94,7 +103,7 @@ class Batch:
 
         Returns the scores after the prompts that are read to their end (prompts, vocabulary).
         """
-        chunks = [_chunk(sequence, num_tokens) for sequence, num_tokens in parts]
+        chunks = [sequence.chunk(num_tokens) for sequence, num_tokens in parts]
         logits = self._runner.prefill(chunks)
         self._learn(parts, chunks)
         return logits
@@ -156,7 +165,7 @@ class Batch:
     ) -> tuple[StepOutput, torch.Tensor | None]:
         """Do what `step` and `prefill` do, in one pass, which reads the weights once."""
         rows = self._rows_to_step()
-        chunks = [_chunk(sequence, num_tokens) for sequence, num_tokens in parts]
+        chunks = [sequence.chunk(num_tokens) for sequence, num_tokens in parts]
         for row in self.running:
             position = self._lengths[row.slot] - 1
             chunks.append(Chunk(row.slot, [row.output_ids[-1]], position, row.lora_slot, 1))
@@ -237,11 +246,3 @@ class Batch:
         positions = self._positions[rows].add_(self._advance[rows])
         drawn = self._sampler.draw(logits, positions, rows=rows, features=self._features)
         self._tokens[rows] = drawn
-
-
-def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:
-    """Return what comes next of a prompt."""
-    start = sequence.num_computed_tokens
-    ids = sequence.context_ids[start : start + num_tokens]
-    is_last = start + len(ids) == len(sequence.context_ids)
-    return Chunk(sequence.slot, ids, start, sequence.lora_slot, int(is_last))

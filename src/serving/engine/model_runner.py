@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from ctypes import CDLL
+from typing import Any
 
 import torch
 
@@ -88,6 +89,9 @@ class ModelRunner:
         if has_fixed_shapes and reason:
             print(f"decoding reads the cache in buckets of lengths: {reason}", flush=True)
         decoder.grow(max_seq_len)
+        length = switches.short_length or max_seq_len
+        self.short_length = length if length < max_seq_len else 0
+        """Longer texts have other keys and values for the same tokens; where it is 0, none have."""
         self._layers = CachedDecoder(decoder, cache)
         projections = [part for layer in decoder.kinds for part in layer.projections]
         if reason := use_kernel(projections, decoder.like):
@@ -124,20 +128,23 @@ class ModelRunner:
         is_step = len(read) <= self.most_mixed
         if is_step:
             read.sort(key=lambda token: not token.is_scored)  # it scores the first ones
-        numbers = torch.tensor([[token.id, token.slot, token.position] for token in read])
-        tokens, slots, positions = to_device(numbers.t().contiguous(), self._device).unbind(0)
+        numbers = torch.tensor([token[:4] for token in read]).t().contiguous()
+        tokens, slots, positions, text_lengths = to_device(numbers, self._device).unbind(0)
         scored = [row for row, token in enumerate(read) if token.is_scored]
         lora_slots = [token.lora_slot for token in read]
         lora = self.lora.of_tokens(lora_slots)
         if is_step:
             lengths, tables = [token.position + 1 for token in read], self._cache.tables[slots]
-            scores = self._step(tokens, positions, lengths, tables, lora, num_scores=len(scored))
+            options = {"num_scores": len(scored), "text_lengths": text_lengths}
+            scores = self._step(tokens, positions, lengths, tables, lora, **options)
             return scores if scored else None
         spans = [Span(chunk.slot, chunk.start, chunk.stop) for chunk in chunks]
         attention = PrefillAttention(self._cache, spans, windows=self._windows, **self._scoring)
         states = self._states and PrefillStates(self._states, spans, self._device)
         places = self._cache.places_of(slots, positions)
-        hidden = self._layers.hidden(tokens, positions, places, attention, states, lora)
+        hidden = self._layers.hidden(
+            tokens, positions, places, attention, states, lora, text_lengths
+        )
         if not scored:
             return None
         rows = to_device(torch.tensor(scored), self._device)
@@ -159,11 +166,8 @@ class ModelRunner:
             tables = self._cache.tables[: len(tokens)]
             return self._step(tokens, positions, lengths, tables, lora, num_scores=len(tokens))
         if self._is_split:
-            attention = SplitDecodeAttention(
-                *(self._cache, positions),
-                scale=self._scoring["scale"],
-                sinks=self._scoring["sinks"],
-            )
+            scale, sinks = self._scoring["scale"], self._scoring["sinks"]
+            attention = SplitDecodeAttention(self._cache, positions, scale=scale, sinks=sinks)
         else:
             attention = DecodeAttention(
                 self._cache,
@@ -197,12 +201,10 @@ class ModelRunner:
         lengths: Sequence[int],
         tables: torch.Tensor,  # (rows, blocks)
         lora: LoraBatch | None,
-        *,
-        num_scores: int,
+        **options: Any,
     ) -> torch.Tensor:
         assert self._few_rows is not None
-        rows = tokens, positions, lengths, tables, BLOCK_SIZE, lora
-        return self._few_rows(*rows, num_scores=num_scores)
+        return self._few_rows(tokens, positions, lengths, tables, BLOCK_SIZE, lora, **options)
 
     def _open_step(self, library: CDLL) -> None:
         """Use the compiled step, where it knows the decoder and computes what plain steps do."""

@@ -1,7 +1,7 @@
 """A request to the engine, the engine's bookkeeping of it, and the events that answer it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -9,6 +9,7 @@ import torch
 
 from src.serving.engine.ngram import NgramProposer
 from src.serving.lora.weights import LoadedAdapter
+from src.serving.model.chunk import Chunk
 from src.serving.sampling import SamplingParams
 
 FinishReason = Literal["end", "length", "canceled", "error"]
@@ -97,11 +98,21 @@ class Sequence:
     is_finished: bool = False
 
     @property
-    def adapter_key(self) -> str | None:
-        """What the tokens of its adapter are known by."""
-        return None if self.request.adapter is None else self.request.adapter.key
-
-    @property
     def ids(self) -> list[int]:
         """The prompt, and the answer as far as it is known."""
         return [*self.request.prompt_ids, *self.output_ids]
+
+    def text(self, short_length: int) -> tuple[Hashable, list[int]]:
+        """Return the tokens, after all else that their keys and values depend on.
+
+        That is the adapter, and whether they are more than a short text, if that is not 0.
+        """
+        adapter, ids = self.request.adapter, self.ids
+        return (None if adapter is None else adapter.key, 0 < short_length < len(ids)), ids
+
+    def chunk(self, num_tokens: int) -> Chunk:
+        """Return so many tokens that are read next, before its answer goes on."""
+        start = self.num_computed_tokens
+        ids = self.context_ids[start : start + num_tokens]
+        num_after = len(self.context_ids) - start - len(ids)
+        return Chunk(self.slot, ids, start, self.lora_slot, int(not num_after), num_after)

@@ -129,6 +129,12 @@ def build_runner(
         is_compiled=options.is_compiled,
         library=options.library,
     )
+    if runner.short_length:
+        print(
+            f"a text that grows beyond {runner.short_length:,} tokens is read again: longer ones "
+            "are rotated by other frequencies",
+            flush=True,
+        )
     return runner, plan.max_seq_len
 
 

@@ -146,12 +146,20 @@ class Scheduler:
             row += 1
 
     def _make_room(self) -> None:
-        """Let every running sequence have room for its next token; the youngest make it."""
+        """Let every running sequence have room for its next token; the youngest make it.
+
+        A text whose next token makes its keys and values those of another is read again.
+        """
         for sequence in self._batch.running:
-            while sequence.slot >= 0 and not self._batch.grow(sequence):
+            while sequence.slot >= 0:
+                is_outgrown = self._batch.is_outgrown(sequence)
+                if not is_outgrown and self._batch.grow(sequence):
+                    break
                 if self._in_flight is not None:
                     before, self._in_flight = self._in_flight, None
                     self._process_outputs(before)
+                elif is_outgrown:
+                    self._preempt(sequence)
                 else:
                     everyone = [*self._prefilling, *self._batch.running]
                     self._preempt(max(everyone, key=lambda other: other.submitted_at))
@@ -172,6 +180,7 @@ class Scheduler:
         if len(running) > 1 or sequence.proposer is None or self._in_flight is not None:
             return None
         most = sequence.max_tokens - len(sequence.output_ids) - 1
+        most = self._batch.most_ahead(sequence, most)
         proposed = sequence.proposer.propose(sequence.output_ids, most)
         if not proposed or not self._batch.grow(sequence, len(proposed)):
             return None

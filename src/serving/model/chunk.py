@@ -10,6 +10,8 @@ class ChunkToken(NamedTuple):
     id: int
     slot: int
     position: int
+    text_length: int
+    """Of all that is read before the next token is drawn."""
     lora_slot: int | None
     is_scored: bool
     """Whether the scores after it are wanted."""
@@ -25,6 +27,8 @@ class Chunk(NamedTuple):
     lora_slot: int | None
     num_scores: int
     """After so many of its last tokens scores are wanted."""
+    num_after: int = 0
+    """Tokens that are read in later passes, before the next one is drawn."""
 
     @property
     def stop(self) -> int:
@@ -33,6 +37,7 @@ class Chunk(NamedTuple):
 
     def tokens(self) -> Iterator[ChunkToken]:
         """Return its tokens, one after the other."""
-        first_scored = self.stop - self.num_scores
+        first_scored, text_length = self.stop - self.num_scores, self.stop + self.num_after
         for position, token in enumerate(self.ids, self.start):
-            yield ChunkToken(token, self.slot, position, self.lora_slot, position >= first_scored)
+            is_scored = position >= first_scored
+            yield ChunkToken(token, self.slot, position, text_length, self.lora_slot, is_scored)

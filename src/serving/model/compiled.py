@@ -126,7 +126,7 @@ def _trials(layers: CachedDecoder, with_adapters: bool) -> Iterator[tuple[Any, .
         x = draw(num_tokens, decoder.hidden_size).to(decoder.sum_dtype)
         parts = following.qkv, *layer.projections[1:]
         updates = Updates(*map(adapted, parts)) if adapted else Updates()
-        entry = Entry(where.rope(following), where.query_growth, positions, updates.qkv)
+        entry = Entry(where.rope(following.rope), where.query_growth, positions, updates.qkv)
         cache = layers.places(following)
         yield x, mixed, gate, layer, updates, following, switches, entry, cache
         if cache is not None:

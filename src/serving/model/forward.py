@@ -85,14 +85,18 @@ class CachedDecoder:
         attend: Attend,
         mix_states: MixStates | None,
         lora: LoraBatch | None,
+        text_lengths: Tensor | None = None,
     ) -> Tensor:
-        """Return the last hidden states (tokens, hidden size)."""
+        """Return the last hidden states (tokens, hidden size).
+
+        `text_lengths` are what `Decoder.locate` takes.
+        """
         decoder, switches = self.decoder, self.decoder.switches
-        x, where = decoder.embed(ids), decoder.locate(positions)
+        x, where = decoder.embed(ids), decoder.locate(positions, text_lengths)
         first, last = decoder.layers[0], decoder.layers[-1]
 
         def enter(layer: Layer, updates: Updates) -> Entry:
-            return Entry(where.rope(layer), where.query_growth, places, updates.qkv)
+            return Entry(where.rope(layer.rope), where.query_growth, places, updates.qkv)
 
         def of_layer(layer: Layer) -> Updates:
             return lora.of_layer(layer) if lora else Updates()

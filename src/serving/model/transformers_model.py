@@ -1,7 +1,7 @@
 """Any other architecture: transformers' own forward pass, for the rows of one adapter at a time."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,11 +60,11 @@ class _Caches:
     def __init__(self) -> None:
         self.of_slot: dict[int, _Slot] = {}
 
-    def has_room(self, key: str | None, ids: list[int]) -> bool:
+    def has_room(self, key: Hashable, ids: list[int]) -> bool:
         """Return that there is room: transformers takes what it needs."""
         return True
 
-    def place(self, slot: int, key: str | None, ids: list[int]) -> int:
+    def place(self, slot: int, key: Hashable, ids: list[int]) -> int:
         """Return that nothing is known: what transformers keeps is never known to another slot."""
         return 0
 
@@ -84,7 +84,7 @@ class TransformersRunner:
     """Prefills and decodes in transformers' own forward pass."""
 
     is_static = can_speculate = False
-    most_mixed = 0
+    most_mixed = short_length = 0
 
     def __init__(self, model: nn.Module) -> None:
         self._model: Any = model

@@ -69,7 +69,7 @@ class DecodeStep:
         layers = (layout.Layer * len(decoder.layers))(
             *(self._layer(layer, cache.places(layer.number)) for layer in decoder.layers)
         )
-        self._rope = next((layer for layer in decoder.layers if layer.rope is not None), None)
+        self._rope = next((name for name in switches.ropes if name is not None), None)
         self._model = layout.Model(
             layers=layers,
             num_layers=len(decoder.layers),
@@ -100,16 +100,19 @@ class DecodeStep:
         lora: LoraBatch | None,
         *,
         num_scores: int,
+        text_lengths: Tensor | None = None,
     ) -> Tensor:
         """Return the scores after the first so many tokens (scores, vocabulary), in float32.
 
         A length counts the tokens of a row with this one; it is 0 where the row is idle.
+        `text_lengths` are what `Decoder.locate` takes.
         """
         if lora is not self._adapters.batch:
             self._adapters = _Adapters(lora, self._decoder)
         num_rows = len(tokens)
         x = self._decoder.embed(tokens).float().contiguous()
-        cosines, sines = (x.float().contiguous() for x in self._turned(positions))
+        rope = self._turned(positions, text_lengths)
+        cosines, sines = (x.float().contiguous() for x in rope)
         counts = torch.tensor(list(lengths))
         scores = torch.empty((num_scores, self.vocab_size))
         rows = layout.Rows(
@@ -122,10 +125,10 @@ class DecodeStep:
         self._step(ctypes.byref(self._model), ctypes.byref(rows), torch.get_num_threads())
         return scores
 
-    def _turned(self, positions: Tensor) -> tuple[Tensor, ...]:
+    def _turned(self, positions: Tensor, text_lengths: Tensor | None = None) -> tuple[Tensor, ...]:
         if self._rope is None:
             return torch.empty(1, 0), torch.empty(1, 0)
-        rope = self._decoder.locate(positions).rope(self._rope)
+        rope = self._decoder.locate(positions, text_lengths).rope(self._rope)
         assert rope is not None
         return rope
 

@@ -45,6 +45,9 @@ class Switches:
     logit_scale: float = 1.0
     query_growth: tuple[float, int] | None = None
     """(b, n): queries grow with their position p by 1 + b log(1 + floor(p / n))."""
+    short_length: int | None = None
+    """Up to so many tokens a text is rotated by other frequencies than a longer one (LongRoPE,
+    Ding et al. 2024); None is the same for all."""
 
 
 def base_switches(config: Any) -> Switches:

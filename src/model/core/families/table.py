@@ -8,7 +8,7 @@ from src.model.core.families.gemma import gemma, gemma2, gemma3
 from src.model.core.families.glm import glm, glm4
 from src.model.core.families.gpt_oss import gpt_oss
 from src.model.core.families.granite import granite
-from src.model.core.families.ministral import ministral3
+from src.model.core.families.long_texts import ministral3, phi3
 from src.model.core.families.olmo import exaone4, olmo2, olmo3
 from src.model.core.families.qwen import qwen3_5
 from src.model.core.families.smollm3 import smollm3
@@ -23,7 +23,7 @@ FAMILIES: dict[str, Callable[[Any], Switches]] = {
     "qwen2": base_switches,
     "qwen3": base_switches,
     "smollm3": smollm3,
-    "phi3": windowed,
+    "phi3": phi3,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3_text": gemma3,
@@ -50,7 +50,7 @@ def switches_of(config: Any) -> Switches | str:
     family = FAMILIES.get(config.model_type)
     if family is None:
         return f"its architecture is {config.model_type}"
-    if (rope := dependent_rope(config)) is not None:
+    if (rope := dependent_rope(config)) is not None and family is not phi3:
         return f"its rotary embedding is {rope}"
     if hasattr(config, "num_experts_per_tok") and (reason := unfit_experts(config)) is not None:
         return reason
