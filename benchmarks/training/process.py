@@ -74,7 +74,10 @@ def run_variant(variant: Variant, work: TrainWork, run_dir: Path) -> Result:
 
 def _our_command(variant: Variant, work: TrainWork, run_dir: Path) -> list[str]:
     micro_batch_size = work.micro_batch_size(packed=variant.packed)
-    asked = {} if work.on_gpu else {"DTYPE": "bfloat16" if variant.bf16 else "float32"}
+    asked = {}
+    if not work.on_gpu:
+        asked["DTYPE"] = "bfloat16" if variant.bf16 else "float32"
+        asked["COMPILE"] = "1" if variant.compiled else "0"
     settings = plain_settings(
         work.base_model,
         work.data,

@@ -20,6 +20,8 @@ class Variant:
     liger: bool = False
     bf16: bool = False
     """On a CPU; on a GPU all of them are."""
+    compiled: bool = False
+    """By torch.compile on a CPU; on a GPU ours is by default."""
 
 
 QLORA = (("peft_method", "qlora"),)
@@ -34,6 +36,8 @@ VARIANTS = (
 )
 BF16 = tuple(replace(variant, name=f"{variant.name}, bf16", bf16=True) for variant in VARIANTS)
 """For CPUs with instructions for it."""
+COMPILED = (Variant("cog-finetune, packed, bf16, compiled", True, bf16=True, compiled=True),)
+"""Ours compiles by itself in longer runs, on processors where that is faster."""
 LIGER = (Variant("TRL SFTTrainer with Liger, packed", True, peer="trl_sft.py", liger=True),)
 """Its kernels run on GPUs only."""
 
@@ -41,7 +45,7 @@ LIGER = (Variant("TRL SFTTrainer with Liger, packed", True, peer="trl_sft.py", l
 def choose_variants(*, on_gpu: bool, only: str) -> Iterator[Variant]:
     """Yield the variants that this device runs and whose name holds the text `only`."""
     has_bf16 = choose_dtype(torch.device("cpu")) == torch.bfloat16
-    more = LIGER if on_gpu else BF16 if has_bf16 else ()
+    more = LIGER if on_gpu else BF16 + COMPILED if has_bf16 else ()
     for variant in (*VARIANTS, *more):
         if only in variant.name:
             yield variant

@@ -128,6 +128,32 @@ def test_only_layers_of_ours_are_compiled(
         assert sentence in line if sentence else "compil" not in line
 
 
+def test_a_cpu_compiles_the_layers_of_a_long_run(plan_on, monkeypatch: pytest.MonkeyPatch):
+    """In 16 bits with tiles, where products take less of the time than what is between them."""
+
+    def is_compiled(*, num_steps: int = 2, **values) -> bool:
+        plan = plan_on(
+            num_gpus=2,
+            gigabytes=900,
+            device="cpu",
+            num_train_epochs=1,
+            max_steps=num_steps,
+            **values,
+        )
+        return plan.eager_reason is None
+
+    work = plan_on(num_gpus=1, gigabytes=900).work
+    num_parameters = work.shape.linear_parameters + work.shape.other_parameters
+    monkeypatch.setattr(decide, "LONG_RUN", 16 * 2048 / 2 * num_parameters)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert is_compiled()
+    assert not is_compiled(num_steps=1)
+    assert not is_compiled(dtype=torch.float32)
+    assert not is_compiled(environment=TrainEnvironment(compile=False))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert not is_compiled()
+
+
 def test_the_plan_refuses_what_the_run_would_refuse(base_dir: Path, write_rows):
     os.environ["BASE_MODEL"] = str(base_dir)
     with pytest.raises(UserError, match=r"lora_target_modules: .* some of .*q_proj.*; found nope"):
@@ -145,7 +171,8 @@ def plan_on(make_settings, tmp_path: Path):
 
     def plan(
         *, num_gpus: int, gigabytes: float, libraries: float = 0.0, zero_stage: int | None = None,
-        model_type: str = "llama", **values,
+        model_type: str = "llama", device: str = "cuda", dtype: torch.dtype = torch.bfloat16,
+        **values,
     ) -> TrainingPlan:  # fmt: skip
         config = {**LLAMA_70B_CONFIG, "model_type": model_type}
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -153,11 +180,11 @@ def plan_on(make_settings, tmp_path: Path):
         steps = build_step_plan(data, settings, max_seq_len=4096, num_devices=num_gpus)
         free = gigabytes * 1e9
         resources = Resources(
-            device=torch.device("cuda"),
+            device=torch.device(device),
             available=free,
             libraries=libraries,
             alone=free,
-            dtype=torch.bfloat16,
+            dtype=dtype,
         )
         return make_plan(settings, data, steps, resources, zero_stage=zero_stage)
 

@@ -21,6 +21,8 @@ PRODUCTS = 17e6
 """Bytes that oneDNN's compiled products of 16 bits take with each new number of tokens."""
 NUM_PRODUCTS = 20
 """Numbers of tokens that it keeps them of; what older ones took is not all given back."""
+LONG_RUN = 1e13
+"""Tokens of a rank times parameters: a CPU gains more by compiled layers than compiling takes."""
 
 
 def make_plan(
@@ -55,7 +57,10 @@ def make_plan(
     fitted = fit(work, resources.room)
     check_room(fitted, resources)
     max_tokens = fitted.num_tokens if fitted.num_tokens < work.num_tokens else None
-    reason = eager_reason(settings.environment.compile, on_gpu=resources.on_gpus)
+    asked = settings.environment.compile
+    if asked is None and not resources.on_gpus:
+        asked = _pays_to_compile(work, data, steps, resources) or None
+    reason = eager_reason(asked, on_gpu=resources.on_gpus)
     return TrainingPlan(settings, data, steps, resources, stage, fitted, max_tokens, reason)
 
 
@@ -85,6 +90,17 @@ def _workload(
         on_gpu=resources.on_gpus,
     )
     return replace(work, attention_bytes=attention_bytes(work, lengths))
+
+
+def _pays_to_compile(
+    work: Workload, data: TokenDataset, steps: StepPlan, resources: Resources
+) -> bool:
+    """Return whether a long run on a CPU is mostly elementwise steps: tiles are that fast."""
+    if resources.dtype != torch.bfloat16 or not torch.cpu._is_amx_tile_supported():
+        return False
+    num_tokens = data.counts.tokens * steps.num_steps / steps.steps_per_epoch
+    num_parameters = work.shape.linear_parameters + work.shape.other_parameters
+    return num_tokens / steps.batch_sizes.world_size * num_parameters >= LONG_RUN
 
 
 def _choose_stage(

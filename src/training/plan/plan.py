@@ -128,7 +128,8 @@ class TrainingPlan:
         if self.work is not None:
             parts.append(f"{self.num_recomputed} of {self.work.shape.num_layers} layers recomputed")
         if self.eager_reason is None:
-            parts.append("compiling the layer: about 15 s, kept for later runs")
+            seconds = 15 if self.resources.on_gpus else 40
+            parts.append(f"compiling the layer: about {seconds} s, kept for later runs")
         elif self.eager_reason:
             parts.append(f"layers not compiled: {self.eager_reason}")
         if self.max_tokens is not None:
