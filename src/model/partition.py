@@ -22,6 +22,7 @@ SPLIT_SIZES = {
     "num_key_value_heads": "key/value heads",
     "intermediate_size": "inner features",
     "moe_intermediate_size": "inner features of experts",
+    "shared_expert_intermediate_size": "inner features of a shared expert",
 }
 """What a configuration calls the sizes that are split."""
 BY_OUTPUT = re.compile(r"\.(q|k|v|qkv|gate|up|gate_up)_proj$|\.w[13]$")

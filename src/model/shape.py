@@ -80,6 +80,8 @@ class ModelShape:
     gate_up_names: tuple[str, ...] = ("gate_proj", "up_proj")
     num_experts: int = 0
     """Of a layer, in place of gate, up and down; none is adapted."""
+    shared_size: int = 0
+    """Inner features of an expert that all tokens share beside them; it is adapted."""
     num_chosen: int = 0
     """Experts that a token goes through."""
     num_more: int = 0
@@ -114,12 +116,13 @@ class ModelShape:
             _name_sizes(self.qkv_names, qkv, hidden),
             {"o_proj": (hidden, self.query_size)},
         )
-        mlp = ()
-        if not self.num_experts:
-            mlp = (
-                _name_sizes(self.gate_up_names, (inner, inner), hidden),
-                {"down_proj": (hidden, inner)},
-            )
+        outs, mlp = (inner, inner), ()
+        if self.num_experts:
+            inner = self.shared_size
+            outs = inner, inner, 1
+        if inner:
+            gate_up = _name_sizes(self.gate_up_names, outs, hidden)
+            mlp = (gate_up, {"down_proj": (hidden, inner)})
         if self.delta is None:
             return ((self.num_layers, (*attention, *mlp)),)
         num_deltas = self.delta.num_layers

@@ -47,6 +47,7 @@ def shape_of(config: Any) -> ModelShape | None:
         qkv_names=_names(layer.qkv),
         gate_up_names=_names(gate_up) if gate_up else (),
         num_experts=len(experts.router) if experts else 0,
+        shared_size=down.in_features if experts and down else 0,
         num_chosen=experts.num_chosen if experts else 0,
         num_normed=hidden_size * len(after)
         + (0 if layer.query_norm is None else sum(rows) * switches.head_size),

@@ -67,6 +67,9 @@ CONFIGS = {
     "qwen3_moe": {**HEADS, **EXPERTS, "norm_topk_prob": True},
     "gpt_oss": {**HEADS, **EXPERTS, **WINDOWED},
     "qwen3_5_text": {**HEADS, **PART_ROTATED, **GATED_DELTA, "num_hidden_layers": 3},
+    "qwen3_5_moe_text": {**HEADS, **EXPERTS, **PART_ROTATED, **GATED_DELTA,
+                         "layer_types": ["linear_attention", "full_attention"],
+                         "shared_expert_intermediate_size": 48},
 }  # fmt: skip
 
 

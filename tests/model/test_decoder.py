@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+from transformers import (
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
+)
 
 from src.model.adapter import adapter_parameters, attach_adapter
 from src.model.base_model import dense_weight, keep_dequantized, load_base_model
@@ -103,12 +108,18 @@ def test_a_sum_in_float32_loses_less_by_16_bits(tmp_path: Path):
     assert 0 < errors[1] < 0.7 * errors[0]
 
 
-def test_the_text_model_of_one_that_sees_is_ours(tmp_path: Path):
+@pytest.mark.parametrize("has_experts", [False, True])
+def test_the_text_model_of_one_that_sees_is_ours(tmp_path: Path, has_experts: bool):
     """The file has other names for its weights, beside those that see."""
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2,
               "out_hidden_size": 64, "patch_size": 4, "num_position_embeddings": 16}  # fmt: skip
-    config = Qwen3_5Config(text_config=CONFIGS["qwen3_5_text"], vision_config=vision)
-    whole = Qwen3_5ForConditionalGeneration(config).eval()
+    parts = {"vision_config": vision}
+    if has_experts:
+        moe_config = Qwen3_5MoeConfig(text_config=CONFIGS["qwen3_5_moe_text"], **parts)
+        whole = Qwen3_5MoeForConditionalGeneration(moe_config).eval()
+    else:
+        config = Qwen3_5Config(text_config=CONFIGS["qwen3_5_text"], **parts)
+        whole = Qwen3_5ForConditionalGeneration(config).eval()
     whole.save_pretrained(tmp_path)
     decoder = open_proven(load_base_model(tmp_path, dtype=torch.float32, device=CPU), Decoder)
     assert isinstance(decoder, Decoder)

@@ -21,7 +21,7 @@ from tests.model.families import make_family
 
 CPU = torch.device("cpu")
 LENGTH = 12
-REFUSED = {"olmo2", "olmo3", "helium", "gpt_oss", "qwen3_5_text"}
+REFUSED = {"olmo2", "olmo3", "helium", "gpt_oss", "qwen3_5_text", "qwen3_5_moe_text"}
 """Norms of all heads together, an output of a fixed size, attention sinks, gated delta layers."""
 
 

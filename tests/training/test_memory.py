@@ -67,6 +67,8 @@ CASES = {
     "experts and sinks, bfloat16": {"model_type": "gpt_oss", "dtype": torch.bfloat16},
     "experts in transformers": {**IN_TRANSFORMERS, "model_type": "mixtral"},
     "experts, 4-bit": {"model_type": "mixtral", "in_4bit": True},
+    "experts and a shared one": {"model_type": "qwen3_5_moe_text"},
+    "experts and a shared one, recomputed": {"model_type": "qwen3_5_moe_text", "num_recomputed": 6},
     "gated deltas, bfloat16": {"model_type": "qwen3_5_text", "dtype": torch.bfloat16},
     "gated deltas, all recomputed": {"model_type": "qwen3_5_text", "num_recomputed": 6},
     "norms in float32 beside bfloat16": {"model_type": "gemma3_text", "dtype": torch.bfloat16},
@@ -108,7 +110,7 @@ def make_shape(folder: Path, model_type: str, vocab_size: int) -> ModelShape:
         num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=3, head_dim=32,
         max_position_embeddings=4096, sliding_window=256, layer_types=None,
         linear_num_value_heads=6, linear_num_key_heads=3, linear_key_head_dim=32,
-        linear_value_head_dim=32,
+        linear_value_head_dim=32, shared_expert_intermediate_size=512,
     )  # fmt: skip
     shape = read_shape(folder)
     assert shape is not None

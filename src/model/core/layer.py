@@ -52,8 +52,8 @@ class Layer:
     o: Projection
     gate_up: Projection | None
     down: Projection | None
+    """Of the MLP, or of an expert that all tokens share; then the first also tells its share."""
     experts: Experts | None
-    """In place of gate, up and down."""
     sinks: Tensor | None
     """A score for each head that takes its share of the attention and gives nothing."""
     delta: GatedDelta | None
@@ -136,16 +136,18 @@ def _mlp(x: Tensor, layer: Layer, switches: Switches, updates: Updates) -> Tenso
     def read(x: Tensor) -> Tensor:
         return normalize(x, layer.before_mlp, layer.dtype)
 
-    if layer.experts is not None:
-        return mix_experts(recomputed(read, x), layer.experts)
-    assert layer.gate_up is not None
-    assert layer.down is not None
-    gate_up = project(layer.gate_up, updates.gate_up, read, x)
-    if len(gate_up) == 1:
-        gate_up = gate_up[0].chunk(2, dim=-1)
+    mixed = None if layer.experts is None else mix_experts(recomputed(read, x), layer.experts)
+    if layer.gate_up is None or layer.down is None:
+        assert mixed is not None
+        return mixed
+    outputs = project(layer.gate_up, updates.gate_up, read, x)
+    if len(outputs) == 1:
+        inner = layer.down.in_features
+        outputs = outputs[0].split((inner, inner) if mixed is None else (inner, inner, 1), dim=-1)
+    gate, up, *shares = outputs
     act = ACTIVATIONS[switches.activation]
-    (output,) = project(layer.down, updates.down, lambda gate, up: act(gate) * up, *gate_up)
-    return output
+    (output,) = project(layer.down, updates.down, lambda gate, up: act(gate) * up, gate, up)
+    return output if mixed is None else mixed + shares[0].sigmoid() * output
 
 
 def _add(x: Tensor, output: Tensor, scale: float) -> Tensor:
@@ -198,14 +200,16 @@ def read_layer(
     is_delta, mlp = hasattr(layer, "linear_attn"), layer.mlp
     attention = layer.linear_attn if is_delta else layer.self_attn
     experts, sinks = read_experts(mlp, switches.activation), getattr(attention, "sinks", None)
+    dense = getattr(mlp, "shared_expert", None) if experts else mlp
+    share = getattr(mlp, "shared_expert_gate", None)
 
     def norm(module: Any, name: str | None) -> Norm | None:
         part = getattr(module, name, None) if name else None
         return None if part is None else read_norm(part, switches)
 
-    def read(module: Any, *alternatives: tuple[str, ...]) -> Projection:
+    def read(module: Any, *alternatives: tuple[str, ...], more: Any = None) -> Projection:
         parts = next(parts for parts in alternatives if hasattr(module, parts[0]))
-        layers = [getattr(module, part) for part in parts]
+        layers = [getattr(module, part) for part in parts] + ([] if more is None else [more])
         return projection([names[layer] for layer in layers], layers)
 
     delta_names = "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"
@@ -226,8 +230,8 @@ def read_layer(
         key_norm=norm(attention, "k_norm"),
         qkv=qkv,
         o=read(attention, ("o_proj",), ("out_proj",)),
-        gate_up=None if experts else read(mlp, ("gate_proj", "up_proj"), ("gate_up_proj",)),
-        down=None if experts else read(mlp, ("down_proj",)),
+        gate_up=dense and read(dense, ("gate_proj", "up_proj"), ("gate_up_proj",), more=share),
+        down=dense and read(dense, ("down_proj",)),
         experts=experts,
         sinks=None if sinks is None else sinks.data,
         delta=read_gated_delta(attention) if is_delta else None,

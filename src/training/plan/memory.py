@@ -140,8 +140,7 @@ def _layer_activations(work: Workload) -> list[tuple[int, float]]:
     """Return how many layers of a kind there are, and what each of them keeps."""
     shape, b = work.shape, work.element_bytes
     adapted = shape.adapted(work.target_modules)
-    # The residual, twice; gate and up.
-    elements = 2 * shape.hidden_size + 2 * shape.intermediate_size * max(1, shape.num_chosen)
+    elements = 2 * shape.hidden_size + _kept_by_mlp(shape)  # the residual, twice
     # Shares of experts, and for each chosen one its weights, its number and three orders.
     statistics = 4 * shape.num_experts + (8 + b + 32) * shape.num_chosen
     more = _more_in_transformers(work) if work.shares_weights else 0.0
@@ -170,6 +169,14 @@ def _kept_by_attention(work: Workload) -> float:
         statistics += 24 * shape.num_heads
     normed = shape.num_normed * (4 if shape.norms_in_float32 else b)
     return elements * b + statistics + normed + work.attention_bytes
+
+
+def _kept_by_mlp(shape: ModelShape) -> int:
+    """How many numbers it keeps for a token: gate and up; of a shared expert its output, too."""
+    elements = 2 * shape.intermediate_size * max(1, shape.num_chosen)
+    if shape.shared_size:
+        elements += 2 * shape.shared_size + shape.hidden_size + 2  # and its share
+    return elements
 
 
 def _more_in_transformers(work: Workload) -> float:
@@ -233,6 +240,6 @@ def _backward_spaces(work: Workload) -> list[float]:
         inner += shape.hidden_size * widest * (b + 4)
     if shape.delta is None:
         return [inner]
-    # By the time that the gated delta runs again, gate and up are gone.
-    again = shape.delta.again_bytes - 2 * shape.intermediate_size * b
+    # By the time that the gated delta runs again, what the MLP keeps is gone.
+    again = shape.delta.again_bytes - _kept_by_mlp(shape) * b
     return [inner, max(inner, work.num_tokens * again)]

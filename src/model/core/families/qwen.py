@@ -1,4 +1,7 @@
-"""Qwen3.5: three gated delta layers to one with attention, which has a gate; norms that add one."""
+"""Qwen3.5: three gated delta layers to one with attention, which has a gate; norms that add one.
+
+Those with experts also have one that all tokens share.
+"""
 
 from dataclasses import replace
 from typing import Any

@@ -40,6 +40,7 @@ FAMILIES: dict[str, Callable[[Any], Switches]] = {
     "qwen3_moe": windowed,
     "gpt_oss": gpt_oss,
     "qwen3_5_text": qwen3_5,
+    "qwen3_5_moe_text": qwen3_5,
 }
 
 _DEPENDENT_ROPES = {"dynamic", "longrope"}
