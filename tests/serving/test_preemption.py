@@ -16,9 +16,8 @@ from tests.serving.test_batch import soak
 CONTEXT_BLOCKS = 8  # 256 tokens
 
 
-def cache_bytes(engine: Engine, num_blocks: float) -> float:
-    cache = engine.runner.kv_cache.tensors
-    return num_blocks * cache.layer(0)[0].nbytes * len(engine.model.get_decoder().layers)
+def cache_bytes(engine: Engine, num_pages: float) -> float:
+    return num_pages * engine.runner.kv_cache.tensors.page_bytes
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def test_canceled_ones_leave_the_whole_cache(small_engine):
     for client in clients:
         client.read()
     Client(engine, [5, 6], replace(GREEDY, max_new_tokens=1)).answer()
-    assert cache.num_available == cache.tensors.num_blocks
+    assert cache.num_available == cache.tensors.num_pages
 
 
 def test_prompts_that_come_together_are_read_in_one_pass(new_engine, monkeypatch):

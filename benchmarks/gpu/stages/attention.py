@@ -16,7 +16,8 @@ from src.model.core.kernels import (
     attend_varlen,
     find_fault_once,
 )
-from src.serving.cache.kv_cache import FIRST_BLOCK, KVCache, num_blocks_of
+from src.serving.cache.kv_cache import FIRST_PAGE, KVCache, num_blocks_of
+from src.serving.cache.layer_groups import group_layers
 from src.serving.model.attention import DecodeAttention, split_unsupported_reason
 
 TOLERANCE = 0.02
@@ -114,11 +115,11 @@ def time_decoding(stage: Stage, key_heads: int) -> None:
     slots, length = (4, 32) if stage.is_tiny else (21, 4096)
     num_blocks = num_blocks_of(length)
     cache = KVCache(
-        num_layers=NUM_LAYERS,
+        layers=group_layers([None] * NUM_LAYERS),
         num_slots=slots,
         num_key_value_heads=key_heads,
         head_size=128,
-        num_blocks=slots * num_blocks,
+        num_pages=slots * num_blocks,
         max_seq_len=length,
         dtype=stage.dtype,
         device=stage.device,
@@ -126,9 +127,9 @@ def time_decoding(stage: Stage, key_heads: int) -> None:
     for layer in range(NUM_LAYERS):
         cache.layer(layer).normal_()
     # Anywhere, as in a cache that has been used for long.
-    blocks = torch.randperm(slots * num_blocks).add(FIRST_BLOCK).view(slots, num_blocks)
-    for slot, own in enumerate(blocks.tolist()):
-        cache.give(slot, own, length)
+    pages = torch.randperm(slots * num_blocks).add(FIRST_PAGE).view(slots, num_blocks, 1)
+    for slot, own in enumerate(pages.tolist()):
+        cache.give(0, slot, [tuple(block) for block in own], length)
     reason = split_unsupported_reason(cache, 32)
     if reason:
         is_right = None if stage.is_tiny else False
@@ -146,12 +147,7 @@ def decode_once(
     position = torch.full((num_rows,), length - 1, device=stage.device)
 
     def one_call() -> list[torch.Tensor]:
-        attention = DecodeAttention(
-            cache,
-            lengths=length,
-            windows=frozenset({None}),
-            position=position,
-        )
+        attention = DecodeAttention(cache, lengths=length, position=position)
         return [attention(query, layer, None) for layer in range(NUM_LAYERS)]
 
     name = f"decoding, 32/{key_heads} heads of 128, {num_rows} rows of {length}"

@@ -58,7 +58,7 @@ def count(stage: Stage) -> None:
     runner = ModelRunner(
         decoder,
         num_slots=ROWS,
-        num_blocks=2 * ROWS,
+        num_pages=2 * ROWS,
         max_seq_len=64,
         num_adapters=1,
         adapter_bytes=2**30,

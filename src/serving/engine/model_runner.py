@@ -8,7 +8,8 @@ import torch
 
 from src.model.core.decoder import Decoder
 from src.serving.cache.block_tables import BlockTables
-from src.serving.cache.kv_cache import BLOCK_SIZE, SINK_PLACE, KVCache
+from src.serving.cache.kv_cache import BLOCK_SIZE, SINK_PLACE, KVCache, LayerGroups, num_blocks_of
+from src.serving.cache.layer_groups import group_layers
 from src.serving.cache.states import States
 from src.serving.lora.rows import use_kernel
 from src.serving.lora.slots import LoraSlots
@@ -47,22 +48,22 @@ class ModelRunner:
         decoder: Decoder,
         *,
         num_slots: int,
-        num_blocks: int,
+        num_pages: int,
         max_seq_len: int,
         num_adapters: int,
         adapter_bytes: int,
         has_fixed_shapes: bool,
         is_compiled: bool = False,
         library: CDLL | None = None,
+        most_read: int = 0,
     ) -> None:
-        """`library` holds the compiled step of a CPU."""
+        """`library` is the compiled step of a CPU; a pass reads at most `most_read` tokens."""
         self._decoder, self._max_seq_len = decoder, max_seq_len
         self._device, self._has_fixed_shapes = decoder.device, has_fixed_shapes
         switches = decoder.switches
-        self._windows = frozenset(switches.windows)
         cache = self._cache = self.cache_kind(
-            num_layers=len(decoder.layers) - len(decoder.deltas),
-            num_blocks=num_blocks,
+            layers=groups_of(decoder),
+            num_pages=num_pages,
             num_slots=num_slots,
             max_seq_len=max_seq_len,
             num_key_value_heads=decoder.num_key_value_heads,
@@ -77,9 +78,7 @@ class ModelRunner:
         self.can_speculate = self._states is None
         """Whether tokens that were read can be taken back."""
         self.kv_cache = BlockTables(
-            cache,
-            window=largest_window(switches.windows),
-            shares_prefixes=self._states is None,
+            cache, most_read=most_read, shares_prefixes=self._states is None
         )
         # Captured steps read lengths on the device, where there is a kernel that does.
         reason = split_unsupported_reason(cache, decoder.num_heads, decoder.sinks)
@@ -134,12 +133,13 @@ class ModelRunner:
         lora_slots = [token.lora_slot for token in read]
         lora = self.lora.of_tokens(lora_slots)
         if is_step:
-            lengths, tables = [token.position + 1 for token in read], self._cache.tables[slots]
+            lengths = [token.position + 1 for token in read]
+            tables = self._cache.tables[:, slots, : num_blocks_of(max(lengths))]
             options = {"num_scores": len(scored), "text_lengths": text_lengths}
             scores = self._step(tokens, positions, lengths, tables, lora, **options)
             return scores if scored else None
         spans = [Span(chunk.slot, chunk.start, chunk.stop) for chunk in chunks]
-        attention = PrefillAttention(self._cache, spans, windows=self._windows, **self._scoring)
+        attention = PrefillAttention(self._cache, spans, **self._scoring)
         states = self._states and PrefillStates(self._states, spans, self._device)
         places = self._cache.places_of(slots, positions)
         hidden = self._layers.hidden(
@@ -163,7 +163,7 @@ class ModelRunner:
         A length counts the tokens of a row with this one; it is 0 where the row is idle.
         """
         if len(tokens) <= self.most_mixed:
-            tables = self._cache.tables[: len(tokens)]
+            tables = self._cache.tables[:, : len(tokens)]
             return self._step(tokens, positions, lengths, tables, lora, num_scores=len(tokens))
         if self._is_split:
             scale, sinks = self._scoring["scale"], self._scoring["sinks"]
@@ -172,7 +172,6 @@ class ModelRunner:
             attention = DecodeAttention(
                 self._cache,
                 lengths=self.length_bucket(max(lengths)) if self._has_fixed_shapes else lengths,
-                windows=self._windows,
                 position=positions,
                 **self._scoring,
             )
@@ -180,11 +179,12 @@ class ModelRunner:
             places = self._cache.places_of(self._slots[: len(tokens)], positions)
             places.masked_fill_(positions == 0, SINK_PLACE)
         else:
+            idle = [SINK_PLACE] * len(self._cache.tables)
             held = [
-                self._cache.place(slot, length - 1) if length else SINK_PLACE
+                self._cache.place(slot, length - 1) if length else idle
                 for slot, length in enumerate(lengths)
             ]
-            places = to_device(torch.tensor(held), self._device)
+            places = to_device(torch.tensor(list(zip(*held, strict=True))), self._device)
         states = self._states and DecodeStates(self._states, positions)
         hidden = self._layers.hidden(tokens, positions, places, attention, states, lora)
         return self._scores(hidden, lora)
@@ -199,7 +199,7 @@ class ModelRunner:
         tokens: torch.Tensor,
         positions: torch.Tensor,
         lengths: Sequence[int],
-        tables: torch.Tensor,  # (rows, blocks)
+        tables: torch.Tensor,  # (tables, rows, blocks)
         lora: LoraBatch | None,
         **options: Any,
     ) -> torch.Tensor:
@@ -244,7 +244,6 @@ def bucket_of(length: int, max_seq_len: int) -> int:
     return min(bucket, max_seq_len)
 
 
-def largest_window(windows: Sequence[int | None]) -> int | None:
-    """Return how many of the last tokens any layer sees; None where one sees all."""
-    known = [window for window in windows if window is not None]
-    return max(known) if len(known) == len(windows) else None
+def groups_of(decoder: Decoder) -> LayerGroups:
+    """Return the groups of the layers that have keys and values."""
+    return group_layers([layer.window for layer in decoder.layers if layer.delta is None])

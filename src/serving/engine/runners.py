@@ -13,8 +13,7 @@ from src.model.core.layers import Projection
 from src.model.core.proof import open_proven
 from src.model.isolation import find_neighbour_effect
 from src.serving.cache.budget import adapter_bytes_that_fit, free_bytes, plan_cache
-from src.serving.cache.kv_cache import BLOCK_SIZE
-from src.serving.engine.model_runner import ModelRunner, Runner, largest_window
+from src.serving.engine.model_runner import ModelRunner, Runner, groups_of
 from src.serving.engine.prefill_queue import TOKENS_ALONE
 from src.serving.model.fused_projection import FusedProjection, RowMajorProjection
 from src.serving.model.transformers_model import TransformersRunner
@@ -91,13 +90,13 @@ def build_runner(
         free = ranks.agree(free)
         ranks.join(device)
         decoder.layers = [replace(layer, is_part=True) for layer in decoder.layers]
-    window = largest_window(decoder.switches.windows)
+    layers = groups_of(decoder)
     plan = plan_cache(
-        decoder.bytes_per_token,
+        layers,
+        decoder.bytes_per_token // len(layers.places),
         max_seq_len=options.max_seq_len,
         num_slots=options.max_slots,
-        # The first block of a window may hold one of its tokens alone.
-        most_held=None if window is None else window + TOKENS_ALONE + BLOCK_SIZE,
+        most_read=TOKENS_ALONE,
         state_bytes=options.max_slots * decoder.bytes_per_sequence,
         asked_bytes=options.cache_bytes,
         free=free,
@@ -121,13 +120,14 @@ def build_runner(
     runner = kind(
         decoder,
         num_slots=options.max_slots,
-        num_blocks=plan.num_blocks,
+        num_pages=plan.num_pages,
         max_seq_len=plan.max_seq_len,
         num_adapters=options.max_adapters,
         adapter_bytes=adapter_bytes_that_fit(free),
         has_fixed_shapes=options.is_captured,
         is_compiled=options.is_compiled,
         library=options.library,
+        most_read=TOKENS_ALONE,
     )
     if runner.short_length:
         print(

@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
     rope: tuple[Tensor, ...] | None
     query_growth: Tensor | None
-    places: Tensor  # (tokens,) among those of all blocks
+    places: Tensor  # (tokens,) among those of all pages
     update: Update | None
 
 
@@ -81,7 +81,7 @@ class CachedDecoder:
         self,
         ids: Tensor,  # (tokens,)
         positions: Tensor,  # (tokens,)
-        places: Tensor,  # (tokens,) among those of all blocks
+        places: Tensor,  # (tables, tokens) among those of all pages
         attend: Attend,
         mix_states: MixStates | None,
         lora: LoraBatch | None,
@@ -94,9 +94,12 @@ class CachedDecoder:
         decoder, switches = self.decoder, self.decoder.switches
         x, where = decoder.embed(ids), decoder.locate(positions, text_lengths)
         first, last = decoder.layers[0], decoder.layers[-1]
+        places_by = places.unbind(0)
 
         def enter(layer: Layer, updates: Updates) -> Entry:
-            return Entry(where.rope(layer.rope), where.query_growth, places, updates.qkv)
+            # A layer without a cache goes by none of them.
+            own = places_by[0 if layer.delta else self.cache.table(layer.number_of_kind)]
+            return Entry(where.rope(layer.rope), where.query_growth, own, updates.qkv)
 
         def of_layer(layer: Layer) -> Updates:
             return lora.of_layer(layer) if lora else Updates()

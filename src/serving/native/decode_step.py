@@ -67,7 +67,7 @@ class DecodeStep:
         self._step = getattr(library, f"step_{str(decoder.dtype).removeprefix('torch.')}")
         switches, first = decoder.switches, decoder.layers[0]
         layers = (layout.Layer * len(decoder.layers))(
-            *(self._layer(layer, cache.places(layer.number)) for layer in decoder.layers)
+            *(self._layer(layer, cache) for layer in decoder.layers)
         )
         self._rope = next((name for name in switches.ropes if name is not None), None)
         self._model = layout.Model(
@@ -95,7 +95,7 @@ class DecodeStep:
         tokens: Tensor,  # (rows,)
         positions: Tensor,  # (rows,)
         lengths: Sequence[int],
-        blocks: Tensor,  # (rows, blocks), their numbers in the cache
+        tables: Tensor,  # (tables, rows, blocks), numbers of pages in the cache
         block_size: int,
         lora: LoraBatch | None,
         *,
@@ -117,8 +117,8 @@ class DecodeStep:
         scores = torch.empty((num_scores, self.vocab_size))
         rows = layout.Rows(
             num_rows,
-            *(part.data_ptr() for part in (x, counts, blocks)),
-            *(blocks.shape[1], block_size),
+            *(part.data_ptr() for part in (x, counts, tables)),
+            *(tables.stride(0), tables.stride(1), block_size),
             *(cosines.data_ptr(), sines.data_ptr(), self._adapters.data),
             *(num_scores, scores.data_ptr()),
         )
@@ -132,7 +132,7 @@ class DecodeStep:
         assert rope is not None
         return rope
 
-    def _layer(self, layer: Layer, cache: Tensor) -> layout.Layer:
+    def _layer(self, layer: Layer, cache: KVCache) -> layout.Layer:
         gate_up, down = _mlp(layer)
         half = down.in_features
         matrices = [
@@ -144,7 +144,8 @@ class DecodeStep:
         return layout.Layer(
             **{name: self._norm(getattr(layer, name)) for name in NORMS},
             **dict(zip(MATRICES, matrices, strict=True)),
-            cache=cache.data_ptr(),
+            cache=cache.places(layer.number).data_ptr(),
+            table=cache.table(layer.number),
             window=layer.window or 0,
             has_rope=layer.rope is not None,
         )

@@ -26,6 +26,7 @@ class Layer(ctypes.Structure):
         *((name, Norm) for name in NORMS),
         *((name, Matrix) for name in MATRICES),
         ("cache", ctypes.c_void_p),
+        ("table", ctypes.c_int64),
         ("window", ctypes.c_int64),
         ("has_rope", ctypes.c_int64),
     )
@@ -79,7 +80,8 @@ class Rows(ctypes.Structure):
         ("num_rows", ctypes.c_int64),
         ("x", ctypes.c_void_p),
         ("lengths", ctypes.c_void_p),
-        ("blocks", ctypes.c_void_p),
+        ("tables", ctypes.c_void_p),
+        ("table_stride", ctypes.c_int64),
         ("num_blocks", ctypes.c_int64),
         ("block_size", ctypes.c_int64),
         ("cosines", ctypes.c_void_p),

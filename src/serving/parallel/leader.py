@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from src.model.core.decoder import Decoder
-from src.serving.cache.kv_cache import KVCache
+from src.serving.cache.kv_cache import Block, KVCache
 from src.serving.engine.model_runner import ModelRunner
 from src.serving.lora.slots import LoraSlots
 from src.serving.lora.stacked import LoraBatch
@@ -63,20 +63,20 @@ class LeadingCache(KVCache):
         super().__init__(**sizes)
         self._followers = followers
 
-    def give(self, slot: int, blocks: list[int], num_written: int) -> None:
-        """Append blocks to a slot."""
-        self._followers.tell("give", slot, blocks, num_written)
-        super().give(slot, blocks, num_written)
+    def give(self, group: int, slot: int, blocks: list[Block], num_written: int) -> None:
+        """Append blocks of a group to a slot."""
+        self._followers.tell("give", group, slot, blocks, num_written)
+        super().give(group, slot, blocks, num_written)
 
-    def copy(self, source: int, target: int, num_tokens: int) -> None:
+    def copy(self, source: Block, target: Block, num_tokens: int) -> None:
         """Give one block the first tokens of another."""
         self._followers.tell("copy", source, target, num_tokens)
         super().copy(source, target, num_tokens)
 
-    def drop(self, slot: int, number: int) -> None:
-        """Take one block from a slot."""
-        self._followers.tell("drop", slot, number)
-        super().drop(slot, number)
+    def drop(self, group: int, slot: int, numbers: range) -> None:
+        """Take blocks from a slot."""
+        self._followers.tell("drop", group, slot, numbers)
+        super().drop(group, slot, numbers)
 
     def clear(self, slot: int) -> None:
         """Take all blocks from a slot."""

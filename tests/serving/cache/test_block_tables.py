@@ -3,26 +3,32 @@
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
+from itertools import chain, product
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.serving.cache.block_tables import BlockTables
-from src.serving.cache.kv_cache import BLOCK_SIZE, EMPTY, FIRST_BLOCK, KVCache, num_blocks_of
+from src.serving.cache.kv_cache import BLOCK_SIZE, FIRST_PAGE, KVCache, num_blocks_of
+from src.serving.cache.layer_groups import group_layers
 
-MAX_SEQ_LEN, NUM_SLOTS, NUM_BLOCKS = 5 * BLOCK_SIZE, 4, 12
+MAX_SEQ_LEN, NUM_SLOTS, NUM_PAGES, MOST_READ = 5 * BLOCK_SIZE, 4, 12, 2 * BLOCK_SIZE
+MIXED = 40, None, 40
+"""Windows of layers; pages hold one, so that a block of the windowed ones has two."""
 
 
 def make_tables(
-    num_blocks: int = NUM_BLOCKS, num_slots: int = NUM_SLOTS, max_seq_len: int = MAX_SEQ_LEN,
-    window: int | None = None,
+    num_pages: int = NUM_PAGES, num_slots: int = NUM_SLOTS, max_seq_len: int = MAX_SEQ_LEN,
+    windows: Sequence[int | None] = (None,),
 ) -> BlockTables:  # fmt: skip
     cache = KVCache(
-        num_layers=1, num_blocks=num_blocks, num_slots=num_slots, max_seq_len=max_seq_len,
-        num_key_value_heads=1, head_size=1, dtype=torch.float64, device=torch.device("cpu"),
+        layers=group_layers(windows), num_pages=num_pages, num_slots=num_slots,
+        max_seq_len=max_seq_len, num_key_value_heads=1, head_size=1, dtype=torch.float64,
+        device=torch.device("cpu"),
     )  # fmt: skip
-    return BlockTables(cache, window=window)
+    return BlockTables(cache, most_read=MOST_READ)
 
 
 class Company:
@@ -31,25 +37,29 @@ class Company:
     It holds what it checks against: which tokens each slot has written.
     """
 
-    def __init__(self, **options) -> None:
-        self.tables = make_tables(**options)
-        self.cache = self.tables.tensors
+    def __init__(self, *, windows: Sequence[int | None] = (None,), **options) -> None:
+        self.tables = make_tables(windows=windows, **options)
+        self.cache, self.windows = self.tables.tensors, windows
         self.texts: dict[int, tuple[str | None, list[int]]] = {}
 
     def place(self, slot: int, key: str | None, ids: list[int]) -> int:
         num_known = self.tables.place(slot, key, ids)
         self.texts[slot] = key, ids[:num_known]
         self.check()
+        self.check_seen(slot)
         return num_known
 
     def write(self, slot: int, ids: list[int], *, is_learned: bool = True) -> bool:
         key, known = self.texts[slot]
         if not self.tables.grow(slot, len(known) + len(ids), len(known)):
             return False
+        self.check_seen(slot)
         for token in ids:
             known.append(token)
-            place = self.cache.place(slot, len(known) - 1)
-            self.cache.places(0)[place] = meaning(key, known)
+            places = self.cache.place(slot, len(known) - 1)
+            for layer in range(len(self.windows)):
+                place = places[self.cache.table(layer)]
+                self.cache.places(layer)[place] = meaning(layer, key, known)
         if is_learned:
             self.tables.learn(slot, ids)
         self.check()
@@ -60,29 +70,52 @@ class Company:
         del self.texts[slot]
         self.check()
 
+    def read(self, layer: int, slot: int, position: int) -> float | None:
+        """Return what a layer holds of a token; None where that was given back."""
+        page = int(self.cache.tables[self.cache.table(layer), slot, position // BLOCK_SIZE])
+        if page < FIRST_PAGE:
+            return None
+        return float(self.cache.layer(layer)[page, position % BLOCK_SIZE, 0, 0])
+
+    def check_seen(self, slot: int) -> None:
+        """A slot holds all that its next token sees of those before it."""
+        length = len(self.texts[slot][1])
+        for layer, window in enumerate(self.windows):
+            seen = range(max(0, length + 1 - (window or length + 1)), length)
+            assert all(self.read(layer, slot, position) is not None for position in seen)
+
+    def num_held(self, group: int, slot: int) -> int:
+        return sum(bool(block) for block in self.cache.held[group][slot])
+
     def check(self) -> None:
-        """Every token is where its slot reads it, and each block is there once."""
-        users: Counter[int] = Counter()
+        """Every token is where its slot reads it, and each page is there once."""
+        users: Counter[tuple[int, ...]] = Counter()
         for slot, (key, ids) in self.texts.items():
-            held = self.cache.held[slot]
-            assert self.cache.tables[slot, : len(held)].tolist() == held or not held
-            users.update(block for block in held if block != EMPTY)
-            for position in range(len(ids)):
-                if held[position // BLOCK_SIZE] == EMPTY:
-                    continue
-                place = self.cache.place(slot, position)
-                assert self.cache.places(0)[place, 0] == meaning(key, ids[: position + 1])
+            for group, held in zip(self.cache.groups, self.cache.held, strict=True):
+                tables = self.cache.tables[group.tables, slot].t().tolist()
+                empty = (0,) * group.num_pages
+                assert [tuple(pages) for pages in tables[: len(held[slot])]] == [
+                    block or empty for block in held[slot]
+                ]
+                users.update(filter(None, held[slot]))
+            for position, layer in product(range(len(ids)), range(len(self.windows))):
+                expected = None, meaning(layer, key, ids[: position + 1])
+                assert self.read(layer, slot, position) in expected
         pool = self.tables._pool
         assert users == +pool._num_users
-        unused = [*pool._free, *pool._idle]
-        blocks = range(FIRST_BLOCK, FIRST_BLOCK + self.cache.num_blocks)
-        assert sorted([*unused, *users]) == list(blocks)
-        assert all(block in self.tables._index for block in pool._idle)
-        assert not any(block in self.tables._index for block in pool._free)
+        unused = [*pool._free, *chain.from_iterable(pool._idle)]
+        assert len(unused) == self.tables.num_available
+        pages = range(FIRST_PAGE, FIRST_PAGE + self.cache.num_pages)
+        assert sorted([*unused, *chain.from_iterable(users)]) == list(pages)
+        index = self.tables._index
+        assert all(block in index for block in pool._idle)
+        assert set(index._of_block) <= {*pool._idle, *users}
+        links = [link for own in index._children.values() for link in own.values()]
+        assert {block for link in links for block in link.blocks if block} == set(index._of_block)
 
 
-def meaning(key: str | None, ids: list[int]) -> float:
-    return float(hash((key, tuple(ids))) % 2**50)
+def meaning(layer: int, key: str | None, ids: list[int]) -> float:
+    return float(hash((layer, key, tuple(ids))) % 2**50)
 
 
 LENGTHS = st.integers(1, 2 * BLOCK_SIZE + 3)
@@ -95,10 +128,18 @@ ACTIONS = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(ACTIONS, st.sampled_from([None, 40]), st.integers(0, 2**16))
-def test_no_block_is_lost_or_owned_twice_and_every_token_is_found(actions, window, seed):
+@given(
+    ACTIONS,
+    st.sampled_from([(None,), (40,), MIXED]),
+    st.integers(6, NUM_PAGES),
+    st.integers(0, 2**16),
+)
+def test_no_block_is_lost_or_owned_twice_and_every_token_is_found(
+    actions, windows, num_blocks, seed
+):
     """Texts of three tokens, so that they share beginnings of all lengths."""
-    rng, company = random.Random(seed), Company(window=window)
+    num_pages = num_blocks * group_layers(windows).num_tables
+    rng, company = random.Random(seed), Company(windows=windows, num_pages=num_pages)
     for slot, key, kind, length in actions:
         ids = [rng.choice([5, 5, 5, 5, 5, 6]) for _ in range(length)]
         if slot not in company.texts:
@@ -111,7 +152,7 @@ def test_no_block_is_lost_or_owned_twice_and_every_token_is_found(actions, windo
             company.write(slot, ids)
     for slot in list(company.texts):
         company.release(slot)
-    assert company.tables.num_available == NUM_BLOCKS
+    assert company.tables.num_available == num_pages
 
 
 def test_a_known_beginning_is_found_exactly_to_the_token():
@@ -132,8 +173,9 @@ def test_a_beginning_is_shared_without_a_copy_while_its_first_user_runs():
     company.place(0, None, ids)
     company.write(0, ids)
     assert company.place(1, None, [*ids, 1]) == len(ids)
-    assert company.cache.held[0][:2] == company.cache.held[1][:2]
-    assert company.cache.held[0][2] != company.cache.held[1][2]
+    (first, second, *_), *_ = company.cache.held
+    assert first[:2] == second[:2]
+    assert first[2] != second[2]
     assert company.write(0, [7] * 40)
     assert company.write(1, [8] * 40)
 
@@ -165,11 +207,32 @@ def test_what_was_used_longest_ago_goes_first():
 
 
 def test_a_window_gives_blocks_back():
-    company = Company(window=20, max_seq_len=1000)
+    """In pieces of 10 tokens; a group without one keeps them all."""
+    company = Company(windows=MIXED, num_pages=100, max_seq_len=1000)
+    groups = company.cache.groups
     company.place(0, None, [1] * 10)
-    for start in range(0, 900, 10):
+    for start in range(0, 300, 10):
         assert company.write(0, list(range(start, start + 10)))
-        assert NUM_BLOCKS - company.tables.num_available <= num_blocks_of(30) + 1
+        for number, group in enumerate(groups):
+            most = num_blocks_of(start + 10)
+            if group.window is not None:
+                most = min(most, num_blocks_of(group.window + 10) + 1)
+            assert most - 1 <= company.num_held(number, 0) <= most
+
+
+def test_a_beginning_is_known_where_all_groups_know_what_they_see_of_it():
+    company, ids = Company(windows=(None, 40), num_pages=20, max_seq_len=1000), list(range(320))
+    company.place(0, None, ids)
+    for start in range(0, 320, BLOCK_SIZE):
+        company.write(0, ids[start : start + BLOCK_SIZE])
+    company.release(0)
+    # Of the 20 blocks in two groups, those go that the windowed one gave back first.
+    company.place(0, None, [9] * 96)
+    company.write(0, [9] * 96)
+    for num_blocks in range(1, 11):
+        length = num_blocks * BLOCK_SIZE
+        assert company.place(1, None, [*ids[:length], 9]) == (length if num_blocks >= 8 else 0)
+        company.release(1)
 
 
 def test_what_was_no_number_is_cleared_before_others_hold_it():
@@ -181,7 +244,7 @@ def test_what_was_no_number_is_cleared_before_others_hold_it():
     for slot in range(NUM_SLOTS - 1):
         company.place(slot, None, [2, 3, slot] * 11)
         company.write(slot, [2, 3, slot] * 11)
-    held = [block for blocks in company.cache.held for block in blocks]
+    held = [page for held in company.cache.held[0] for (page,) in held]
     assert company.cache.layer(0)[held].isfinite().all()
 
 
@@ -199,7 +262,7 @@ def test_a_prompt_is_looked_up_in_a_millisecond():
     """A dialogue of 4,096 tokens that is known 32 times, different in the last ones."""
     rng = random.Random(0)
     shared = [rng.randrange(32000) for _ in range(4096)]
-    tables = make_tables(num_blocks=300, max_seq_len=5000)
+    tables = make_tables(num_pages=300, max_seq_len=5000)
     for number in range(32):
         ids = [*shared[:-1], number]
         num_known = tables.place(0, None, [*ids, 0])

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from src.serving.cache.kv_cache import BLOCK_SIZE, KVCache
+from src.serving.cache.layer_groups import group_layers
 
 GIGABYTE = 10**9
 
@@ -22,10 +23,9 @@ def resident_bytes(tensors: list[torch.Tensor]) -> int:
 
 
 def test_a_cache_takes_memory_as_it_is_written_and_not_when_it_is_read():
-    num_blocks = 8000
     cache = KVCache(
-        num_layers=4, num_blocks=num_blocks, num_slots=4, max_seq_len=8192, num_key_value_heads=8,
-        head_size=64, dtype=torch.float32, device=torch.device("cpu"),
+        layers=group_layers([None] * 4), num_pages=8000, num_slots=4, max_seq_len=8192,
+        num_key_value_heads=8, head_size=64, dtype=torch.float32, device=torch.device("cpu"),
     )  # fmt: skip
     layers = [cache.layer(number) for number in range(4)]
     assert sum(layer.nbytes for layer in layers) > 4 * GIGABYTE

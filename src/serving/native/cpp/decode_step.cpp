@@ -19,6 +19,7 @@ struct Layer {
     Norm before_attention, before_mlp, query_norm, key_norm;
     Matrix query, key, value, output, gate, up, down;
     void* cache;       // (places, keys' then values' heads, head size)
+    int64_t table;     // by which a row finds its places
     int64_t window;    // how many of the last tokens it sees; 0 is all
     int64_t has_rope;
 };
@@ -36,8 +37,8 @@ struct Rows {
     int64_t num_rows;
     float* x;                // (rows, hidden size): the embedding
     const int64_t* lengths;  // (rows,) with this token; 0 where a row is idle
-    const int64_t* blocks;   // (rows, blocks of a row): their numbers in the cache
-    int64_t num_blocks, block_size;
+    const int64_t* tables;   // (tables, rows, blocks of a row): their numbers in the cache
+    int64_t table_stride, num_blocks, block_size;
     const float *cosines, *sines;  // (rows, rotated size)
     Adapters adapters;
     int64_t num_scores;  // of the first rows
@@ -87,7 +88,7 @@ class Step {
           gate(num_rows * inner_size), up(num_rows * inner_size),
           mixed(num_rows, query_size), gated(num_rows, inner_size),
           num_threads(num_threads),
-          attention(cache(), model.num_heads / model.num_key_value_heads, rows.lengths, num_rows,
+          attention(cache(model.layers[0]), model.num_heads / model.num_key_value_heads, rows.lengths, num_rows,
                     num_threads),
           updates(rows.adapters, num_rows) {}
 
@@ -113,7 +114,7 @@ class Step {
                 for (int64_t item = part.number; item < items; item += part.of)
                     enter(layer, item / num_heads, item % num_heads);
                 wait();  // a row may see another, which is before it in its text
-                attention.mix(cache(layer.cache), layer.window, query.data(), mixed, scratch,
+                attention.mix(cache(layer), layer.window, query.data(), mixed, scratch,
                               part.number, part.of);
                 wait();
                 if (attention.is_shared()) {
@@ -201,7 +202,7 @@ class Step {
         const int64_t from = row * key_size + head * size;
         prepare(layer.key_norm, layer.has_rope, row, key.data() + from);
         if (rows.lengths[row] == 0) return;
-        W* to = cache(layer.cache).at(row, rows.lengths[row] - 1) + head * size;
+        W* to = cache(layer).at(row, rows.lengths[row] - 1) + head * size;
         for (int64_t i = 0; i < size; i++) {
             assign(to[i], key[from + i]);
             assign(to[key_size + i], value[from + i]);
@@ -214,9 +215,9 @@ class Step {
         if (has_rope) rotate(head, rows.cosines + row * size, rows.sines + row * size, size);
     }
 
-    Cache<W> cache(void* of_layer = nullptr) const {
-        return {static_cast<W*>(of_layer), model.num_key_value_heads, model.head_size,
-                rows.blocks, rows.num_blocks, rows.block_size};
+    Cache<W> cache(const Layer& layer) const {
+        return {static_cast<W*>(layer.cache), model.num_key_value_heads, model.head_size,
+                rows.tables + layer.table * rows.table_stride, rows.num_blocks, rows.block_size};
     }
 };
 
