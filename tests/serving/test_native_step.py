@@ -94,14 +94,14 @@ def test_the_scores_of_a_row_do_not_depend_on_the_others(new_engine, dtype):
             assert few[row].equal(together[row])
 
 
-@pytest.mark.parametrize("num_rows", [1, 16, 17, 64])
+@pytest.mark.parametrize("num_rows", [1, 16, 17, 64, 200])
 def test_tiles_compute_what_vectors_compute(new_engine, tmp_path, monkeypatch, num_rows):
     """Of whole tiles and of those that end within one, at both sides of a matrix."""
     make_base_model(
         tmp_path / "wide", ["a b c"], vocab_size=300, hidden_size=168, num_layers=2, num_heads=6,
         num_key_value_heads=2, head_dim=28, attention_bias=True,
     )  # fmt: skip
-    found, options = [], {"dtype": "bfloat16", "max_slots": 64, "can_speculate": False}
+    found, options = [], {"dtype": "bfloat16", "max_slots": 200, "can_speculate": False}
     lengths, none = [2 + row % 7 for row in range(num_rows)], [None] * num_rows
     with torch.inference_mode():
         tiles = new_engine(tmp_path / "wide", **options)

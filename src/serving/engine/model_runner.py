@@ -26,7 +26,7 @@ from src.serving.model.compiled import compile_between
 from src.serving.model.forward import CachedDecoder
 from src.serving.model.mix_states import DecodeStates, PrefillStates
 from src.serving.model.transformers_model import TransformersRunner
-from src.serving.native.decode_step import MOST_ROWS, DecodeStep, open_step
+from src.serving.native.decode_step import DecodeStep, open_step
 from src.transfer import to_device
 
 SMALLEST_BUCKET = 256
@@ -192,7 +192,7 @@ class ModelRunner:
     @property
     def most_mixed(self) -> int:
         """How many tokens of prompts and rows one pass reads; 0 where rows take their own."""
-        return 0 if self._few_rows is None else MOST_ROWS
+        return 0 if self._few_rows is None else self._few_rows.most_rows
 
     def _step(
         self,

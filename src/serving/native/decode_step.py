@@ -18,7 +18,7 @@ from src.serving.lora.stacked import LoraBatch
 from src.serving.native import layout
 from src.serving.native.layout import MATRICES, NORMS
 
-MOST_ROWS = 64
+MOST_ROWS, MOST_ROWS_OF_TILES = 64, 256
 """Of more rows, torch's own products are faster; they are those of answers and of prompts."""
 
 
@@ -87,6 +87,8 @@ class DecodeStep:
             head=self._matrices(decoder.head, decoder.head.out_features)[0],
         )
         self.vocab_size = self._model.vocab_size
+        has_tiles = decoder.dtype == torch.bfloat16 and library.has_tiles()
+        self.most_rows = MOST_ROWS_OF_TILES if has_tiles else MOST_ROWS
         self.tolerance = 1e-3 if decoder.dtype == torch.float32 else 0.1
         """Of the scores, by the norm: plain steps in bfloat16 round between all products."""
 

@@ -223,6 +223,8 @@ class Step {
 
 }  // namespace
 
+extern "C" int has_tiles() { return may_use_tiles(); }
+
 extern "C" void step_float32(const Model* model, const Rows* rows, int num_threads) {
     Step<float>(*model, *rows, num_threads).run();
 }

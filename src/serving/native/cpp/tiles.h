@@ -56,6 +56,8 @@ inline void publish() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 
 namespace {
 
+inline bool may_use_tiles() { return false; }
+
 struct Tiles {
     Tiles() {}
 };
