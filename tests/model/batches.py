@@ -84,8 +84,8 @@ def bytes_kept(module: SummedLoss, batch: Batch) -> int:
     return sum(kept.values())
 
 
-def assert_same(one: tuple, other: tuple, atol: float = 1e-5) -> None:
+def assert_same(one: tuple, other: tuple) -> None:
     assert one[0] == pytest.approx(other[0], rel=1e-5)
     assert one[1].keys() == other[1].keys()
     for name, gradient in one[1].items():
-        torch.testing.assert_close(gradient, other[1][name], rtol=1e-4, atol=atol, msg=name)
+        torch.testing.assert_close(gradient, other[1][name], rtol=1e-4, atol=1e-5, msg=name)

@@ -114,6 +114,7 @@ def test_the_text_model_of_one_that_sees_is_ours(tmp_path: Path, has_experts: bo
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2,
               "out_hidden_size": 64, "patch_size": 4, "num_position_embeddings": 16}  # fmt: skip
     parts = {"vision_config": vision}
+    torch.manual_seed(0)
     if has_experts:
         moe_config = Qwen3_5MoeConfig(text_config=CONFIGS["qwen3_5_moe_text"], **parts)
         whole = Qwen3_5MoeForConditionalGeneration(moe_config).eval()
