@@ -39,7 +39,7 @@ def load_library() -> ctypes.CDLL | str:
     compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
         return "there is no C++ compiler, such as g++, on the PATH"
-    sources = sorted([*FOLDER.glob("*.h"), SOURCE])
+    sources = sorted([*FOLDER.rglob("*.h"), SOURCE])
     known = (
         b"".join(path.read_bytes() for path in sources)
         + repr((compiler, FLAGS, _processor())).encode()

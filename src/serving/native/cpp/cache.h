@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "squares.h"
+#include "simd/squares.h"
 
 namespace {
 

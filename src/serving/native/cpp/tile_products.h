@@ -3,9 +3,9 @@
 
 #pragma once
 
-#include "inputs.h"
-#include "squares.h"
-#include "tiles.h"
+#include "simd/inputs.h"
+#include "simd/squares.h"
+#include "simd/tiles.h"
 
 struct Matrix {
     const void* weight;  // (outputs, inputs)
