@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.serving.engine.prefill_queue import FEWEST, MOST, SLOWDOWN, TokenBudget
+from src.serving.engine.prefill_queue import FEWEST, FIRST, MOST, SLOWDOWN, TokenBudget
 
 
 @pytest.mark.parametrize("seconds_of_token", [1e-6, 2e-5, 1e-4, 1.0])
@@ -33,3 +33,21 @@ def test_one_slow_step_says_little():
     for num_tokens in (before, FEWEST - 1):
         budget.record(num_tokens, 100.0)
         assert budget.num_tokens == pytest.approx(before, rel=0.2)
+
+
+def test_what_tokens_took_is_forgotten_far_on_in_a_text():
+    """A prompt of which much is known begins there, where each token reads it all."""
+    budget = TokenBudget()
+    budget.record(0, 1.0)
+    position = 0
+    for _ in range(20):
+        budget.go_on_at(position)
+        position += budget.num_tokens
+        budget.record(budget.num_tokens, 1.0)
+    assert budget.num_tokens == MOST
+    budget.go_on_at(0)
+    assert budget.num_tokens == MOST
+    budget.go_on_at(4000)
+    assert budget.num_tokens == FIRST
+    budget.record(FIRST, SLOWDOWN)
+    assert budget.num_tokens == FIRST

@@ -18,6 +18,8 @@ SLOWDOWN = 2.0
 """A step that reads prompts too may take so many times as long as one that does not."""
 NUM_KNOWN = 15
 """Steps that the length of a usual one is taken from."""
+JUMP = 1024
+"""Tokens that come so much further on in their text than the last ones cost more than these."""
 
 
 class WaitingQueue:
@@ -67,6 +69,7 @@ class PrefillQueue:
         """
         room = TOKENS_ALONE
         if self._batch.running:
+            self.budget.go_on_at(self.sequences[0].num_computed_tokens)
             room = min(self.budget.num_tokens, self._batch.most_beside or MOST)
         parts: list[tuple[Sequence, int]] = []
         for sequence in list(self.sequences):
@@ -92,9 +95,18 @@ class TokenBudget:
         self.num_tokens = FIRST
         self._plain: deque[float] = deque(maxlen=NUM_KNOWN)
         self._of_token: deque[float] = deque(maxlen=NUM_KNOWN)
+        self._position = 0
+
+    def go_on_at(self, position: int) -> None:
+        """Take where in their text the next tokens are: far on they read more of it."""
+        if position > self._position + JUMP:
+            self._of_token.clear()
+            self.num_tokens = FIRST
+        self._position = position
 
     def record(self, num_prompt_tokens: int, seconds: float) -> None:
         """Take what a step took that read so many tokens of prompts beside running answers."""
+        self._position += num_prompt_tokens
         if not num_prompt_tokens:
             self._plain.append(seconds)
         elif self._plain and num_prompt_tokens >= FEWEST:
