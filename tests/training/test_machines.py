@@ -59,7 +59,7 @@ class Machine:
 
     def end(self) -> tuple[int, str, str]:
         """Return the exit code, the output and the errors."""
-        output, errors = self.process.communicate(timeout=120)
+        output, errors = self.process.communicate(timeout=240)
         return self.process.returncode, output, errors
 
 

@@ -93,7 +93,7 @@ def calls(runner: ModelRunner, lora: LoraBatch | None) -> tuple[int, int]:
     def step() -> Tensor:
         tokens = torch.arange(ROWS)
         hidden = layers.hidden(
-            *(tokens, tokens, tokens), lambda query, *_: query.flatten(1), None, lora
+            *(tokens, tokens, tokens[None]), lambda query, *_: query.flatten(1), None, lora
         )
         return runner._scores(hidden, lora)
 
