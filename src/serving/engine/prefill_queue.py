@@ -12,7 +12,7 @@ MAX_OVERTAKEN_SECONDS = 5.0
 """How long others may overtake a sequence whose adapter finds no room on the device."""
 TOKENS_ALONE = 4096
 """Tokens of prompts that one pass reads where no answer runs."""
-FEWEST, FIRST, MOST = 2, 16, 2048
+FEWEST, FIRST, MOST = 8, 16, 2048
 """Tokens that it reads where answers wait for it."""
 SLOWDOWN = 2.0
 """A step that reads prompts too may take so many times as long as one that does not."""
