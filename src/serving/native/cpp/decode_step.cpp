@@ -88,8 +88,8 @@ class Step {
           gate(num_rows * inner_size), up(num_rows * inner_size),
           mixed(num_rows, query_size), gated(num_rows, inner_size),
           num_threads(num_threads),
-          attention(cache(model.layers[0]), model.num_heads / model.num_key_value_heads, rows.lengths, num_rows,
-                    num_threads),
+          attention(cache(model.layers[0]), model.num_heads / model.num_key_value_heads,
+                    rows.lengths, num_rows, num_threads),
           updates(rows.adapters, num_rows) {}
 
     void run() {
@@ -132,8 +132,8 @@ class Step {
                 wait();
             }
             normalize_all(model.norm, normed);
-            project(model.num_layers * PROJECTIONS_OF_LAYER, normed, model.hidden_size, products, part,
-                    {{model.head, rows.scores, model.vocab_size, model.logit_scale}},
+            project(model.num_layers * PROJECTIONS_OF_LAYER, normed, model.hidden_size, products,
+                    part, {{model.head, rows.scores, model.vocab_size, model.logit_scale}},
                     rows.num_scores);
         }
     }
